@@ -1,0 +1,190 @@
+"""Sealed Parquet folders: parts, then `_manifest.json` last. Reading trusts nothing that the manifest does not confirm."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from free2ds_common import __version__
+from free2ds_common.errors import StageError
+from free2ds_common.schemas import Schema
+from free2ds_common.storage import atomic_writer
+
+MANIFEST = "_manifest.json"
+ROWS_PER_PART = 50_000
+_HASH_BLOCK = 1 << 20
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """Hex sha256 of a local file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class DatasetWriter:
+    """Writes rows into parts of `rows_per_part` and seals the folder when the `with` block ends without an error.
+
+    Use as a context manager; `manifest` may be filled until the block ends (parameters, model, counts, sources).
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], schema: Schema, rows_per_part: int = ROWS_PER_PART) -> None:
+        """Prepare an empty folder.
+
+        Args:
+            folder: Local folder; parts and manifest of an earlier run in it are removed.
+            schema: The table to write.
+            rows_per_part: Rows per Parquet file.
+        """
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        for stale in self.folder.glob("part-*.parquet"):
+            stale.unlink()
+        self.manifest: dict[str, Any] = {}
+        self._schema, self._rows_per_part = schema, rows_per_part
+        self._pending: list[pa.Table] = []
+        self._pending_rows = 0
+        self._parts: list[dict[str, Any]] = []
+
+    def write(self, rows: list[dict[str, Any]] | pa.Table) -> None:
+        """Append rows.
+
+        Raises:
+            pa.ArrowInvalid: A value does not fit the schema.
+        """
+        arrow = self._schema.arrow
+        table = (
+            pa.Table.from_pylist(rows, schema=arrow) if isinstance(rows, list) else rows.select(arrow.names).cast(arrow)
+        )
+        for column in arrow:
+            if not column.nullable and table.column(column.name).null_count:
+                raise pa.ArrowInvalid(f"{self._schema.name}: null in column {column.name}")
+        self._pending.append(table)
+        self._pending_rows += table.num_rows
+        while self._pending_rows >= self._rows_per_part:
+            merged = pa.concat_tables(self._pending)
+            self._write_part(merged.slice(0, self._rows_per_part))
+            rest = merged.slice(self._rows_per_part)
+            self._pending, self._pending_rows = [rest], rest.num_rows
+
+    def _write_part(self, table: pa.Table) -> None:
+        name = f"part-{len(self._parts):05d}.parquet"
+        path = self.folder / name
+        pq.write_table(table, path, compression="zstd")
+        self._parts.append({"file": name, "rows": table.num_rows, "sha256": sha256_of_file(path)})
+
+    def __enter__(self) -> "DatasetWriter":
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write the last part and the manifest, unless the block failed; then check what was written."""
+        if kind is not None:
+            return
+        if self._pending_rows or not self._parts:
+            self._write_part(pa.concat_tables(self._pending) if self._pending else self._schema.arrow.empty_table())
+        manifest = {
+            "schema": self._schema.name,
+            "rows": sum(part["rows"] for part in self._parts),
+            "parts": self._parts,
+            "code_version": __version__,
+            **self.manifest,
+        }
+        with atomic_writer(self.folder / MANIFEST, "w") as handle:
+            json.dump(manifest, handle, indent=1, sort_keys=True)
+        open_dataset(self.folder, self._schema)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A sealed folder that passed its checks.
+
+    Attributes:
+        folder: The local folder.
+        manifest: Parsed `_manifest.json`.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return self.manifest["rows"]
+
+    def paths(self) -> list[Path]:
+        """The Parquet files in row order."""
+        return [self.folder / part["file"] for part in self.manifest["parts"]]
+
+    def batches(self, columns: list[str] | None = None, batch_rows: int = 4096) -> Iterator[pa.RecordBatch]:
+        """Record batches in row order, one file open at a time."""
+        for path in self.paths():
+            with pq.ParquetFile(path) as file:
+                yield from file.iter_batches(batch_size=batch_rows, columns=columns)
+
+    def rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Rows as dictionaries, in row order, streamed."""
+        for batch in self.batches(columns):
+            yield from batch.to_pylist()
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """The whole table in memory."""
+        return pa.concat_tables([pq.read_table(path, columns=columns, partitioning=None) for path in self.paths()])
+
+
+def open_dataset(folder: str | os.PathLike[str], schema: Schema) -> Dataset:
+    """Open a sealed folder.
+
+    Args:
+        folder: Local folder written by `DatasetWriter`.
+        schema: The table that must be there.
+
+    Raises:
+        StageError: No manifest, another schema, or a part that is missing, altered or of another row count.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        name, parts = manifest["schema"], manifest["parts"]
+    except FileNotFoundError:
+        raise StageError(
+            f"{folder}: no {MANIFEST}, wanted a finished {schema.name} folder. Rerun the stage that writes it."
+        ) from None
+    except (ValueError, KeyError, TypeError, NotADirectoryError):
+        raise StageError(f"{folder}: {MANIFEST} cannot be read. Rerun the stage that writes it.") from None
+    if name != schema.name:
+        raise StageError(f"{folder}: holds {name}, wanted {schema.name}. Give the folder of another stage.")
+    for part in parts:
+        path = folder / part["file"]
+        if not path.is_file():
+            raise StageError(f"{folder}: {part['file']} is missing. Copy the whole folder or rerun the stage.")
+        if sha256_of_file(path) != part["sha256"]:
+            raise StageError(
+                f"{folder}: {part['file']} is not the file that was written (checksum differs). Rerun the stage."
+            )
+    if parts and not _same_columns(pq.read_schema(folder / parts[0]["file"]), schema.arrow):
+        raise StageError(
+            f"{folder}: columns differ from {schema.name}. Rerun the stage with this version, {__version__}."
+        )
+    return Dataset(folder, manifest)
+
+
+def _same_columns(found: pa.Schema, wanted: pa.Schema) -> bool:
+    """Names and types alike; a fixed-size list may have another length (maps of another grid, embeddings of another model)."""
+
+    def shape(kind: pa.DataType) -> str:
+        return f"list of {kind.value_type}" if pa.types.is_fixed_size_list(kind) else str(kind)
+
+    return [(field.name, shape(field.type)) for field in found] == [(field.name, shape(field.type)) for field in wanted]

@@ -1,0 +1,13 @@
+"""The fixed words of `outcome` in attention/1: why a record has a map, or has none."""
+
+OK = "ok"
+TEXT_ONLY = "text_only"  # no image: nothing to look at
+EOS_ONLY = "eos_only"  # G = 1: the method defines no map
+NO_QUESTION = "no_question"  # no human turn is directly followed by a gpt turn
+PROMPT_TOO_LONG = "prompt_too_long"  # prompt and answer do not fit the model's context
+NON_FINITE = "non_finite"  # NaN or infinity in the attention
+
+# The picture passed ingest but could not be used later: joint_selection rejects the record.
+IMAGE_FAILURES = ("image_missing", "image_unreadable", "image_too_large", "image_outside_root")
+
+ALL = (OK, TEXT_ONLY, EOS_ONLY, NO_QUESTION, PROMPT_TOO_LONG, NON_FINITE, *IMAGE_FAILURES)

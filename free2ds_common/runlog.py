@@ -1,0 +1,56 @@
+"""Logging and progress of a stage: one set-up, one progress line at most every 30 seconds."""
+
+import logging
+import sys
+import time
+
+from tqdm import tqdm
+
+PROGRESS_INTERVAL_S = 30.0
+
+
+def configure_logging() -> None:
+    """Send INFO and above to stdout; a second call changes nothing."""
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("httpx", "urllib3", "google", "fsspec", "PIL", "transformers"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+class Progress:
+    """A tqdm bar on a terminal, otherwise one log line at most every 30 s: done/total, rate, ETA."""
+
+    def __init__(self, total: int, unit: str, logger: logging.Logger) -> None:
+        """Start counting.
+
+        Args:
+            total: Number of units that will be reported.
+            unit: What is counted, in the plural ("records").
+            logger: Where the lines go when stdout is no terminal.
+        """
+        self._total, self._unit, self._logger = total, unit, logger
+        self._done = 0
+        self._start = self._last = time.monotonic()
+        self._bar = tqdm(total=total, unit=f" {unit}") if sys.stdout.isatty() else None
+
+    def add(self, count: int = 1) -> None:
+        """Report `count` more units as done."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+            return
+        now = time.monotonic()
+        if now - self._last >= PROGRESS_INTERVAL_S:
+            self._last = now
+            rate = self._done / (now - self._start)
+            self._logger.info(
+                "%d/%d %s, %.2f per second, about %.0f s left",
+                self._done, self._total, self._unit, rate, (self._total - self._done) / rate,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """End the bar, or log the final count and seconds."""
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            seconds = time.monotonic() - self._start
+            self._logger.info("%d/%d %s done in %.1f s", self._done, self._total, self._unit, seconds)

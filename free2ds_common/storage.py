@@ -1,0 +1,147 @@
+"""Locations are URIs opened through fsspec: plain paths, gs://, s3://, memory://, https://, hf://."""
+
+import os
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from free2ds_common.errors import StageError
+
+
+class OutsideRootError(ValueError):
+    """A relative path that is absolute or leaves its root."""
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URI and the path inside it.
+
+    Raises:
+        StageError: The protocol is unknown or its package is not installed.
+    """
+    try:
+        return url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise StageError(
+            f"{uri}: cannot be opened ({error}). Wanted a path or a URI such as gs://bucket/folder."
+        ) from error
+
+
+def is_local(uri: str) -> bool:
+    """Whether the URI is a path of this machine."""
+    return isinstance(filesystem(uri)[0], LocalFileSystem)
+
+
+def join(root_uri: str, relative: str) -> str:
+    """The URI of `relative` under `root_uri`.
+
+    Args:
+        root_uri: A folder, with or without a trailing slash.
+        relative: A POSIX path below it.
+
+    Raises:
+        OutsideRootError: `relative` is empty, absolute, has a drive, a scheme, a backslash, a NUL or a `..` that leaves the root.
+    """
+    normal = posixpath.normpath(relative)
+    if (
+        not relative
+        or "\x00" in relative
+        or "\\" in relative
+        or "://" in relative
+        or posixpath.isabs(relative)
+        or normal in (".", "..")
+        or normal.startswith("../")
+        or (len(normal) > 1 and normal[1] == ":")
+    ):
+        raise OutsideRootError(relative)
+    return root_uri.rstrip("/") + "/" + normal
+
+
+def within_local_root(root_uri: str, uri: str) -> bool:
+    """Whether a local path, symbolic links followed, is still below a local root. True for remote URIs."""
+    if not is_local(root_uri):
+        return True
+    root = os.path.realpath(filesystem(root_uri)[1])
+    return os.path.realpath(filesystem(uri)[1]).startswith(root.rstrip("/") + "/")
+
+
+def require_folder(name: str, uri: str) -> None:
+    """Refuse a local folder that does not exist (a remote prefix need not exist as such).
+
+    Raises:
+        StageError: `uri` is empty or a local path that is no folder.
+    """
+    if not uri:
+        raise StageError(f"{name}: is empty, wanted a folder or an object-store URI.")
+    if is_local(uri) and not os.path.isdir(filesystem(uri)[1]):
+        raise StageError(f"{name}: {uri} is not a folder. Give an existing folder or an object-store URI.")
+
+
+@contextmanager
+def atomic_writer(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]:
+    """Open a local file that appears under its name only when the block ends without an error."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def local_folder(uri: str, cache_dir: str) -> str:
+    """A local folder with the files below `uri`: itself when it is local, a download otherwise.
+
+    Args:
+        uri: A folder.
+        cache_dir: Where a download goes; a finished one is reused.
+
+    Raises:
+        StageError: There is nothing at `uri`.
+    """
+    fs, root = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        return root
+    target = Path(cache_dir) / fsspec.utils.tokenize(uri)
+    if not target.is_dir():
+        try:
+            files = fs.find(root)
+        except FileNotFoundError:
+            files = []
+        if not files:
+            raise StageError(f"{uri}: no files there. Give a folder that holds the model's files.")
+        partial = Path(tempfile.mkdtemp(dir=_made(cache_dir), prefix=".download-"))
+        try:
+            for remote in files:
+                place = partial / posixpath.relpath(remote, root)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                fs.get_file(remote, str(place))
+            os.replace(partial, target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    return str(target)
+
+
+def _made(folder: str) -> str:
+    os.makedirs(folder, exist_ok=True)
+    return folder
