@@ -53,7 +53,7 @@ def text_messages_schema(dimensions: int) -> Schema:
 
 
 # unique_id: 1..N in input order (rejected records use up none). record_key: sha256 hex of the record's canonical JSON.
-# question: the method's section 1, without the appended instruction; null where no human turn is followed by a gpt turn.
+# question: method section 1, without the appended instruction; null where no human turn is followed by a gpt turn.
 # messages: every human turn, cleaned as the method's section 4 says. raw: the record's own JSON.
 RECORDS = Schema(
     "records/1",
@@ -80,7 +80,7 @@ TEXT_SCORES = Schema(
     _columns(unique_id=pa.int64(), record_key=pa.string(), num_turns=pa.int32(), text_similarity=pa.float64()),
 )
 
-# iou, image_score: null where a map is missing. image_score = 1 - minmax(iou), text_score = 1 - minmax(text_similarity).
+# iou, image_score: null where a map is missing. image_score = 1 - minmax(iou); text_score likewise.
 SCORES = Schema(
     "scores/1",
     _columns(

@@ -47,7 +47,7 @@ def join(root_uri: str, relative: str) -> str:
         relative: A POSIX path below it.
 
     Raises:
-        OutsideRootError: `relative` is empty, absolute, has a drive, a scheme, a backslash, a NUL or a `..` that leaves the root.
+        OutsideRootError: `relative` is empty, absolute, leaves the root, or has a drive, scheme, backslash or NUL.
     """
     normal = posixpath.normpath(relative)
     if (
