@@ -1,4 +1,4 @@
-"""Sealed Parquet folders: parts, then `_manifest.json` last. Reading trusts nothing that the manifest does not confirm."""
+"""Sealed Parquet folders: parts, then `_manifest.json` last. Reading trusts nothing the manifest does not confirm."""
 
 import hashlib
 import json
@@ -182,7 +182,7 @@ def open_dataset(folder: str | os.PathLike[str], schema: Schema) -> Dataset:
 
 
 def _same_columns(found: pa.Schema, wanted: pa.Schema) -> bool:
-    """Names and types alike; a fixed-size list may have another length (maps of another grid, embeddings of another model)."""
+    """Names and types alike; fixed-size lists may differ in length (another grid, embeddings of another model)."""
 
     def shape(kind: pa.DataType) -> str:
         return f"list of {kind.value_type}" if pa.types.is_fixed_size_list(kind) else str(kind)

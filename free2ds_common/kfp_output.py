@@ -16,8 +16,8 @@ def run_component(work: Callable[[], StageResult], **artifacts: Any) -> StageRes
 
     Args:
         work: The stage with its settings bound.
-        **artifacts: The task's output artifacts by port name. Each gets a display name, the counts and the metadata; one
-            with `log_metric` also gets the metrics.
+        **artifacts: The task's output artifacts by port name. Each gets a display name, the counts and the metadata;
+            one with `log_metric` also gets the metrics.
 
     Raises:
         SystemExit: Code 2 after one sentence on stderr, when the set-up is wrong.
