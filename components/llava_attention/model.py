@@ -1,0 +1,118 @@
+"""LLaVA-1.5 from either of its checkpoint layouts, as transformers' LlavaForConditionalGeneration."""
+
+import re
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+from free2ds_common.attention import original_layout
+from free2ds_common.attention.capture import ATTENTION_NAME
+from free2ds_common.attention.model import Pixels, VisionLanguageModel
+from free2ds_common.attention.prompts import LLAVA_SYSTEM
+from free2ds_common.attention.tokenizers import load_tokenizer
+from free2ds_common.attention.weights import ParameterFiller, empty_model
+from free2ds_common.errors import StageError
+
+# Stored name to transformers' name; the first that matches counts. Hugging Face layouts old and new, then the original.
+_RENAMES = [
+    (r"(?:model\.)?language_model\.lm_head\.", "lm_head."),
+    (r"(?:model\.)?language_model\.(?:model\.)?", "model.language_model."),
+    (r"(?:model\.)?multi_modal_projector\.", "model.multi_modal_projector."),
+    (r"model\.mm_projector\.0\.", "model.multi_modal_projector.linear_1."),
+    (r"model\.mm_projector\.2\.", "model.multi_modal_projector.linear_2."),
+    (re.escape(original_layout.CLIP_IN_CHECKPOINT), "model.vision_tower."),
+    (r"(?:model\.)?vision_tower\.(?:vision_model\.)?", "model.vision_tower."),
+    (r"model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1."),
+]
+
+
+def parameter_name(stored: str) -> str:
+    """The parameter of LlavaForConditionalGeneration that a stored tensor belongs to."""
+    for pattern, replacement in _RENAMES:
+        renamed, count = re.subn("^" + pattern, replacement, stored)
+        if count:
+            return renamed
+    return stored
+
+
+def load_llava(
+    folder: Path, device: torch.device, dtype: torch.dtype, vision_tower: str = "", vision_tower_aux: str = ""
+) -> VisionLanguageModel:
+    """Load LLaVA-1.5.
+
+    Args:
+        folder: `LlavaForConditionalGeneration` (Hugging Face) or `LlavaLlamaForCausalLM` (original) layout.
+        device: Where the weights go; there is never a second copy of them.
+        dtype: Of weights and arithmetic.
+        vision_tower: For the original layout, where CLIP is when `mm_vision_tower` does not lead to it.
+        vision_tower_aux: LLaVA has none.
+
+    Raises:
+        StageError: Another architecture, missing files, missing or misshapen tensors.
+    """
+    stored = original_layout.read_config(folder)
+    architecture = (stored.get("architectures") or ["none"])[0]
+    tower: Path | None = None
+    if architecture == "LlavaForConditionalGeneration":
+        config = LlavaConfig.from_pretrained(folder)
+        processor_folder = folder
+    elif architecture in ("LlavaLlamaForCausalLM", "LlavaLlamaModel"):
+        tower = original_layout.tower_folder(folder, vision_tower or stored.get("mm_vision_tower", ""), "vision_tower")
+        config = _original_config(folder, stored, tower)
+        processor_folder = tower
+    else:
+        raise StageError(f"{folder}: architecture {architecture}, wanted LLaVA-1.5 in one of its two layouts.")
+    processor = original_layout.clip_processor(processor_folder)
+    model = empty_model(lambda: LlavaForConditionalGeneration(config), device, dtype)
+    filler = ParameterFiller(model)
+    filler.fill(folder, parameter_name)
+    if tower is not None and filler.missing:
+        filler.fill(tower, _tower_parameter_name, only_missing=True)
+    filler.check(str(folder))
+    decoder = model.model.language_model
+    decoder.config._attn_implementation = ATTENTION_NAME
+
+    def preprocess(picture: Image.Image) -> Pixels:
+        return {"pixel_values": processor(picture, return_tensors="pt").pixel_values[0]}
+
+    def encode_images(pixels: Pixels) -> torch.Tensor:
+        return torch.stack(model.get_image_features(pixels["pixel_values"].to(dtype)).pooler_output)
+
+    return VisionLanguageModel(
+        decoder=decoder,
+        lm_head=model.lm_head,
+        tokenizer=load_tokenizer(folder),
+        system=LLAVA_SYSTEM,
+        preprocess=preprocess,
+        encode_images=encode_images,
+        grid=original_layout.square_grid(config.vision_config),
+        eos_token_ids=original_layout.eos_token_ids(folder, stored),
+        max_positions=config.text_config.max_position_embeddings,
+        preprocessing=processor.to_dict(),
+    )
+
+
+def _tower_parameter_name(stored: str) -> str | None:
+    """The same for a CLIP checkpoint of its own, which may hold a text model too."""
+    if stored.startswith(("text_model.", "text_projection", "logit_scale", "visual_projection")):
+        return None
+    return "model.vision_tower." + stored.removeprefix("vision_model.")
+
+
+def _original_config(folder: Path, stored: dict, tower: Path) -> LlavaConfig:
+    if stored.get("mm_projector_type") != "mlp2x_gelu":
+        raise StageError(
+            f"{folder}: mm_projector_type {stored.get('mm_projector_type')!r}, wanted mlp2x_gelu as LLaVA-1.5 has it."
+        )
+    vision = original_layout.clip_config(tower)
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=original_layout.llama_config(stored),
+        vision_feature_layer=stored.get("mm_vision_select_layer", -2),
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        image_seq_length=original_layout.square_grid(vision) ** 2,
+        tie_word_embeddings=False,
+    )

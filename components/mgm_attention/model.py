@@ -1,0 +1,220 @@
+"""MGM (Mini-Gemini) on transformers' parts: Llama, CLIP, ConvNeXt, and the patch info mining between them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional
+from transformers import CLIPVisionModel, ConvNextConfig, ConvNextModel, LlamaConfig, LlamaModel
+from transformers.models.clip.configuration_clip import CLIPVisionConfig
+
+from free2ds_common.attention import original_layout
+from free2ds_common.attention.capture import ATTENTION_NAME
+from free2ds_common.attention.model import Pixels, VisionLanguageModel
+from free2ds_common.attention.prompts import MGM_SYSTEM
+from free2ds_common.attention.tokenizers import load_tokenizer
+from free2ds_common.attention.weights import ParameterFiller, empty_model, stored_tensors
+from free2ds_common.errors import StageError
+
+# timm's ConvNeXt uses this everywhere; transformers' default differs for the final norm only, which MGM does not use.
+_CONVNEXT_EPSILON = 1e-6
+
+
+class Mgm(nn.Module):
+    """The model; names follow the published checkpoint."""
+
+    def __init__(self, text: LlamaConfig, clip: CLIPVisionConfig, convnext: ConvNextConfig, select_layer: int) -> None:
+        """Build the parts.
+
+        Args:
+            text: The decoder.
+            clip: The low-resolution encoder, 336 px.
+            convnext: The high-resolution encoder, 768 px.
+            select_layer: CLIP's hidden state to take, -2 for the penultimate layer.
+        """
+        super().__init__()
+        width, detail = clip.hidden_size, sum(convnext.hidden_sizes)
+        self.model = LlamaModel(text)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.vision_tower = CLIPVisionModel(clip)
+        self.vision_tower_aux = ConvNextModel(convnext)
+        self.vlm_uni_query_projector = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.vlm_uni_aux_projector = nn.Sequential(nn.LayerNorm(detail), nn.Linear(detail, width))
+        self.vlm_uni_val_projector = nn.Sequential(nn.LayerNorm(detail), nn.Linear(detail, width))
+        self.mm_projector = nn.Sequential(
+            nn.Linear(width, text.hidden_size), nn.GELU(), nn.Linear(text.hidden_size, text.hidden_size)
+        )
+        self._grid = original_layout.square_grid(clip)
+        self._select_layer = select_layer
+
+    def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures to vision tokens.
+
+        Args:
+            pixel_values: (n, 3, 768, 768), normalised.
+
+        Returns:
+            (n, grid * grid, hidden) in the decoder's width.
+
+        Source:
+            Mini-Gemini (Li et al. 2024), section 3.2, patch info mining; issue 2, "MGM in current transformers".
+        """
+        size = self.vision_tower.config.image_size
+        # In fp32: the reference resizes before it casts to the model's type.
+        small = functional.interpolate(pixel_values.float(), size=(size, size), mode="bilinear", align_corners=False)
+        dtype = self.lm_head.weight.dtype
+        clip = self.vision_tower(small.to(dtype), output_hidden_states=True).hidden_states[self._select_layer][:, 1:]
+        return self.mm_projector(clip + self._mine(clip, self._detail(pixel_values.to(dtype))))
+
+    def _detail(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(n, channels, side, side): the four raw stage outputs at the first stage's resolution."""
+        stages = self.vision_tower_aux(pixel_values, output_hidden_states=True).hidden_states[1:]
+        side = stages[0].shape[-2:]
+        resized = [functional.interpolate(s.float(), size=side, mode="bilinear", align_corners=False) for s in stages]
+        return torch.cat(resized, dim=1).to(pixel_values.dtype)
+
+    def _mine(self, clip: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
+        """Each CLIP token looks at its own window of the detail map.
+
+        Args:
+            clip: (n, grid * grid, width).
+            detail: (n, channels, side, side), side a multiple of the grid.
+
+        Returns:
+            (n, grid * grid, width).
+        """
+        count, channels, side, _ = detail.shape
+        window = side // self._grid
+        tiles = detail.view(count, channels, self._grid, window, self._grid, window)
+        tiles = tiles.permute(0, 2, 4, 3, 5, 1).reshape(count, self._grid**2, window**2, channels)
+        query = self.vlm_uni_query_projector(clip)[:, :, None]
+        keys, values = self.vlm_uni_aux_projector(tiles), self.vlm_uni_val_projector(tiles)
+        weights = torch.softmax(query @ keys.transpose(2, 3) / query.shape[-1] ** 0.5, dim=-1)
+        return (weights @ values)[:, :, 0]
+
+
+def parameter_name(stored: str) -> str:
+    """The parameter of `Mgm` that a tensor of the main checkpoint belongs to."""
+    if stored.startswith(original_layout.CLIP_IN_CHECKPOINT):
+        return "vision_tower." + stored.removeprefix(original_layout.CLIP_IN_CHECKPOINT)
+    stored = re.sub(r"^model\.(vlm_uni_|mm_projector)", r"\1", stored)
+    for inside in ("model.vision_tower_aux.vision_stem.", "model.vision_tower_aux.vision_stages."):
+        if stored.startswith(inside):
+            return "vision_tower_aux." + _convnext_name(stored.removeprefix("model.vision_tower_aux.vision_"))
+    return stored
+
+
+def _convnext_name(timm: str) -> str:
+    """The parameter of transformers' ConvNeXt that one of timm's belongs to."""
+    for pattern, replacement in (
+        (r"^stem\.0\.", "embeddings.patch_embeddings."),
+        (r"^stem\.1\.", "embeddings.layernorm."),
+        (r"^stages\.(\d+)\.downsample\.", r"encoder.stages.\1.downsampling_layer."),
+        (r"^stages\.(\d+)\.blocks\.(\d+)\.", r"encoder.stages.\1.layers.\2."),
+        (r"\.gamma$", ".layer_scale_parameter"),
+        (r"\.conv_dw\.", ".dwconv."),
+        (r"\.norm\.", ".layernorm."),
+        (r"\.mlp\.fc([12])\.", r".pwconv\1."),
+    ):
+        timm = re.sub(pattern, replacement, timm)
+    return timm
+
+
+def _clip_file_name(stored: str) -> str | None:
+    if stored.startswith(("text_model.", "text_projection", "logit_scale", "visual_projection")):
+        return None
+    return "vision_tower." + stored.removeprefix("vision_model.")
+
+
+def _open_clip_name(stored: str) -> str | None:
+    """open_clip's file: the trunk without its head; `visual.trunk.` in front."""
+    if not stored.startswith("visual.trunk.") or stored.startswith("visual.trunk.head."):
+        return None
+    return "vision_tower_aux." + _convnext_name(stored.removeprefix("visual.trunk."))
+
+
+def _convnext_config(folder: Path) -> ConvNextConfig:
+    """Depths and widths as the stored shapes give them; open_clip's config names only timm's model.
+
+    Raises:
+        StageError: There is no ConvNeXt in open_clip's layout in the folder.
+    """
+    widths: dict[int, int] = {}
+    depths: dict[int, int] = {}
+    for stored, tensor in stored_tensors(folder):
+        found = re.fullmatch(r"visual\.trunk\.stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.weight", stored)
+        if found:
+            stage, block = int(found[1]), int(found[2])
+            widths[stage] = tensor.shape[0]
+            depths[stage] = max(depths.get(stage, 0), block + 1)
+    if sorted(widths) != [0, 1, 2, 3]:
+        raise StageError(f"{folder}: no ConvNeXt of four stages in open_clip's layout. Give MGM's second encoder.")
+    return ConvNextConfig(
+        hidden_sizes=[widths[stage] for stage in range(4)],
+        depths=[depths[stage] for stage in range(4)],
+        layer_norm_eps=_CONVNEXT_EPSILON,
+        drop_path_rate=0.0,
+    )
+
+
+def load_mgm(
+    folder: Path, device: torch.device, dtype: torch.dtype, vision_tower: str = "", vision_tower_aux: str = ""
+) -> VisionLanguageModel:
+    """Load MGM.
+
+    Args:
+        folder: `MGMLlamaForCausalLM` in its published layout, with its two encoders as sub-folders or elsewhere.
+        device: Where the weights go; there is never a second copy of them.
+        dtype: Of weights and arithmetic.
+        vision_tower: Where CLIP is, when `mm_vision_tower` does not lead to it.
+        vision_tower_aux: Where the ConvNeXt is, when `mm_vision_tower_aux` does not lead to it.
+
+    Raises:
+        StageError: Another architecture, missing files, missing or misshapen tensors.
+    """
+    stored = original_layout.read_config(folder)
+    architecture = (stored.get("architectures") or ["none"])[0]
+    if architecture not in ("MGMLlamaForCausalLM", "MiniGeminiLlamaForCausalLM"):
+        raise StageError(f"{folder}: architecture {architecture}, wanted MGMLlamaForCausalLM.")
+    if stored.get("image_grid", 1) != 1 or stored.get("image_global", False):
+        raise StageError(f"{folder}: image_grid {stored.get('image_grid')}: MGM-HD is not supported, use MGM-7B.")
+    tower = original_layout.tower_folder(folder, vision_tower or stored.get("mm_vision_tower", ""), "vision_tower")
+    aux = original_layout.tower_folder(
+        folder, vision_tower_aux or stored.get("mm_vision_tower_aux", ""), "vision_tower_aux"
+    )
+    text, clip, convnext = (
+        original_layout.llama_config(stored),
+        original_layout.clip_config(tower),
+        _convnext_config(aux),
+    )
+    processor = original_layout.clip_processor(tower)
+    side = stored.get("image_size_aux", 768)
+    model = empty_model(lambda: Mgm(text, clip, convnext, stored.get("mm_vision_select_layer", -2)), device, dtype)
+    # The trunk's final norm is not part of MGM.
+    model.vision_tower_aux.layernorm = nn.Identity()
+    filler = ParameterFiller(model)
+    filler.fill(folder, parameter_name)
+    filler.fill(tower, _clip_file_name, only_missing=True)
+    filler.fill(aux, _open_clip_name, only_missing=True)
+    filler.check(str(folder))
+    model.model.config._attn_implementation = ATTENTION_NAME
+    size: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+
+    def preprocess(picture: Image.Image) -> Pixels:
+        return {"pixel_values": processor(picture, return_tensors="pt", **size).pixel_values[0]}
+
+    return VisionLanguageModel(
+        decoder=model.model,
+        lm_head=model.lm_head,
+        tokenizer=load_tokenizer(folder),
+        system=MGM_SYSTEM,
+        preprocess=preprocess,
+        encode_images=lambda pixels: model.image_features(pixels["pixel_values"]),
+        grid=original_layout.square_grid(clip),
+        eos_token_ids=original_layout.eos_token_ids(folder, stored),
+        max_positions=text.max_position_embeddings,
+        preprocessing={**processor.to_dict(), **size},
+    )

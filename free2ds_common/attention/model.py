@@ -1,0 +1,57 @@
+"""What the decoding loop needs of a vision-language model, whichever it is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import PreTrainedModel
+
+from free2ds_common.attention.prompts import Tokenizer
+
+Pixels = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class VisionLanguageModel:
+    """A decoder that reads picture features as tokens.
+
+    Attributes:
+        decoder: transformers decoder without head; called with `inputs_embeds`, `position_ids`, `past_key_values`.
+        lm_head: Hidden states to vocabulary logits.
+        tokenizer: For both sides of the picture.
+        system: System text of the prompt.
+        preprocess: A picture in RGB to named CPU tensors; runs in worker threads.
+        encode_images: Batched pixels, each (n, ...), to (n, grid * grid, hidden) features in the decoder's dtype.
+        grid: Vision tokens per side.
+        eos_token_ids: Tokens that end an answer.
+        max_positions: The decoder's context in tokens.
+        preprocessing: The picture processor's settings (JSON values).
+    """
+
+    decoder: PreTrainedModel
+    lm_head: nn.Module
+    tokenizer: Tokenizer
+    system: str
+    preprocess: Callable[[Image.Image], Pixels]
+    encode_images: Callable[[Pixels], torch.Tensor]
+    grid: int
+    eos_token_ids: frozenset[int]
+    max_positions: int
+    preprocessing: Mapping[str, object]
+
+    @property
+    def positions(self) -> int:
+        """Vision tokens of a picture."""
+        return self.grid * self.grid
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.decoder.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the decoder's weights."""
+        return next(self.decoder.parameters()).dtype

@@ -1,0 +1,53 @@
+"""The decoder's tokenizer, from whichever file the model folder has."""
+
+from pathlib import Path
+
+from free2ds_common.attention.prompts import Tokenizer
+from free2ds_common.errors import StageError
+
+
+class SentencePieceTokenizer:
+    """Llama's own `tokenizer.model`.
+
+    transformers' converted tokenizer drops the dummy prefix of a chunk that begins with a space, which the chunk after
+    the picture may do; the sentencepiece library gives the ids that LLaVA and MGM were trained with.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Load `tokenizer.model`."""
+        import sentencepiece
+
+        self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self.bos_token_id: int | None = self._processor.bos_id()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`."""
+        return self._processor.encode(text)
+
+
+class FastTokenizer:
+    """A `tokenizer.json`, for models without `tokenizer.model`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the tokenizer of a model folder."""
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.bos_token_id: int | None = self._tokenizer.bos_token_id
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`."""
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder.
+
+    Raises:
+        StageError: There is neither tokenizer.model nor tokenizer.json.
+    """
+    if (folder / "tokenizer.model").is_file():
+        return SentencePieceTokenizer(folder / "tokenizer.model")
+    if (folder / "tokenizer.json").is_file():
+        return FastTokenizer(folder)
+    raise StageError(f"{folder}: no tokenizer.model or tokenizer.json. Copy the whole model folder.")
