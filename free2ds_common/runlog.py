@@ -9,9 +9,18 @@ from tqdm import tqdm
 PROGRESS_INTERVAL_S = 30.0
 
 
-def configure_logging() -> None:
-    """Send INFO and above to stdout; a second call changes nothing."""
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def configure_logging(*, replace: bool = False) -> None:
+    """Send INFO and above to stdout; a second call changes nothing.
+
+    Args:
+        replace: Drop what another library has set up (the KFP executor's lines name no module).
+    """
+    logging.basicConfig(
+        stream=sys.stdout,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=replace,
+    )
     for chatty in ("httpx", "urllib3", "google", "fsspec", "PIL", "transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
@@ -19,11 +28,11 @@ def configure_logging() -> None:
 class Progress:
     """A tqdm bar on a terminal, otherwise one log line at most every 30 s: done/total, rate, ETA."""
 
-    def __init__(self, total: int, unit: str, logger: logging.Logger) -> None:
+    def __init__(self, total: int | None, unit: str, logger: logging.Logger) -> None:
         """Start counting.
 
         Args:
-            total: Number of units that will be reported.
+            total: Number of units that will be reported; None where a stream does not tell.
             unit: What is counted, in the plural ("records").
             logger: Where the lines go when stdout is no terminal.
         """
@@ -42,6 +51,9 @@ class Progress:
         if now - self._last >= PROGRESS_INTERVAL_S:
             self._last = now
             rate = self._done / (now - self._start)
+            if self._total is None:
+                self._logger.info("%d %s, %.2f per second", self._done, self._unit, rate)
+                return
             self._logger.info(
                 "%d/%d %s, %.2f per second, about %.0f s left",
                 self._done, self._total, self._unit, rate, (self._total - self._done) / rate,
@@ -53,4 +65,5 @@ class Progress:
             self._bar.close()
         else:
             seconds = time.monotonic() - self._start
-            self._logger.info("%d/%d %s done in %.1f s", self._done, self._total, self._unit, seconds)
+            total = self._done if self._total is None else self._total
+            self._logger.info("%d/%d %s done in %.1f s", self._done, total, self._unit, seconds)

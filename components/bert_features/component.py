@@ -1,0 +1,31 @@
+"""Kubeflow ports of the bert_features stage."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="free2ds-bert-features:dev", install_kfp_package=False)
+def bert_features(
+    records: dsl.Input[dsl.Dataset],
+    features: dsl.Output[dsl.Dataset],
+    model: str,
+    revision: str,
+    dtype: str,
+    code_version: str,
+):
+    """Embed every distinct human message once.
+
+    Args:
+        records: records/1.
+        features: text_messages/1 (the embeddings) and text_turns/1 (who said which message).
+        model: Local folder, object-store URI or hub id of the BERT model.
+        revision: Branch, tag or commit of a hub id; also decides the cache of a folder or URI.
+        dtype: Number format of the weights; auto picks by device.
+        code_version: Any text that changes when the code in an image changes under the same tag; decides the cache.
+    """
+    from components.bert_features.stage import BertFeaturesConfig, run
+    from free2ds_common.kfp_output import run_component
+
+    config = BertFeaturesConfig(
+        records=records.path, model=model, revision=revision, dtype=dtype, features=features.path
+    )
+    run_component(lambda: run(config), {"code_version": code_version}, features=features)
