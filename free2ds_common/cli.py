@@ -12,6 +12,13 @@ from free2ds_common.runlog import configure_logging
 EXIT_WRONG_SETUP = 2
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults where there are any: a required option has none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def stage_parser(stage: str, description: str) -> argparse.ArgumentParser:
     """A parser whose help shows every default.
 
@@ -22,7 +29,7 @@ def stage_parser(stage: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=f"python -m components.{stage}",
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
 

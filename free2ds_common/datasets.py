@@ -44,9 +44,15 @@ class DatasetWriter:
             folder: Local folder; parts and manifest of an earlier run in it are removed.
             schema: The table to write.
             rows_per_part: Rows per Parquet file.
+
+        Raises:
+            StageError: There is a file where the folder should be.
         """
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise StageError(f"{folder}: is or lies below a file, wanted a folder to write to.") from None
         (self.folder / MANIFEST).unlink(missing_ok=True)
         for stale in self.folder.glob("part-*.parquet"):
             stale.unlink()
@@ -96,11 +102,11 @@ class DatasetWriter:
         if self._pending_rows or not self._parts:
             self._write_part(pa.concat_tables(self._pending) if self._pending else self._schema.arrow.empty_table())
         manifest = {
+            **self.manifest,
             "schema": self._schema.name,
             "rows": sum(part["rows"] for part in self._parts),
             "parts": self._parts,
             "code_version": __version__,
-            **self.manifest,
         }
         with atomic_writer(self.folder / MANIFEST, "w") as handle:
             json.dump(manifest, handle, indent=1, sort_keys=True)
@@ -126,7 +132,7 @@ class Dataset:
 
     def paths(self) -> list[Path]:
         """The Parquet files in row order."""
-        return [self.folder / part["file"] for part in self.manifest["parts"]]
+        return [self.folder / Path(part["file"]).name for part in self.manifest["parts"]]
 
     def batches(self, columns: list[str] | None = None, batch_rows: int = 4096) -> Iterator[pa.RecordBatch]:
         """Record batches in row order, one file open at a time."""
@@ -157,7 +163,9 @@ def open_dataset(folder: str | os.PathLike[str], schema: Schema) -> Dataset:
     folder = Path(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        name, parts = manifest["schema"], manifest["parts"]
+        name, rows = manifest["schema"], manifest["rows"]
+        parts = [(folder / Path(part["file"]).name, part["rows"], part["sha256"]) for part in manifest["parts"]]
+        rows_of_parts = sum(part_rows for _, part_rows, _ in parts)
     except FileNotFoundError:
         raise StageError(
             f"{folder}: no {MANIFEST}, wanted a finished {schema.name} folder. Rerun the stage that writes it."
@@ -166,25 +174,36 @@ def open_dataset(folder: str | os.PathLike[str], schema: Schema) -> Dataset:
         raise StageError(f"{folder}: {MANIFEST} cannot be read. Rerun the stage that writes it.") from None
     if name != schema.name:
         raise StageError(f"{folder}: holds {name}, wanted {schema.name}. Give the folder of another stage.")
-    for part in parts:
-        path = folder / part["file"]
+    for path, part_rows, sha256 in parts:
         if not path.is_file():
-            raise StageError(f"{folder}: {part['file']} is missing. Copy the whole folder or rerun the stage.")
-        if sha256_of_file(path) != part["sha256"]:
+            raise StageError(f"{folder}: {path.name} is missing. Copy the whole folder or rerun the stage.")
+        if sha256_of_file(path) != sha256:
             raise StageError(
-                f"{folder}: {part['file']} is not the file that was written (checksum differs). Rerun the stage."
+                f"{folder}: {path.name} is not the file that was written (checksum differs). Rerun the stage."
             )
-    if parts and not _same_columns(pq.read_schema(folder / parts[0]["file"]), schema.arrow):
-        raise StageError(
-            f"{folder}: columns differ from {schema.name}. Rerun the stage with this version, {__version__}."
-        )
+        found = pq.read_metadata(path).num_rows
+        if found != part_rows:
+            raise StageError(f"{folder}: {path.name} has {found} rows, {MANIFEST} says {part_rows}. Rerun the stage.")
+        if not _same_columns(pq.read_schema(path), schema.arrow):
+            raise StageError(
+                f"{folder}: columns of {path.name} differ from {schema.name}. "
+                f"Rerun the stage with this version, {__version__}."
+            )
+    if rows != rows_of_parts:
+        raise StageError(f"{folder}: {MANIFEST} says {rows} rows, its parts hold {rows_of_parts}. Rerun the stage.")
     return Dataset(folder, manifest)
 
 
 def _same_columns(found: pa.Schema, wanted: pa.Schema) -> bool:
-    """Names and types alike; fixed-size lists may differ in length (another grid, embeddings of another model)."""
+    """Names and types alike.
+
+    Fixed-size lists may differ in length (another grid, embeddings of another model); lists in the name of their items,
+    which Parquet writes its own way.
+    """
 
     def shape(kind: pa.DataType) -> str:
-        return f"list of {kind.value_type}" if pa.types.is_fixed_size_list(kind) else str(kind)
+        if pa.types.is_fixed_size_list(kind):
+            return f"fixed list of {kind.value_type}"
+        return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
 
     return [(field.name, shape(field.type)) for field in found] == [(field.name, shape(field.type)) for field in wanted]

@@ -1,16 +1,30 @@
 """Opening one picture of a data set, or saying in a fixed word why it cannot be used."""
 
 import io
+import os
+import struct
 import warnings
+import zlib
 
-from PIL import Image
+from fsspec.implementations.local import LocalFileSystem
+from PIL import Image, UnidentifiedImageError
 
-from free2ds_common.storage import OutsideRootError, filesystem, join, within_local_root
+from free2ds_common.storage import OutsideRootError, clean_path, filesystem
 
 MAX_BYTES = 256 << 20
 MAX_PIXELS = 100_000_000
 # The short side is scaled to 336 or 768 px before the crop: a 1 x 10,000 strip would become 768 x 7,680,000.
 MAX_ASPECT_RATIO = 100
+
+# Pillow also opens formats that run other programs (EPS) or that nobody keeps photographs in.
+Image.init()
+FORMATS: list[str] = [
+    name
+    for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
+    if name in Image.OPEN
+]
+# MAX_PIXELS decides here. Not inside decode_image: warning filters belong to the process, and threads call it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageProblem(Exception):
@@ -38,21 +52,32 @@ def read_image_bytes(image_root_uri: str, image: str) -> bytes:
         ImageProblem: The path leaves the root, nothing is there, or the file is larger than `MAX_BYTES`.
     """
     try:
-        uri = join(image_root_uri, image)
+        relative = clean_path(image)
     except OutsideRootError:
         raise ImageProblem("image_outside_root", f"{image!r} is not a path below the image root") from None
-    if not within_local_root(image_root_uri, uri):
-        raise ImageProblem("image_outside_root", f"{image!r} is a link that leaves the image root")
-    fs, path = filesystem(uri)
+    try:
+        image.encode()
+    except UnicodeEncodeError:
+        raise ImageProblem("image_missing", f"{image!r} is not valid Unicode and names no file") from None
+    fs, root = filesystem(image_root_uri)
+    # Joined inside the file system: a name with "::" would be a chain of file systems in a URI.
+    path = root.rstrip("/") + "/" + relative
+    uri = image_root_uri.rstrip("/") + "/" + relative
+    if isinstance(fs, LocalFileSystem):
+        if not os.path.realpath(path).startswith(os.path.realpath(root).rstrip("/") + "/"):
+            raise ImageProblem("image_outside_root", f"{image!r} is a link that leaves the image root")
+        # Reading a pipe or a device would never end.
+        if not os.path.isfile(path):
+            raise ImageProblem("image_missing", f"no file at {uri}")
     try:
         with fs.open(path, "rb") as handle:
             data = handle.read(MAX_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise ImageProblem("image_missing", f"nothing at {uri}") from None
-    except OSError as error:
+        raise ImageProblem("image_missing", f"no file at {uri}") from None
+    except PermissionError as error:
         if error.errno is None:
-            raise  # the object store, not the file: crash and be retried
-        raise ImageProblem("image_missing", f"{uri}: {error.strerror}") from None
+            raise  # the object store's answer to everything, not this file's: crash and be retried
+        raise ImageProblem("image_unreadable", f"{uri}: {error.strerror}") from None
     if len(data) > MAX_BYTES:
         raise ImageProblem("image_too_large", f"{uri} has more than {MAX_BYTES} bytes")
     return data
@@ -66,12 +91,11 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         name: For the message.
 
     Raises:
-        ImageProblem: No picture, truncated, more than `MAX_PIXELS` or more elongated than `MAX_ASPECT_RATIO`.
+        ImageProblem: No picture in one of `FORMATS`, truncated, more than `MAX_PIXELS` or more elongated than
+            `MAX_ASPECT_RATIO`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data))
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ImageProblem("image_too_large", f"{name}: {width} x {height} pixels, at most {MAX_PIXELS} are read")
@@ -82,8 +106,21 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         return picture.convert("RGB")
     except Image.DecompressionBombError:
         raise ImageProblem("image_too_large", f"{name}: far more than {MAX_PIXELS} pixels") from None
+    except UnidentifiedImageError:  # its own message holds a memory address
+        raise ImageProblem("image_unreadable", f"{name}: not a picture in a known format") from None
     # Pillow's decoders raise whatever a broken file makes them stumble over.
-    except (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, OverflowError, EOFError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        TypeError,
+        LookupError,
+        OverflowError,
+        EOFError,
+        RuntimeError,
+        struct.error,
+        zlib.error,
+    ) as error:
         raise ImageProblem("image_unreadable", f"{name}: {error}") from None
 
 

@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -39,12 +40,11 @@ def is_local(uri: str) -> bool:
     return isinstance(filesystem(uri)[0], LocalFileSystem)
 
 
-def join(root_uri: str, relative: str) -> str:
-    """The URI of `relative` under `root_uri`.
+def clean_path(relative: str) -> str:
+    """A path below some root, in normal form ("./a//b.jpg" becomes "a/b.jpg").
 
     Args:
-        root_uri: A folder, with or without a trailing slash.
-        relative: A POSIX path below it.
+        relative: A POSIX path.
 
     Raises:
         OutsideRootError: `relative` is empty, absolute, leaves the root, or has a drive, scheme, backslash or NUL.
@@ -60,6 +60,22 @@ def join(root_uri: str, relative: str) -> str:
         or normal.startswith("../")
         or (len(normal) > 1 and normal[1] == ":")
     ):
+        raise OutsideRootError(relative)
+    return normal
+
+
+def join(root_uri: str, relative: str) -> str:
+    """The URI of `relative` under `root_uri`, for messages and for opening through fsspec.
+
+    Args:
+        root_uri: A folder, with or without a trailing slash.
+        relative: A POSIX path below it.
+
+    Raises:
+        OutsideRootError: `clean_path` refuses `relative`, or it has "::", fsspec's mark for a chain of file systems.
+    """
+    normal = clean_path(relative)
+    if "::" in normal:
         raise OutsideRootError(relative)
     return root_uri.rstrip("/") + "/" + normal
 
@@ -86,26 +102,24 @@ def require_folder(name: str, uri: str) -> None:
 
 @contextmanager
 def atomic_writer(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]:
-    """Open a local file that appears under its name only when the block ends without an error."""
+    """Open a local file that appears under its name only when the block ends without an error.
+
+    Args:
+        path: The final name; its folder is made.
+        mode: "wb", or "w" for UTF-8 text.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}"
     try:
-        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as handle:
+        with open(temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def local_folder(uri: str, cache_dir: str) -> str:
@@ -120,28 +134,29 @@ def local_folder(uri: str, cache_dir: str) -> str:
     """
     fs, root = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
+        if not os.path.isdir(root):
+            raise StageError(f"{uri}: no folder there. Give a folder that holds the model's files.")
         return root
     target = Path(cache_dir) / fsspec.utils.tokenize(uri)
     if not target.is_dir():
         try:
-            files = fs.find(root)
+            # Some stores list a folder as an empty object whose name ends in a slash.
+            files = [remote for remote in fs.find(root) if not remote.endswith("/")]
         except FileNotFoundError:
             files = []
-        if not files:
-            raise StageError(f"{uri}: no files there. Give a folder that holds the model's files.")
-        partial = Path(tempfile.mkdtemp(dir=_made(cache_dir), prefix=".download-"))
+        if not files or files == [root]:
+            raise StageError(f"{uri}: no folder with files there. Give a folder that holds the model's files.")
+        os.makedirs(cache_dir, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=cache_dir, prefix=".download-"))
         try:
             for remote in files:
-                place = partial / posixpath.relpath(remote, root)
+                place = partial / clean_path(posixpath.relpath(remote, root))
                 place.parent.mkdir(parents=True, exist_ok=True)
                 fs.get_file(remote, str(place))
             os.replace(partial, target)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise
+            # A task beside this one, with the same cache, was faster.
+            if not (isinstance(error, OSError) and target.is_dir()):
+                raise
     return str(target)
-
-
-def _made(folder: str) -> str:
-    os.makedirs(folder, exist_ok=True)
-    return folder

@@ -1,0 +1,208 @@
+"""Reads a LLaVA data set, checks every record and its picture once, and numbers the usable ones."""
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from components.ingest.reader import BrokenLine, DatasetReader, open_records
+from components.ingest.records import PLACEHOLDER, CheckedRecord, RecordProblem, check_record
+from free2ds_common.datasets import DatasetWriter
+from free2ds_common.errors import StageError
+from free2ds_common.images import ImageProblem, decode_image, read_image_bytes
+from free2ds_common.outcomes import IMAGE_FAILURES
+from free2ds_common.rejects import RejectLog
+from free2ds_common.result import Counts, StageResult, check_reject_fraction
+from free2ds_common.runlog import Progress
+from free2ds_common.schemas import RECORDS
+from free2ds_common.settings import require_fraction
+from free2ds_common.storage import require_folder
+
+logger = logging.getLogger(__name__)
+
+# Pictures on an object store take tens of milliseconds each, most of it waiting.
+FETCH_THREADS = 32
+# A picture of the largest accepted size takes 700 MB while it is decoded, so few at a time.
+DECODE_THREADS = min(8, os.cpu_count() or 1)
+# Records that wait for their pictures.
+WINDOW = 16 * FETCH_THREADS
+ROWS_PER_WRITE = 1000
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """Settings of the stage.
+
+    Attributes:
+        dataset_uri: LLaVA JSON list or JSON lines, gzip'ed or not.
+        image_root_uri: The folder that the records' images are relative to; may be empty for text-only data sets.
+        max_reject_fraction: Largest accepted rejected / read, in [0, 1].
+        records: Folder to write, records/1.
+        rejects: JSON lines file to write.
+    """
+
+    dataset_uri: str
+    image_root_uri: str
+    max_reject_fraction: float
+    records: str
+    rejects: str
+
+
+def run(config: IngestConfig) -> StageResult:
+    """Write the usable records and the rejected ones.
+
+    Args:
+        config: Settings.
+
+    Returns:
+        The counts; per reason the rejected records.
+
+    Raises:
+        StageError: A wrong setting, no data set, no usable record, or more rejects than allowed.
+    """
+    require_fraction("max_reject_fraction", config.max_reject_fraction)
+    with open_records(config.dataset_uri) as reader, DatasetWriter(config.records, RECORDS) as writer:
+        logger.info("reading %s (%s)", config.dataset_uri, "JSON list" if reader.is_list else "JSON lines")
+        progress = Progress(None, "records", logger)
+        read = written = with_image = unnamed_pictures = 0
+        rows: list[dict[str, Any]] = []
+        with RejectLog(config.rejects) as rejects:
+            for record, checked in _checked_in_order(reader, config.image_root_uri):
+                if isinstance(checked, CheckedRecord):
+                    written += 1
+                    with_image += checked.image is not None
+                    unnamed_pictures += checked.image is None and PLACEHOLDER in (checked.question or "")
+                    rows.append({"unique_id": written, **vars(checked)})
+                    if len(rows) == ROWS_PER_WRITE:
+                        writer.write(rows)
+                        rows = []
+                else:
+                    original = record.text if isinstance(record, BrokenLine) else record
+                    rejects.add(read, checked.reason, checked.detail, original)
+                read += 1
+                progress.add()
+        progress.close()
+        if rows:
+            writer.write(rows)
+        reasons = dict(sorted(rejects.reasons.items()))
+        counts = Counts(read=read, written=written, rejected=sum(reasons.values()))
+        _require_usable(config, counts, reasons, with_image)
+        details = {
+            "dataset_uri": config.dataset_uri,
+            "dataset_sha256": reader.sha256,
+            "image_root_uri": config.image_root_uri,
+            "max_reject_fraction": config.max_reject_fraction,
+            "reject_reasons": reasons,
+            "records_with_image": with_image,
+            "records_text_only": written - with_image,
+            "placeholder_without_image": unnamed_pictures,
+        }
+        writer.manifest.update({**details, "counts": vars(counts)})
+    logger.info("read %d = written %d + rejected %d %s", read, written, counts.rejected, reasons or "")
+    if unnamed_pictures:
+        logger.warning(
+            "%d records ask about %s but name no picture; they count as text-only", unnamed_pictures, PLACEHOLDER
+        )
+    return StageResult(
+        counts=counts,
+        metrics={"records_with_image": with_image, "records_text_only": written - with_image},
+        metadata=details,
+    )
+
+
+def _require_usable(config: IngestConfig, counts: Counts, reasons: dict[str, int], with_image: int) -> None:
+    """Stop when the input as a whole is of no use.
+
+    Args:
+        config: Settings.
+        counts: Records read, written, rejected.
+        reasons: Rejected records per reason.
+        with_image: Records written that have a picture.
+    """
+    if not counts.read:
+        raise StageError(f"{config.dataset_uri}: the list is empty, wanted records.")
+    # Not one picture was found, good or bad: then it is the folder that is wrong, not the records.
+    none_there = not with_image and {"image_missing"} == reasons.keys() & {*IMAGE_FAILURES} - {"image_outside_root"}
+    if none_there and counts.rejected > config.max_reject_fraction * counts.read:
+        raise StageError(
+            f"{config.image_root_uri}: none of the {reasons['image_missing']} pictures that the records of "
+            f"{config.dataset_uri} name is there (see {config.rejects}). image_root_uri must be the folder that the "
+            f"records' `image` is relative to."
+        )
+    check_reject_fraction(counts, config.max_reject_fraction, reasons, config.dataset_uri)
+    if not counts.written:
+        raise StageError(f"{config.dataset_uri}: none of its {counts.read} records can be used (see {config.rejects}).")
+
+
+def _checked_in_order(
+    reader: DatasetReader, image_root_uri: str
+) -> Iterator[tuple[Any, CheckedRecord | RecordProblem]]:
+    """Each record with its check, in input order, while threads look at the pictures of the records behind it."""
+    waiting: deque[tuple[Any, CheckedRecord | RecordProblem]] = deque()
+    with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="picture") as pool:
+        pictures = _Pictures(image_root_uri, pool)
+
+        def oldest() -> tuple[Any, CheckedRecord | RecordProblem]:
+            record, checked = waiting.popleft()
+            if isinstance(checked, CheckedRecord) and checked.image is not None:
+                checked = pictures.problem(checked.image) or checked
+            return record, checked
+
+        try:
+            for record in reader:
+                checked = _check(record)
+                if isinstance(checked, CheckedRecord) and checked.image is not None:
+                    pictures.look_at(checked.image)
+                waiting.append((record, checked))
+                if len(waiting) >= WINDOW:
+                    yield oldest()
+            while waiting:
+                yield oldest()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _check(record: Any) -> CheckedRecord | RecordProblem:
+    if isinstance(record, BrokenLine):
+        return RecordProblem("not_json", record.detail)
+    try:
+        return check_record(record)
+    except RecordProblem as problem:
+        return problem
+
+
+class _Pictures:
+    """Every distinct picture is read and decoded once; what is wrong with it is remembered."""
+
+    def __init__(self, image_root_uri: str, pool: ThreadPoolExecutor) -> None:
+        self._root, self._pool = image_root_uri, pool
+        self._decoding = threading.BoundedSemaphore(DECODE_THREADS)
+        self._results: dict[str, Future[RecordProblem | None] | RecordProblem | None] = {}
+
+    def look_at(self, image: str) -> None:
+        """Start on a picture, unless it is known."""
+        if not self._results:
+            require_folder("image_root_uri", self._root)
+        if image not in self._results:
+            self._results[image] = self._pool.submit(self._try, image)
+
+    def problem(self, image: str) -> RecordProblem | None:
+        """What is wrong with a picture that was looked at."""
+        result = self._results[image]
+        if isinstance(result, Future):
+            result = self._results[image] = result.result()
+        return result
+
+    def _try(self, image: str) -> RecordProblem | None:
+        try:
+            data = read_image_bytes(self._root, image)
+            with self._decoding:
+                decode_image(data, image)
+        except ImageProblem as problem:
+            return RecordProblem(problem.reason, problem.detail)
+        return None

@@ -1,0 +1,137 @@
+"""Divides the records into shards; all records of one image stay together."""
+
+import contextlib
+import hashlib
+import logging
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
+from free2ds_common.errors import StageError
+from free2ds_common.result import Counts, StageResult
+from free2ds_common.schemas import RECORDS
+
+logger = logging.getLogger(__name__)
+
+# The last stage gets two lists with one artifact per shard, and Kubeflow starts no step with an input above 128 KiB.
+MAX_SHARDS = 64
+# Sorted in memory at a time: about 100 MB of LLaVA-665K.
+ROWS_PER_RANGE = 50_000
+_SHARD_NAME = re.compile(r"shard-\d{5}-of-\d{5}")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Settings of the stage.
+
+    Attributes:
+        records: Folder to read, records/1.
+        num_shards: How many shards, 1 to 64.
+        shards: Folder to write, one records/1 folder per shard.
+    """
+
+    records: str
+    num_shards: int
+    shards: str
+
+
+def shard_names(num_shards: int) -> list[str]:
+    """The shards' folder names in order."""
+    return [f"shard-{shard:05d}-of-{num_shards:05d}" for shard in range(num_shards)]
+
+
+def run(config: SplitConfig) -> StageResult:
+    """Write the shards.
+
+    A record's place is a hash of its image path (of `record_key` where there is none); a shard is a range of that hash,
+    in order. So the records of an image are neighbours, the order of the input plays no part, and other numbers of
+    shards cut the same sequence at other places.
+
+    Args:
+        config: Settings.
+
+    Returns:
+        The counts; the records of each shard. A shard may be empty.
+
+    Raises:
+        StageError: A wrong number of shards, or no records/1.
+    """
+    if not 1 <= config.num_shards <= MAX_SHARDS:
+        raise StageError(f"num_shards: got {config.num_shards}, wanted 1 to {MAX_SHARDS}.")
+    records = open_dataset(config.records, RECORDS)
+    root = Path(config.shards)
+    _remove_shards(root)
+    ranges_per_shard = max(1, -(-records.num_rows // (config.num_shards * ROWS_PER_RANGE)))
+    names = shard_names(config.num_shards)
+    sizes = []
+    with tempfile.TemporaryDirectory(dir=root, prefix=".ranges-") as scratch:
+        ranges = _spill(records, config.num_shards * ranges_per_shard, Path(scratch))
+        for shard, name in enumerate(names):
+            rows = 0
+            with DatasetWriter(root / name, RECORDS) as writer:
+                for path in ranges[shard * ranges_per_shard : (shard + 1) * ranges_per_shard]:
+                    table = _sorted_range(path)
+                    writer.write(table)
+                    rows += table.num_rows
+                writer.manifest.update({"shard": shard, "num_shards": config.num_shards, "records": config.records})
+            sizes.append(rows)
+            logger.info("%s: %d records", name, rows)
+    counts = Counts(read=records.num_rows, written=sum(sizes))
+    return StageResult(
+        counts=counts,
+        metrics={"num_shards": config.num_shards, "largest_shard": max(sizes), "smallest_shard": min(sizes)},
+        metadata={"shards": names, "records_per_shard": sizes},
+    )
+
+
+def place(image: str | None, record_key: str) -> int:
+    """Where a record stands among all records: a hash, uniform in [0, 2**64).
+
+    Args:
+        image: Path of the picture; records of one picture get one place.
+        record_key: Decides for records without a picture.
+    """
+    name = f"text {record_key}" if image is None else f"image {image}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+
+
+def _remove_shards(root: Path) -> None:
+    """Make the folder; shards of an earlier run, perhaps of another number, go."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise StageError(f"{root}: is or lies below a file, wanted a folder to write shards to.") from None
+    for folder in root.iterdir():
+        if folder.is_dir() and _SHARD_NAME.fullmatch(folder.name):
+            shutil.rmtree(folder)
+
+
+def _spill(records: Dataset, num_ranges: int, scratch: Path) -> list[Path]:
+    """Deal the records out to one file per range of places, in one pass; returns the files in order of the ranges."""
+    paths = [scratch / f"{number}.arrow" for number in range(num_ranges)]
+    schema = RECORDS.arrow.insert(0, pa.field("place", pa.uint64()))
+    with contextlib.ExitStack() as files:
+        writers = [files.enter_context(pa.ipc.new_stream(path, schema)) for path in paths]
+        for batch in records.batches():
+            keys = zip(batch.column("image").to_pylist(), batch.column("record_key").to_pylist(), strict=True)
+            places = np.array([place(image, key) for image, key in keys], dtype=np.uint64)
+            # floor(place / 2**64 * num_ranges), on the upper 32 bits so that the product fits into 64.
+            numbers = (places >> np.uint64(32)) * np.uint64(num_ranges) >> np.uint64(32)
+            table = pa.Table.from_batches([batch]).cast(RECORDS.arrow).add_column(0, schema.field(0), pa.array(places))
+            for number in np.unique(numbers):
+                writers[number].write_table(table.take(np.flatnonzero(numbers == number)))
+    return paths
+
+
+def _sorted_range(path: Path) -> pa.Table:
+    """The records of one range in their order; equal records, which differ in unique_id alone, by unique_id."""
+    with pa.ipc.open_stream(path) as stream:
+        table = stream.read_all()
+    order = [(column, "ascending") for column in ("place", "image", "record_key", "unique_id")]
+    return table.sort_by(order).drop_columns("place")
