@@ -1,0 +1,209 @@
+"""The commands of pipeline.py: parameters, submit and schedule."""
+
+import json
+from types import SimpleNamespace
+
+import kfp_server_api
+import pytest
+import yaml
+
+import pipeline
+
+REQUIRED = ["--param", "dataset_uri=gs://b/d.json", "--param", "image_root_uri=gs://b/i"]
+
+
+def parameters(*options):
+    return pipeline.read_parameters(pipeline.command_line().parse_args(["run", "--output-dir", "o", *options]))
+
+
+def test_parameters_get_their_types():
+    given = {
+        "ratio": ("1", 1.0),
+        "num_shards": ("3", 3),
+        "llava_revision": ("12", "12"),
+        "dataset_version": ("a=b", "a=b"),
+        "node_selector": ('{"a": "b"}', {"a": "b"}),
+        "tolerations": ("[]", []),
+    }
+    options = [option for name, (text, _) in given.items() for option in ("--param", f"{name}={text}")]
+    assert parameters(*REQUIRED, *options) == {
+        "dataset_uri": "gs://b/d.json",
+        "image_root_uri": "gs://b/i",
+        **{name: value for name, (_, value) in given.items()},
+    }
+
+
+@pytest.mark.parametrize("write", [json.dumps, yaml.safe_dump])
+def test_a_parameter_file_yields_to_the_command_line(write, tmp_path):
+    path = tmp_path / "parameters"
+    path.write_text(write({"dataset_uri": "d", "image_root_uri": "", "ratio": 1, "seed": 5}))
+    assert parameters("--params-file", str(path), "--param", "seed=6") == {
+        "dataset_uri": "d",
+        "image_root_uri": "",
+        "ratio": 1.0,
+        "seed": 6,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "dataset_uri: is missing. Add --param dataset_uri=... (LLaVA JSON"),
+        (REQUIRED[:2], "image_root_uri: is missing. Add --param image_root_uri=... (The folder"),
+        ([*REQUIRED, "--param", "ratoi=1"], "ratoi: there is no parameter of this name. Did you mean ratio?"),
+        (
+            [*REQUIRED, "--param", "zzz=1"],
+            "zzz: there is no parameter of this name. python pipeline.py run --help list",
+        ),
+        ([*REQUIRED, "--param", "seed"], "--param: got 'seed', wanted name=value."),
+        ([*REQUIRED, "--param", "ratio=half"], "ratio: got 'half', wanted a number."),
+        ([*REQUIRED, "--param", "ratio=nan"], "ratio: got nan, wanted a number."),
+        ([*REQUIRED, "--param", "seed=1.5"], "seed: got '1.5', wanted a whole number."),
+        ([*REQUIRED, "--param", "node_selector=[]"], "node_selector: got [], wanted a JSON object."),
+        ([*REQUIRED, "--param", "tolerations=x"], "tolerations: got 'x', wanted a JSON list."),
+        ([*REQUIRED, "--params-file", "none"], "--params-file: none cannot be read (No such file or directory)."),
+    ],
+)
+def test_a_wrong_parameter_is_one_sentence_before_anything_runs(options, message, tmp_path, capsys):
+    output_dir = tmp_path / "out"
+    assert pipeline.main(["run", "--output-dir", str(output_dir), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
+    assert not output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seed: 1.5", "seed: got 1.5, wanted a whole number."),
+        ("seed: true", "seed: got True, wanted a whole number."),
+        ("llava_revision: 12", "llava_revision: got 12, wanted text."),
+        ("seed:", "seed: got None, wanted a whole number."),
+        ("[1]", "holds no names and values. Write it as name: value, one a line."),
+        ("{", "is neither JSON nor YAML. Give a file of names and values."),
+    ],
+)
+def test_a_wrong_parameter_file_is_refused(content, message, tmp_path, capsys):
+    path = tmp_path / "parameters.yaml"
+    path.write_text(content)
+    assert pipeline.main(["run", "--output-dir", str(tmp_path / "o"), "--params-file", str(path)]) == 2
+    assert capsys.readouterr().err.endswith(f"{message}\n")
+
+
+def test_only_this_machines_paths_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    values = {
+        "dataset_uri": "d.json",
+        "image_root_uri": "",
+        "llava_model": "models",
+        "mgm_model": "owner/name",
+        "mgm_vision_tower": "models",
+        "bert_model": "gs://b/m",
+        "sampler": "models",
+        "seed": 1,
+    }
+    assert pipeline.local_arguments(values) == {
+        **values,
+        "dataset_uri": f"{tmp_path}/d.json",
+        "llava_model": f"{tmp_path}/models",
+        "mgm_vision_tower": f"{tmp_path}/models",
+    }
+
+
+class FakeClient:
+    """Remembers what it was asked for, and the compiled pipeline that it was given."""
+
+    def __init__(self):
+        self.calls = {}
+
+    def create_run_from_pipeline_package(self, package, **options):
+        self.package, self.calls["run"] = open(package).read(), options
+        return SimpleNamespace(run_id="run-1")
+
+    def create_experiment(self, name):
+        return SimpleNamespace(experiment_id=f"id of {name}")
+
+    def create_recurring_run(self, *, pipeline_package_path, **options):
+        self.package, self.calls["recurring"] = open(pipeline_package_path).read(), options
+        return SimpleNamespace(recurring_run_id="job-1")
+
+
+@pytest.fixture
+def client(monkeypatch):
+    fake = FakeClient()
+    monkeypatch.setattr(pipeline, "connect", lambda host, namespace: fake)
+    return fake
+
+
+def ingest_caching(client):
+    return next(yaml.safe_load_all(client.package))["root"]["dag"]["tasks"]["ingest"]["cachingOptions"]
+
+
+def test_submit_starts_one_run(client, capsys):
+    options = ["--experiment", "e", "--run-name", "r", "--registry", "registry.example", "--tag", "1"]
+    assert pipeline.main(["submit", *REQUIRED, "--param", "ratio=0.1", *options]) == 0
+    assert client.calls["run"] == {
+        "arguments": {"dataset_uri": "gs://b/d.json", "image_root_uri": "gs://b/i", "ratio": 0.1},
+        "run_name": "r",
+        "experiment_name": "e",
+    }
+    assert "image: registry.example/free2ds-ingest:1\n" in client.package
+    assert ingest_caching(client) == {"enableCache": True}
+    assert capsys.readouterr().out == "started run run-1 in experiment e\n"
+
+
+def test_schedule_reads_the_data_set_every_time(client, capsys):
+    assert pipeline.main(["schedule", *REQUIRED, "--cron", "0 30 3 * * MON-FRI", "--max-concurrency", "2"]) == 0
+    assert client.calls["recurring"] == {
+        "experiment_id": "id of free2ds",
+        "job_name": "free2ds",
+        "cron_expression": "0 30 3 * * MON-FRI",
+        "max_concurrency": 2,
+        "no_catchup": True,
+        "params": {"dataset_uri": "gs://b/d.json", "image_root_uri": "gs://b/i"},
+    }
+    assert ingest_caching(client) == {}
+    assert capsys.readouterr().out == "scheduled job-1 (0 30 3 * * MON-FRI) in experiment free2ds\n"
+
+
+@pytest.mark.parametrize("cron", ["0 0 3 * * 1", "30 */5 1-3,5 ? JAN MON-FRI", "59 0/15 * 1,15 * *"])
+def test_six_field_schedules_are_accepted(cron):
+    pipeline.check_cron(cron)
+
+
+@pytest.mark.parametrize(
+    ("cron", "message"),
+    [
+        ("0 3 * * 1", "got '0 3 * * 1' with 5 fields, wanted six, seconds first, such as '0 0 3 * * 1' for Mondays"),
+        ("@weekly", "got '@weekly' with 1 fields, wanted six"),
+        ("0 0 3 * * 1;", "'1;' in '0 0 3 * * 1;' is no cron field; wanted six"),
+        ("* 0 3 * * 1", "the first field of '* 0 3 * * 1' is the second, wanted a number from 0 to 59"),
+        ("60 0 3 * * 1", "the first field of '60 0 3 * * 1' is the second, wanted a number from 0 to 59"),
+    ],
+)
+def test_a_schedule_that_would_be_misread_is_refused(cron, message, client, capsys):
+    assert pipeline.main(["schedule", *REQUIRED, "--cron", cron]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --cron: {message}")
+    assert client.calls == {}
+
+
+@pytest.mark.parametrize("number", ["0", "11"])
+def test_the_backend_allows_one_to_ten_runs_at_a_time(number, client, capsys):
+    assert pipeline.main(["schedule", *REQUIRED, "--cron", "0 0 3 * * 1", "--max-concurrency", number]) == 2
+    assert capsys.readouterr().err == f"error: --max-concurrency: got {number}, wanted 1 to 10.\n"
+
+
+def test_a_backend_that_does_not_answer_is_one_sentence(capsys):
+    assert pipeline.main(["submit", *REQUIRED, "--host", "http://127.0.0.1:9"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --host: no Kubeflow Pipelines answers at http://127.0.0.1:9 (")
+
+
+def test_a_backend_that_refuses_is_one_sentence(client, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise kfp_server_api.ApiException(status=403, reason="Forbidden")
+
+    monkeypatch.setattr(client, "create_run_from_pipeline_package", refuse)
+    assert pipeline.main(["submit", *REQUIRED]) == 2
+    assert capsys.readouterr().err.startswith("error: --host: the backend refused (403 Forbidden)")
