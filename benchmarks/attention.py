@@ -1,0 +1,403 @@
+"""Attention capture against plain generation and against keeping every attention matrix, on random weights.
+
+    python -m benchmarks.attention [--quick]
+
+Every comparison is a ratio within one run. Peak memory is measured in a fresh process per variant.
+"""
+
+import argparse
+import itertools
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    StoppingCriteriaList,
+)
+
+from benchmarks.bounds import Bounds, medians
+from free2ds_common.attention.capture import ATTENTION_NAME
+from free2ds_common.attention.decode import Answer, Decoder, PictureGroup, Question
+from free2ds_common.attention.feed import PictureQuestions, feed
+from free2ds_common.attention.maps import aggregate_steps
+from free2ds_common.attention.model import VisionLanguageModel
+from free2ds_common.attention.prompts import Prompt
+
+SIZES = {"tiny": (64, 2), "small": (256, 8), "large": (1024, 16), "7b": (4096, 32)}
+VOCABULARY, IMAGE_TOKEN, EOS, PAD = 2000, 1999, 2, 1998
+# Tokens 100..200 count down to EOS, so that a prompt's last token sets the length of its answer.
+COUNTDOWN = 100
+SYSTEM_TOKENS, QUESTION_TOKENS = 33, 24
+MAX_NEW_TOKENS = 100
+BATCH = 8
+
+
+class Bench:
+    """One random LLaVA and three ways to get its answers."""
+
+    def __init__(self, size: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        """Build the model; `size` is a key of `SIZES`."""
+        hidden, layers = SIZES[size]
+        torch.manual_seed(0)
+        config = LlavaConfig(
+            vision_config=CLIPVisionConfig(
+                hidden_size=1024 if size == "7b" else 128,
+                intermediate_size=4096 if size == "7b" else 256,
+                num_hidden_layers=24 if size == "7b" else 4,
+                num_attention_heads=16 if size == "7b" else 4,
+                image_size=336,
+                patch_size=14,
+            ),
+            text_config=LlamaConfig(
+                hidden_size=hidden,
+                intermediate_size=hidden * 43 // 16,
+                num_hidden_layers=layers,
+                num_attention_heads=max(2, hidden // 128),
+                vocab_size=VOCABULARY,
+                max_position_embeddings=4096,
+                eos_token_id=EOS,
+                pad_token_id=PAD,
+            ),
+            image_token_index=IMAGE_TOKEN,
+            image_seq_length=576,
+            tie_word_embeddings=False,
+        )
+        with torch.device(device):
+            self.model = LlavaForConditionalGeneration(config).to(dtype).eval()
+        self._count_down()
+        decoder = self.model.model.language_model
+        self.ours = VisionLanguageModel(
+            decoder=decoder,
+            lm_head=self.model.lm_head,
+            tokenizer=None,
+            system="",
+            preprocess=None,
+            encode_images=lambda pixels: torch.stack(
+                self.model.get_image_features(pixels["pixel_values"].to(dtype)).pooler_output
+            ),
+            grid=24,
+            eos_token_ids=frozenset([EOS]),
+            max_positions=4096,
+            preprocessing={},
+        )
+
+    @torch.no_grad()
+    def _count_down(self) -> None:
+        """Make token n + 1 predict token n: the embedding dominates what the layers add."""
+        embeddings = self.model.get_input_embeddings().weight
+        embeddings.normal_(0, 3)
+        head = self.model.lm_head.weight
+        head.copy_(embeddings.roll(-1, 0))
+        head[EOS] = embeddings[COUNTDOWN + 1]
+        head[:COUNTDOWN].mul_(torch.arange(COUNTDOWN, device=head.device)[:, None] == EOS)
+        head[COUNTDOWN + 150 :] = 0
+        for layer in self.model.model.language_model.layers:
+            layer.self_attn.o_proj.weight.mul_(0.1)
+            layer.mlp.down_proj.weight.mul_(0.1)
+
+    def implementation(self, name: str) -> None:
+        """Choose the decoder's attention."""
+        self.model.model.language_model.config._attn_implementation = name
+
+    def answer(self, groups: Sequence[PictureGroup], batch: int = BATCH, share: bool = True) -> list[Answer]:
+        """Our way."""
+        self.implementation(ATTENTION_NAME)
+        return list(Decoder(self.ours, MAX_NEW_TOKENS, batch, share).answer(groups))
+
+    def batches(self, groups: Sequence[PictureGroup], batch: int) -> Iterator[dict[str, torch.Tensor]]:
+        """The same batches as inputs of `generate`, padded on the left."""
+        pairs = [(group.pixels["pixel_values"], question) for group in groups for question in group.questions]
+        device = self.ours.device
+        for start in range(0, len(pairs), batch):
+            chunk = pairs[start : start + batch]
+            ids = [[*q.prompt.before, *[IMAGE_TOKEN] * 576, *q.prompt.after] for _, q in chunk]
+            longest = max(map(len, ids))
+            yield {
+                "input_ids": torch.tensor([[PAD] * (longest - len(row)) + row for row in ids], device=device),
+                "attention_mask": torch.tensor(
+                    [[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device
+                ),
+                "pixel_values": torch.stack([pixels for pixels, _ in chunk]).to(device, self.ours.dtype),
+            }
+
+    @torch.inference_mode()
+    def plain(self, groups: Sequence[PictureGroup], batch: int = BATCH) -> list[torch.Tensor]:
+        """Greedy generation without any attention."""
+        self.implementation("sdpa")
+        return [self._generate(inputs) for inputs in self.batches(groups, batch)]
+
+    @torch.inference_mode()
+    def known(self, groups: Sequence[PictureGroup]) -> list[torch.Tensor | None]:
+        """The known way: one record at a time, eager attention, every matrix of every step kept."""
+        self.implementation("eager")
+        maps = []
+        for inputs in self.batches(groups, 1):
+            output = self._generate(inputs, output_attentions=True, return_dict_in_generate=True)
+            start = int((inputs["input_ids"][0] == IMAGE_TOKEN).nonzero()[0])
+            rows = [torch.stack([layer[0, :, -1] for layer in step]).mean(dim=(0, 1)) for step in output.attentions]
+            maps.append(aggregate_steps(torch.stack([row[start : start + 576].float() for row in rows])))
+        return maps
+
+    def _generate(self, inputs: dict[str, torch.Tensor], **options: bool) -> torch.Tensor:
+        return self.model.generate(
+            **inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=EOS, pad_token_id=PAD,
+            stopping_criteria=StoppingCriteriaList(), **options,
+        )  # fmt: skip
+
+
+def make_groups(per_picture: int, lengths: Sequence[int], seed: int = 0) -> list[PictureGroup]:
+    """Pictures with `per_picture` questions each; question i's answer has `lengths[i]` tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    before = (1, *range(COUNTDOWN + 200, COUNTDOWN + 199 + SYSTEM_TOKENS))
+    questions = []
+    for index, length in enumerate(lengths):
+        text = torch.randint(COUNTDOWN + 200, IMAGE_TOKEN - 1, (QUESTION_TOKENS,), generator=generator).tolist()
+        questions.append(Question(index, Prompt(before, (*text, COUNTDOWN + length))))
+    return [
+        PictureGroup(
+            {"pixel_values": torch.randn(3, 336, 336, generator=generator)},
+            tuple(questions[start : start + per_picture]),
+        )
+        for start in range(0, len(questions), per_picture)
+    ]
+
+
+def spread(count: int) -> list[int]:
+    """Answer lengths 2..100, as short answers mostly are: half of them under 10 tokens."""
+    return [int(2 + 98 * ((number + 0.5) / count) ** 3) for number in range(count)]
+
+
+def check_lengths(bench: Bench, groups: Sequence[PictureGroup], lengths: Sequence[int]) -> None:
+    """The countdown works: answers have the wanted lengths, ours and plain alike."""
+    found = {answer.index: len(answer.tokens) for answer in bench.answer(groups)}
+    if [found[index] for index in range(len(lengths))] != list(lengths):
+        raise RuntimeError(f"answers have lengths {found}, wanted {lengths}")
+
+
+def against_plain(bounds: Bounds, size: str, repeats: int) -> None:
+    """Time and memory of ours over plain generation, nothing shared."""
+    bench = Bench(size)
+    for name, lengths in (("short", [2 + number % 4 for number in range(BATCH)]), ("spread", spread(BATCH))):
+        groups = make_groups(1, lengths)
+        check_lengths(bench, groups, lengths)
+        seconds = medians(repeats, ours=lambda: bench.answer(groups, share=False), plain=lambda: bench.plain(groups))  # noqa: B023
+        print(
+            f"{size} {name}: " + ", ".join(f"{way} {value / BATCH:.3f} s per record" for way, value in seconds.items())
+        )
+        bounds.at_most(f"time_ours_over_plain_{size}_{name}", seconds["ours"] / seconds["plain"], 1.05)
+    peaks = {way: peak_memory(size, way) for way in ("ours", "plain")}
+    print(f"{size}: peak memory above the model's, MB: {peaks}")
+    bounds.at_most(f"memory_ours_over_plain_{size}", peaks["ours"] / peaks["plain"], 1.10)
+
+
+def peak_memory(size: str, way: str) -> float:
+    """MB above the loaded model's, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.attention", "--memory-of", way, "--size", size]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def memory_of(way: str, size: str) -> None:
+    """Child process: print the peak above what the loaded model takes."""
+    bench = Bench(size)
+    # One tiny run first: libraries and thread pools are not the capture's memory.
+    bench.plain(make_groups(1, [2]), 1)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = resident_mb()
+    groups = make_groups(1, [100] * 4 + [50] * 4)
+    if way == "ours":
+        bench.answer(groups, share=False)
+    else:
+        bench.plain(groups)
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(int(peak.split()[1]) / 1024 - before)
+
+
+def sharing(bounds: Bounds, size: str, repeats: int) -> None:
+    """Records per second with 1, 2 and 4 records per picture, the same number of records."""
+    bench = Bench(size)
+    lengths = [2 + number % 4 for number in range(16)]
+    ways: dict[str, Callable[[], object]] = {}
+    for per_picture in (1, 2, 4):
+        groups = make_groups(per_picture, lengths)
+        ways[str(per_picture)] = lambda groups=groups: bench.answer(groups, 16)
+    seconds = medians(repeats, **ways)
+    print(f"{size}: " + ", ".join(f"{n} per picture {16 / value:.2f} records/s" for n, value in seconds.items()))
+    bounds.at_least(f"sharing_4_over_1_{size}", seconds["1"] / seconds["4"], 2.5)
+
+
+def against_known(bounds: Bounds, size: str, repeats: int) -> None:
+    """The known way and ours, two records per picture."""
+    bench = Bench(size)
+    lengths = spread(BATCH)
+    groups = make_groups(2, lengths)
+    seconds = medians(repeats, ours=lambda: bench.answer(groups), known=lambda: bench.known(groups))
+    found = {answer.index: answer.map for answer in bench.answer(groups)}
+    worst = max(
+        float((found[index] - wanted).abs().max())
+        for index, wanted in enumerate(bench.known(groups))
+        if wanted is not None
+    )
+    print(f"{size}: " + ", ".join(f"{way} {value / BATCH:.3f} s per record" for way, value in seconds.items()))
+    bounds.at_least(f"speed_ours_over_known_{size}", seconds["known"] / seconds["ours"], 2)
+    bounds.at_most(f"maps_against_known_{size}", worst, 1e-6)
+
+
+def one_long_answer(bounds: Bounds, size: str, repeats: int) -> None:
+    """One 100-token answer among 31 of two tokens, against the 31 plus the one alone."""
+    bench = Bench(size)
+    mixed = make_groups(1, [2] * 31 + [100])
+    seconds = medians(
+        repeats,
+        mixed=lambda: bench.answer(mixed, 32),
+        short=lambda: bench.answer(mixed[:31], 32),
+        long=lambda: bench.answer(mixed[31:], 32),
+    )
+    bounds.at_most(f"one_long_answer_{size}", seconds["mixed"] / (seconds["short"] + seconds["long"]), 1.25)
+
+
+def same_maps(bounds: Bounds, size: str) -> None:
+    """Batched and shared against one record at a time, nothing shared."""
+    bench = Bench(size)
+    groups = make_groups(4, spread(16))
+    wanted = {answer.index: answer for answer in bench.answer(groups, 1, share=False)}
+    worst, same_positions = 0.0, True
+    for answer in bench.answer(groups, 16):
+        one, other = answer.map, wanted[answer.index].map
+        if one is not None and other is not None:
+            worst = max(worst, float((one - other).abs().max()))
+            same_positions &= set(one.topk(172).indices.tolist()) == set(other.topk(172).indices.tolist())
+    bounds.at_most(f"maps_against_unbatched_{size}", worst, 1e-6)
+    bounds.at_most(f"records_with_another_top_set_{size}", float(not same_positions), 0)
+
+
+def flat_memory(bounds: Bounds, records: int) -> None:
+    """Growth of the resident set over many records after the first 500, tiny model."""
+    bench = Bench("tiny")
+    lengths = [2 + number % 3 for number in range(4)]
+    template = make_groups(4, lengths)[0]
+
+    def groups() -> Iterator[PictureGroup]:
+        for index in itertools.count(0, 4):
+            if index >= records:
+                return
+            yield PictureGroup(
+                template.pixels,
+                tuple(replace(question, index=index + n) for n, question in enumerate(template.questions)),
+            )
+
+    bench.implementation(ATTENTION_NAME)
+    after_first = 0.0
+    for number, _ in enumerate(Decoder(bench.ours, MAX_NEW_TOKENS, 16).answer(groups()), start=1):
+        if number == 500:
+            after_first = resident_mb()
+    print(f"{records} records: {resident_mb():.0f} MB at the end, {after_first:.0f} MB after 500")
+    bounds.at_most(f"memory_growth_mb_{records}_records", resident_mb() - after_first, 50)
+
+
+def resident_mb() -> float:
+    """Resident set of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def pictures(bounds: Bounds, size: str) -> None:
+    """Share of the time that the model waits for pictures on local disk, decoding and preprocessing included."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    bench = Bench(size)
+    bench.implementation(ATTENTION_NAME)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    questions = [question for group in make_groups(1, [2 + n % 4 for n in range(32)]) for question in group.questions]
+    waited = 0.0
+    with tempfile.TemporaryDirectory() as root:
+        for number in range(len(questions)):
+            Image.effect_noise((640, 480), 60).convert("RGB").save(f"{root}/{number}.jpg", quality=90)
+
+        def waiting() -> Iterator[PictureGroup]:
+            nonlocal waited
+            source = feed(
+                [PictureQuestions(f"{n}.jpg", (question,)) for n, question in enumerate(questions)],
+                root,
+                lambda picture: {"pixel_values": processor(picture, return_tensors="pt").pixel_values[0]},
+                2 * BATCH,
+                lambda group, problem: None,
+            )
+            while True:
+                start = time.perf_counter()
+                group = next(source, None)
+                waited += time.perf_counter() - start
+                if group is None:
+                    return
+                yield group
+
+        start = time.perf_counter()
+        answers = list(Decoder(bench.ours, MAX_NEW_TOKENS, BATCH).answer(waiting()))
+        total = time.perf_counter() - start
+    print(f"{size}: waited {waited:.3f} s of {total:.1f} s for {len(answers)} pictures")
+    bounds.at_most(f"waiting_for_pictures_{size}", waited / total, 0.05)
+
+
+def on_gpu(sizes: Sequence[int]) -> None:
+    """7B shapes in bf16: records per second and peak memory per batch size; no bounds."""
+    bench = Bench("7b", "cuda", torch.bfloat16)
+    for batch in sizes:
+        lengths = [2 + number % 4 for number in range(2 * batch)]
+        for per_picture in (1, 2):
+            groups = make_groups(per_picture, lengths)
+            torch.cuda.reset_peak_memory_stats()
+            seconds = medians(5, ours=lambda: bench.answer(groups, batch), plain=lambda: bench.plain(groups, batch))  # noqa: B023
+            print(
+                json.dumps(
+                    {
+                        "batch": batch,
+                        "records_per_picture": per_picture,
+                        "records_per_s": {way: len(lengths) / value for way, value in seconds.items()},
+                        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+                    }
+                )
+            )
+
+
+def main() -> int:
+    """Run everything; returns 1 when a bound is not kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small model and few repeats: to see that it runs")
+    parser.add_argument("--gpu", type=int, nargs="+", help="instead: 7B shapes on a GPU at these batch sizes")
+    parser.add_argument("--memory-of", choices=("ours", "plain"), help=argparse.SUPPRESS)
+    parser.add_argument("--size", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        memory_of(options.memory_of, options.size)
+        return 0
+    if options.gpu:
+        on_gpu(options.gpu)
+        return 0
+    small, large, repeats = ("tiny", "small", 1) if options.quick else ("small", "large", 5)
+    bounds = Bounds()
+    for size in (small, large):
+        against_plain(bounds, size, repeats)
+    sharing(bounds, small, repeats)
+    sharing(bounds, large, repeats)
+    against_known(bounds, large, repeats)
+    one_long_answer(bounds, small, repeats)
+    for size in (small, large):
+        same_maps(bounds, size)
+    pictures(bounds, large)
+    flat_memory(bounds, 1000 if options.quick else 10_000)
+    return bounds.report()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Where a model's files are, and what they are: folders, object stores and the hub; content fingerprints."""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from free2ds_common.datasets import sha256_of_file
+from free2ds_common.errors import StageError
+from free2ds_common.storage import local_folder
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
+
+
+def resolve_model(model: str, revision: str, cache_dir: str = "") -> str:
+    """A local folder with a model's files.
+
+    Args:
+        model: A folder, an object-store URI, or a hub id such as "google-bert/bert-base-uncased".
+        revision: Hub branch or commit; unused for folders and URIs.
+        cache_dir: Where a download from an object store goes; empty for a folder below HF_HOME or the temporary one.
+
+    Raises:
+        StageError: Nothing is there, or the hub cannot be reached.
+    """
+    if not model:
+        raise StageError("model: is empty, wanted a folder, a URI or a hub id.")
+    if "://" in model and not model.startswith("hf://"):
+        return local_folder(model, cache_dir or str(_download_folder()))
+    if os.path.isdir(model):
+        return model
+    hub_id = model.removeprefix("hf://").removeprefix("models/")
+    if model.startswith((".", "/", "~")) or hub_id.count("/") > 1:
+        raise StageError(f"model: {model} is no folder. Give an existing folder, a URI or a hub id.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(hub_id, revision=revision, ignore_patterns=["*.h5", "*.msgpack", "*.onnx", "onnx/*"])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        detail = str(error).strip().splitlines()[0]
+        raise StageError(
+            f"model: {model} at revision {revision} is no folder here and could not be fetched from the hub ({detail})."
+        ) from error
+
+
+def _download_folder() -> Path:
+    return Path(os.environ.get("HF_HOME") or tempfile.gettempdir()) / "free2ds-models"
+
+
+def fingerprint(folder: str | os.PathLike[str]) -> str:
+    """What a model folder holds: "commit <hash>" for a hub download, otherwise "sha256 <hex>".
+
+    The sha256 is over the names and contents of weights, settings and tokenizer, sub-folders included: folders with the
+    same fingerprint give the same results, wherever they lie.
+    """
+    root = Path(folder)
+    if root.parent.name == "snapshots":  # the hub cache's layout; the commit says it all and spares reading 14 GB
+        return f"commit {root.name}"
+    files = sorted(
+        (path.relative_to(root).as_posix(), path)
+        for path in root.rglob("*")
+        if path.is_file() and (path.suffix in (*_WEIGHT_SUFFIXES, ".json", ".model", ".txt"))
+    )
+    digest = hashlib.sha256(json.dumps([(name, sha256_of_file(path)) for name, path in files]).encode())
+    return f"sha256 {digest.hexdigest()}"

@@ -1,0 +1,89 @@
+"""Our capture on the parity models gives the method's tokens, maps and IoU (../shared/parity/README.md)."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from components.llava_attention.model import load_llava
+from components.mgm_attention.model import load_mgm
+from free2ds_common.attention.decode import Decoder, PictureGroup, Question
+from free2ds_common.attention.prompts import build_prompt, prompt_text
+from free2ds_common.images import load_image
+
+TOLERANCE = 1e-6
+CPU, FP32 = torch.device("cpu"), torch.float32
+LAYOUTS = {"llava": load_llava, "llava_hf": load_llava, "mgm": load_mgm}
+
+
+@pytest.fixture(scope="session")
+def samples(shared):
+    records = json.loads((shared / "parity/samples.json").read_text())
+    return {record["unique_id"]: record for record in records if "image" in record}
+
+
+@pytest.fixture(scope="session")
+def answers(shared, samples):
+    """Every layout's answers, computed once: two questions a picture in one, so that prefixes are shared."""
+    found = {}
+    for layout, load in LAYOUTS.items():
+        model = load(shared / "parity/models" / layout, CPU, FP32)
+        groups = []
+        for number, record in samples.items():
+            prompt = build_prompt(record["conversations"][0]["value"], model.system, model.tokenizer)
+            pixels = model.preprocess(load_image(str(shared / "parity/images"), record["image"]))
+            groups.append(PictureGroup(pixels, (Question(number, prompt), Question(-number, prompt))))
+        found[layout] = {answer.index: answer for answer in Decoder(model, 100, 16).answer(groups)}
+    return found
+
+
+def expected(shared, layout, number):
+    return np.load(shared / "parity" / layout.removesuffix("_hf") / f"sample_{number:03d}.npz")
+
+
+def test_prompts_and_tokens_equal(shared, samples):
+    for layout, load in (("llava", load_llava), ("mgm", load_mgm)):
+        model = load(shared / "parity/models" / layout, CPU, FP32)
+        for number, record in samples.items():
+            wanted = expected(shared, layout, number)
+            question = record["conversations"][0]["value"]
+            assert prompt_text(question, model.system) == str(wanted["prompt"])
+            prompt = build_prompt(question, model.system, model.tokenizer)
+            assert [*prompt.before, -200, *prompt.after] == wanted["input_ids"].tolist()
+            assert [len(prompt.before), len(prompt.before) + model.positions] == wanted["vision_span"].tolist()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_generated_tokens_equal(shared, samples, answers, layout):
+    for number in samples:
+        wanted = expected(shared, layout, number)["generated"].tolist()[1:]
+        assert list(answers[layout][number].tokens) == wanted
+        assert list(answers[layout][-number].tokens) == wanted
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_maps_equal(shared, samples, answers, layout):
+    for number in samples:
+        wanted = expected(shared, layout, number)
+        for answer in (answers[layout][number], answers[layout][-number]):
+            if "aggregated" not in wanted:
+                assert answer.map is None and answer.outcome == "eos_only"
+            else:
+                np.testing.assert_allclose(answer.map.numpy(), wanted["aggregated"], rtol=0, atol=TOLERANCE)
+
+
+def test_both_llava_layouts_give_the_same_bits(samples, answers):
+    for number in samples:
+        one, other = answers["llava"][number], answers["llava_hf"][number]
+        assert one.tokens == other.tokens
+        assert (one.map is None) == (other.map is None)
+        assert one.map is None or torch.equal(one.map, other.map)
+
+
+def test_preprocessing_equals(shared, samples):
+    model = load_llava(shared / "parity/models/llava", CPU, FP32)
+    for number in (1, 2):
+        picture = load_image(str(shared / "parity/images"), samples[number]["image"])
+        wanted = expected(shared, "llava", number)["pixel_values"]
+        np.testing.assert_array_equal(model.preprocess(picture)["pixel_values"].numpy(), wanted)

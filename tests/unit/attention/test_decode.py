@@ -1,0 +1,187 @@
+"""The batched, shared, fused path against a plain loop with full attention matrices, on a random tiny decoder."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from free2ds_common.attention.capture import ATTENTION_NAME
+from free2ds_common.attention.decode import Decoder, PictureGroup, Question
+from free2ds_common.attention.maps import aggregate_steps
+from free2ds_common.attention.model import VisionLanguageModel
+from free2ds_common.attention.prompts import Prompt
+
+GRID, HIDDEN, VOCABULARY, EOS = 3, 32, 40, 2
+MAX_NEW_TOKENS = 8
+
+
+def tiny(key_value_heads=4, seed=0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=key_value_heads, vocab_size=VOCABULARY, max_position_embeddings=128,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)  # peaked attention and varied answers
+    projection = torch.randn(4, GRID * GRID * HIDDEN)
+    wrapped = VisionLanguageModel(
+        decoder=model.model,
+        lm_head=model.lm_head,
+        tokenizer=None,
+        system="",
+        preprocess=None,
+        encode_images=lambda pixels: (pixels["pixel_values"] @ projection).view(-1, GRID * GRID, HIDDEN),
+        grid=GRID,
+        eos_token_ids=frozenset([EOS, 5, 6, 7]),
+        max_positions=128,
+        preprocessing={},
+    )
+    return model, wrapped
+
+
+def groups_of(questions_per_picture, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    groups, index = [], 0
+    for count in questions_per_picture:
+        questions = []
+        for number in range(count):
+            length = int(torch.randint(1, 9, (1,), generator=generator))
+            after = torch.randint(8, VOCABULARY, (length,), generator=generator)
+            # Every fourth question stands before the picture, so its prefix is not shared.
+            before = (1, 9, 10) if number % 4 != 3 else (1, 9, 10, 11 + number)
+            questions.append(Question(index, Prompt(before, tuple(after.tolist()))))
+            index += 1
+        groups.append(PictureGroup({"pixel_values": torch.randn(4, generator=generator)}, tuple(questions)))
+    return groups
+
+
+@torch.inference_mode()
+def plain(model, wrapped, group, question):
+    """One record, eager attention with every matrix kept, the whole sequence again at every step."""
+    model.config._attn_implementation = wrapped.decoder.config._attn_implementation = "eager"
+    features = wrapped.encode_images({"pixel_values": group.pixels["pixel_values"][None]})[0]
+    embed = wrapped.decoder.embed_tokens
+    start = len(question.prompt.before)
+    inputs = torch.cat(
+        [embed(torch.tensor(question.prompt.before)), features, embed(torch.tensor(question.prompt.after))]
+    )
+    tokens, steps = [], []
+    while len(tokens) < MAX_NEW_TOKENS and (not tokens or tokens[-1] not in wrapped.eos_token_ids):
+        out = model(inputs_embeds=inputs[None], output_attentions=True)
+        rows = torch.stack([layer[0, :, -1] for layer in out.attentions])
+        steps.append(rows.mean(dim=(0, 1))[start : start + wrapped.positions])
+        tokens.append(int(out.logits[0, -1].argmax()))
+        inputs = torch.cat([inputs, embed(torch.tensor(tokens[-1:]))])
+    return tokens, aggregate_steps(torch.stack(steps))
+
+
+@pytest.fixture(params=[4, 2], ids=["full heads", "grouped heads"])
+def models(request):
+    return tiny(request.param)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 64])
+def test_equals_the_plain_loop(models, batch_size, share):
+    model, wrapped = models
+    groups = groups_of([1, 4, 2, 9, 1, 5])
+    wanted = {q.index: plain(model, wrapped, group, q) for group in groups for q in group.questions}
+    assert len({len(tokens) for tokens, _ in wanted.values()}) > 3, "answers should differ in length"
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    found = list(Decoder(wrapped, MAX_NEW_TOKENS, batch_size, share).answer(groups))
+    assert sorted(answer.index for answer in found) == sorted(wanted)
+    for answer in found:
+        tokens, aggregated = wanted[answer.index]
+        assert list(answer.tokens) == tokens
+        if aggregated is None:
+            assert (answer.map, answer.outcome) == (None, "eos_only")
+        else:
+            assert answer.outcome == "ok"
+            torch.testing.assert_close(answer.map, aggregated, rtol=0, atol=1e-6)
+
+
+def test_finished_answers_leave_at_once():
+    """Rows computed = tokens generated after the first, however long the longest answer is."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    rows = []
+    hook = wrapped.decoder.register_forward_hook(
+        lambda module, arguments, options, output: rows.append(options["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    answers = list(Decoder(wrapped, MAX_NEW_TOKENS, 16).answer(groups_of([1] * 16)))
+    hook.remove()
+    decoded = sum(count for count, tokens in rows if tokens == 1)
+    assert decoded == sum(len(answer.tokens) - 1 for answer in answers)
+
+
+def test_non_finite_attention_is_an_outcome_and_spreads_to_no_one():
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1, 1, 1, 1, 1, 1])
+    clean = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 2).answer(groups)}
+    broken = [*groups]
+    broken[1] = PictureGroup({"pixel_values": torch.full((4,), float("nan"))}, groups[1].questions)
+    found = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 2).answer(broken)}
+    assert found[1].outcome == "non_finite" and found[1].map is None
+    for index in (0, 2, 3, 4, 5):
+        assert found[index].tokens == clean[index].tokens
+        assert found[index].outcome == clean[index].outcome
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(caplog):
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([3, 4, 2, 1, 5])
+    wanted = {answer.index: answer.tokens for answer in Decoder(wrapped, MAX_NEW_TOKENS, 64).answer(groups)}
+
+    def refuse(module, arguments, options):
+        if options["inputs_embeds"].shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = wrapped.decoder.register_forward_pre_hook(refuse, with_kwargs=True)
+    decoder = Decoder(wrapped, MAX_NEW_TOKENS, 8)
+    found = list(decoder.answer(groups))
+    hook.remove()
+    assert decoder.batch_size == 2
+    assert {answer.index: answer.tokens for answer in found} == wanted and len(found) == len(wanted)
+    assert "out of memory: going on with 2 answers at a time" in caplog.text
+
+
+def test_out_of_memory_at_one_record_is_an_error():
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+
+    def refuse(module, arguments, options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = wrapped.decoder.register_forward_pre_hook(refuse, with_kwargs=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(Decoder(wrapped, MAX_NEW_TOKENS, 4).answer(groups_of([1, 1])))
+    hook.remove()
+
+
+def test_nothing_of_length_times_length_is_allocated():
+    """The largest tensor of a prefill outside the fused kernel stays linear in the prompt's length."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            result = function(*arguments, **(options or {}))
+            for value in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(value, torch.Tensor):
+                    seen.append(value.numel())
+            return result
+
+    groups = [PictureGroup({"pixel_values": torch.zeros(4)}, (Question(0, Prompt((1,) * 80, (9,) * 31)),))]
+    with Watch():
+        list(Decoder(wrapped, 1, 1).answer(groups))
+    length = 80 + 9 + 31
+    assert max(seen) < 4 * length * length
+
+
+def test_no_groups_no_answers():
+    _, wrapped = tiny()
+    assert list(Decoder(wrapped, MAX_NEW_TOKENS, 4).answer([])) == []
