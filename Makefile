@@ -1,0 +1,40 @@
+# Assumes Python 3.11 or newer with pip, and make. Every target sets up .venv itself; once that is done, in no time.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+OUT := demo/out
+
+.PHONY: demo test check lint fast compile
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; give it as: make PYTHON=/path/to/python3.11")'
+	@echo "Setting up .venv (once; torch is most of the download)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# Draws a small data set and tiny models with random weights, and runs the whole pipeline on them.
+demo: $(READY)
+	@$(BIN)/python -m examples.make --output-dir demo --num-records 240 --seed 7
+	@$(BIN)/python pipeline.py run --output-dir $(OUT) \
+	    --param dataset_uri=demo/dataset.json --param image_root_uri=demo/images \
+	    --param llava_model=demo/models/llava --param mgm_model=demo/models/mgm --param bert_model=demo/models/bert \
+	    --param num_shards=2 --param num_clusters=10
+	@echo "The demo's models have random weights: it shows that everything works; what it selected means nothing."
+
+test: $(READY)
+	@$(BIN)/python -m pytest
+
+# What a change has to pass before it goes in.
+check: lint fast compile
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+fast: $(READY)
+	@$(BIN)/python -m pytest tests/unit tests/cli tests/compile
+
+compile: $(READY)
+	@$(BIN)/python pipeline.py compile --output free2ds.yaml

@@ -1,0 +1,138 @@
+"""Running a graph on this machine: what the user sees, and what is left when it fails."""
+
+import json
+import subprocess
+
+import pytest
+from kfp import compiler, dsl
+
+import pipeline
+from free2ds_common.local_run import GraphFailed, publish_results, run_graph, stop_group, watch
+
+
+class Printed:
+    """A process that has printed lines and ended."""
+
+    def __init__(self, *lines, exit_code=0):
+        self.stdout = [f"{line}\n" for line in lines]
+        self._exit_code = exit_code
+
+    def wait(self):
+        return self._exit_code
+
+
+def test_only_the_stages_own_lines_are_shown_and_all_are_kept(tmp_path, capsys):
+    lines = [
+        "10:00:00.000 - INFO - Executing task \x1b[96m'ingest'\x1b[0m",
+        '    {"inputs": {}}',
+        "    2026-01-02 10:00:01,002 INFO components.ingest.stage: read 3 = written 3 + rejected 0",
+        "    2026-01-02 10:00:02,003 WARNING free2ds_common.attention.stage: a word",
+    ]
+    watch(Printed(*lines), tmp_path / "run.log")
+    assert capsys.readouterr().out == (
+        "10:00:01 ingest: read 3 = written 3 + rejected 0\n10:00:02 attention: WARNING a word\n"
+    )
+    kept = (tmp_path / "run.log").read_text()
+    assert kept.count("\n") == 4 and "Executing task 'ingest'" in kept
+
+
+@pytest.mark.parametrize(
+    ("lines", "message", "exit_code"),
+    [
+        (["    error: ratio: got 2, wanted a number in (0, 1]."], "ratio: got 2, wanted a number in (0, 1].", 2),
+        (
+            ["    ValueError: boom", "", "10:00 - Task \x1b[96m'bert-features'\x1b[0m finished with status FAILURE"],
+            "bert_features: ValueError: boom. The whole log is in ",
+            1,
+        ),
+        (
+            ["10:00 - Task 'mgm-attention' finished with status FAILURE"],
+            "mgm_attention: it ended without a message; perhaps the machine ran out of memory. The whole log is in ",
+            1,
+        ),
+        (["RuntimeError: x. Inner task failed: 'split'."], "split: it ended without a message", 1),
+        (["OSError: [Errno 28] No space left on device"], "kfp.local: OSError: [Errno 28] No space left on device.", 1),
+    ],
+)
+def test_a_failure_is_one_sentence(lines, message, exit_code, tmp_path):
+    with pytest.raises(GraphFailed) as failed:
+        watch(Printed(*lines, exit_code=1), tmp_path / "run.log")
+    assert str(failed.value).startswith(message)
+    assert failed.value.exit_code == exit_code
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def crash():
+    raise ValueError("boom")
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def never(after: int):
+    print("never runs")
+
+
+def test_the_graph_stops_at_a_crash(tmp_path):
+    @dsl.pipeline(name="crashing")
+    def crashing():
+        never(after=1).after(crash())
+
+    compiler.Compiler().compile(crashing, str(tmp_path / "free2ds.yaml"))
+    (tmp_path / "arguments.json").write_text("{}")
+    with pytest.raises(GraphFailed, match="^crash: ValueError: boom. The whole log is in .*run.log.$"):
+        run_graph(tmp_path, tmp_path / "run.log", threads=1)
+    log = (tmp_path / "run.log").read_text()
+    assert "Traceback" in log and "Executing task 'never'" not in log
+
+
+def test_stopping_ends_grandchildren_too():
+    process = subprocess.Popen(
+        ["sh", "-c", "sleep 600 & echo started; wait"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "started\n"
+    stop_group(process)
+    # The pipe ends when the last process that holds it is gone.
+    assert process.stdout.read() == ""
+    process.wait(timeout=5)
+
+
+def test_results_replace_those_of_an_earlier_run(tmp_path):
+    work, output_dir = tmp_path / "work", tmp_path / "out"
+    for root, content in ((work, "new"), (output_dir, "old")):
+        (root / "scores").mkdir(parents=True)
+        (root / "scores" / f"{content}.parquet").write_text(content)
+        for name in ("selected.json", "rejects.jsonl", "report.html", "summary.json"):
+            (root / name).write_text(content)
+    names = {
+        "selected": "selected.json",
+        "rejects": "rejects.jsonl",
+        "report": "report.html",
+        "summary": "summary.json",
+    }
+    publish_results({name: str(work / file) for name, file in {**names, "scores": "scores"}.items()}, output_dir)
+    assert [path.name for path in (output_dir / "scores").iterdir()] == ["new.parquet"]
+    assert {(output_dir / file).read_text() for file in names.values()} == {"new"}
+
+
+def test_a_missing_data_set_leaves_earlier_results_alone(tmp_path, capsys):
+    output_dir = tmp_path / "out"
+    output_dir.mkdir()
+    (output_dir / "selected.json").write_text("[1]")
+    parameters = [f"dataset_uri={tmp_path}/none.json", f"image_root_uri={tmp_path}"]
+    options = [option for parameter in parameters for option in ("--param", parameter)]
+    assert pipeline.main(["run", "--output-dir", str(output_dir), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/none.json: ") and error.count("\n") == 1
+    assert sorted(path.name for path in output_dir.iterdir()) == ["run.log", "selected.json"]
+    assert json.loads((output_dir / "selected.json").read_text()) == [1]
+
+
+def test_rejects_are_shown_when_there_are_too_many(tmp_path, capsys):
+    record = {"id": "a", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
+    (tmp_path / "d.json").write_text(json.dumps([record, {"id": "b"}]))
+    options = ["--param", f"dataset_uri={tmp_path}/d.json", "--param", "image_root_uri="]
+    assert pipeline.main(["run", "--output-dir", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert f"The unusable records are in {tmp_path}/out/rejects.jsonl" in error
+    assert "1 of 2 records rejected (conversations_missing 1), more than max_reject_fraction 0.05 allows." in error
+    rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
+    assert [(reject["index"], reject["record"]) for reject in rejects] == [(1, {"id": "b"})]
