@@ -106,11 +106,13 @@ def run_attention(config: AttentionConfig, load: Loader) -> StageResult:
         "grid": model.grid,
         "capture_version": CAPTURE_VERSION,
     }
-    _LOG.info("%d records, %s on %s in %s", len(records), config.model, device, settings["dtype"])
+    # components.<stage>.model: with two models side by side, each line says whose it is.
+    log = logging.getLogger(load.__module__)
+    log.info("%d records, %s on %s in %s", len(records), config.model, device, settings["dtype"])
     counted: Counter[str] = Counter()
     steps = 0
     with DatasetWriter(config.attention, attention_schema(model.positions), _ROWS_PER_PART) as writer:
-        progress = Progress(len(records), "records", _LOG)
+        progress = Progress(len(records), "records", log)
         for row in _in_order(records, _answers(records, model, config)):
             writer.write([row])
             counted[row["outcome"]] += 1
@@ -126,7 +128,7 @@ def run_attention(config: AttentionConfig, load: Loader) -> StageResult:
             "Check image_root_uri."
         )
     if device.type == "cuda":
-        _LOG.info("peak GPU memory %.2f GiB", torch.cuda.max_memory_allocated() / 2**30)
+        log.info("peak GPU memory %.2f GiB", torch.cuda.max_memory_allocated() / 2**30)
     metrics = {f"outcome_{outcome}": float(count) for outcome, count in sorted(counted.items())}
     counts = Counts(read=len(records), written=sum(counted.values()))
     return StageResult(counts, {**metrics, "generated_tokens": float(steps)}, {**settings, "outcomes": dict(counted)})
