@@ -172,6 +172,7 @@ def free2ds(
     mgm_vision_tower_aux: str = "",
     bert_model: str = defaults.BERT_MODEL,
     bert_revision: str = defaults.REVISION,
+    bert_batch_tokens: int = defaults.BERT_BATCH_TOKENS,
     num_shards: int = defaults.NUM_SHARDS,
     max_reject_fraction: float = defaults.MAX_REJECT_FRACTION,
     max_new_tokens: int = defaults.MAX_NEW_TOKENS,
@@ -214,6 +215,7 @@ def free2ds(
         mgm_vision_tower_aux: Its ConvNeXt encoder, likewise.
         bert_model: Local folder, object-store URI or hub id.
         bert_revision: Branch, tag or commit of bert_model.
+        bert_batch_tokens: Tokens of one forward pass of BERT, padding included.
         num_shards: Parts that the models score side by side, 1 to 64.
         max_reject_fraction: Largest accepted share of unusable records, in [0, 1].
         max_new_tokens: Most tokens that a model generates per record.
@@ -281,7 +283,12 @@ def free2ds(
         )
     features = on_gpu(
         bert_features(
-            records=records, model=bert_model, revision=bert_revision, dtype=dtype, code_version=code_version
+            records=records,
+            model=bert_model,
+            revision=bert_revision,
+            batch_tokens=bert_batch_tokens,
+            dtype=dtype,
+            code_version=code_version,
         ),
         gpu_type,
         gpu_count,

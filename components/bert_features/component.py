@@ -9,6 +9,7 @@ def bert_features(
     features: dsl.Output[dsl.Dataset],
     model: str,
     revision: str,
+    batch_tokens: int,
     dtype: str,
     code_version: str,
 ):
@@ -16,9 +17,10 @@ def bert_features(
 
     Args:
         records: records/1.
-        features: text_messages/1 (the embeddings) and text_turns/1 (who said which message).
+        features: messages (text_messages/1, the embeddings) and turns (text_turns/1, who said which message).
         model: Local folder, object-store URI or hub id of the BERT model.
         revision: Branch, tag or commit of a hub id; also decides the cache of a folder or URI.
+        batch_tokens: Tokens of one forward pass, padding included.
         dtype: Number format of the weights; auto picks by device.
         code_version: Any text that changes when the code in an image changes under the same tag; decides the cache.
     """
@@ -26,6 +28,12 @@ def bert_features(
     from free2ds_common.kfp_output import run_component
 
     config = BertFeaturesConfig(
-        records=records.path, model=model, revision=revision, dtype=dtype, features=features.path
+        records=records.path,
+        model=model,
+        revision=revision,
+        batch_tokens=batch_tokens,
+        dtype=dtype,
+        part="0/1",
+        features=features.path,
     )
     run_component(lambda: run(config), {"code_version": code_version}, features=features)
