@@ -7,6 +7,7 @@ from kfp import dsl
 def cluster_scoring(
     features: dsl.Input[dsl.Dataset],
     scores: dsl.Output[dsl.Dataset],
+    kmeans: dsl.Output[dsl.Dataset],
     num_clusters: int,
     num_iterations: int,
     seed: int,
@@ -15,8 +16,9 @@ def cluster_scoring(
     """Score how typical each record's messages are: how near they lie to a k-means centroid.
 
     Args:
-        features: text_messages/1 and text_turns/1.
+        features: The folder of bert_features.
         scores: text_scores/1, one row per record.
+        kmeans: kmeans/1, one row per cluster: centroid, size, typical message.
         num_clusters: Centroids.
         num_iterations: Rounds of k-means.
         seed: Of k-means.
@@ -26,10 +28,11 @@ def cluster_scoring(
     from free2ds_common.kfp_output import run_component
 
     config = ClusterScoringConfig(
-        features=features.path,
+        features=[features.path],
         num_clusters=num_clusters,
         num_iterations=num_iterations,
         seed=seed,
         scores=scores.path,
+        kmeans=kmeans.path,
     )
-    run_component(lambda: run(config), {"code_version": code_version}, scores=scores)
+    run_component(lambda: run(config), {"code_version": code_version}, scores=scores, kmeans=kmeans)
