@@ -80,6 +80,20 @@ TEXT_SCORES = Schema(
     _columns(unique_id=pa.int64(), record_key=pa.string(), num_turns=pa.int32(), text_similarity=pa.float64()),
 )
 
+
+def kmeans_schema(dimensions: int) -> Schema:
+    """`kmeans/1`: one row per cluster; `num_turns` said its messages, `typical_message` is nearest to the centroid."""
+    return Schema(
+        "kmeans/1",
+        _columns(
+            cluster=pa.int32(),
+            num_turns=pa.int64(),
+            typical_message=pa.string(),
+            centroid=pa.list_(pa.float32(), dimensions),
+        ),
+    )
+
+
 # iou, image_score: null where a map is missing. image_score = 1 - minmax(iou); text_score likewise.
 SCORES = Schema(
     "scores/1",

@@ -1,0 +1,114 @@
+"""The BERT encoder: tokens in, CLS vectors out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+
+from free2ds_common.errors import StageError
+
+# The method's truncation; a model with fewer positions truncates earlier.
+MAX_TOKENS = 512
+_ENCODERS = ("bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of many messages, ragged.
+
+    Attributes:
+        ids: int64, (sum of lengths,).
+        starts: int64, (n,), first token of each message.
+        lengths: int64, (n,).
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+
+class Encoder:
+    """A loaded encoder in eval mode."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer, max_tokens: int) -> None:  # noqa: ANN001
+        """Wrap a model.
+
+        Args:
+            model: Its `last_hidden_state` is (n, tokens, dimensions).
+            tokenizer: transformers' fast tokenizer.
+            max_tokens: Longer messages are cut.
+        """
+        self._model, self._tokenizer, self.max_tokens = model, tokenizer, max_tokens
+        self.dimensions: int = model.config.hidden_size
+        self.dtype: torch.dtype = model.dtype
+
+    def tokenize(self, messages: list[str]) -> Tokens:
+        """Token ids with CLS and SEP, cut at `max_tokens`."""
+        rows = self._tokenizer(
+            messages,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        ).input_ids
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        ids = np.fromiter((token for row in rows for token in row), dtype=np.int64, count=int(lengths.sum()))
+        return Tokens(ids, np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
+
+    @torch.inference_mode()
+    def embed(self, tokens: Tokens, chosen: np.ndarray) -> np.ndarray:
+        """CLS of the last hidden state.
+
+        Args:
+            tokens: All messages.
+            chosen: int64, (n,), the ones to embed.
+
+        Returns:
+            float32, (n, dimensions), not normalised.
+        """
+        lengths = tokens.lengths[chosen]
+        columns = np.arange(int(lengths.max()))
+        inside = columns < lengths[:, None]
+        places = np.where(inside, tokens.starts[chosen][:, None] + columns, 0)
+        ids = np.where(inside, tokens.ids[places], self._tokenizer.pad_token_id)
+        device = self._model.device
+        # No mask where there is no padding: the fused kernel is faster without.
+        mask = None if inside.all() else torch.from_numpy(inside).to(device, torch.int64)
+        states = self._model(input_ids=torch.from_numpy(ids).to(device), attention_mask=mask).last_hidden_state
+        return states[:, 0].float().cpu().numpy()
+
+
+def load_encoder(folder: Path, dtype: str) -> Encoder:
+    """Load a BERT-like encoder.
+
+    Args:
+        folder: Model folder with config, weights and tokenizer.
+        dtype: "auto" (bfloat16 on a GPU, float32 on a CPU) or a torch type's name.
+
+    Raises:
+        StageError: Files are missing, or it is another kind of model.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype == "auto":
+        dtype = "float32" if device.type == "cpu" else "bfloat16"
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if config.model_type not in _ENCODERS:
+            raise StageError(f"{folder}: model type {config.model_type}, wanted one of {', '.join(_ENCODERS)}.")
+        options = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
+        model, loading = AutoModel.from_pretrained(
+            folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise StageError(f"{folder}: cannot be loaded as a BERT encoder ({reason}).") from error
+    missing = sorted(name for name in loading["missing_keys"] if "position_ids" not in name and "pooler" not in name)
+    if missing:
+        raise StageError(f"{folder}: no weights for {', '.join(missing[:5])}. The checkpoint is incomplete.")
+    if not tokenizer.is_fast or tokenizer.cls_token_id is None or tokenizer.pad_token_id is None:
+        raise StageError(f"{folder}: no fast tokenizer with CLS and padding tokens. Copy the whole model folder.")
+    most = min(MAX_TOKENS, config.max_position_embeddings)
+    return Encoder(model.to(device).eval(), tokenizer, most)

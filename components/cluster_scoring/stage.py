@@ -1,0 +1,299 @@
+"""How typical each record's messages are: distance to the nearest k-means centroid of all messages."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
+from free2ds_common.errors import StageError
+from free2ds_common.result import Counts, StageResult
+from free2ds_common.schemas import TEXT_SCORES, TEXT_TURNS, kmeans_schema, text_messages_schema
+from free2ds_common.settings import require_at_least
+
+_LOG = logging.getLogger(__name__)
+
+# FAISS trains on at most this many points per centroid; part of the method.
+MAX_POINTS_PER_CENTROID = 256
+_BLOCK_ROWS = 16_384
+_SAME_IN_ALL_PARTS = ("model_fingerprint", "dtype", "max_tokens")
+
+
+@dataclass(frozen=True)
+class ClusterScoringConfig:
+    """Settings of the stage.
+
+    Attributes:
+        features: Folders of bert_features, one per part.
+        num_clusters: K; fewer where there are fewer distinct messages.
+        num_iterations: k-means iterations.
+        seed: Of FAISS's subsampling and initial centroids.
+        scores: text_scores/1 folder to write.
+        kmeans: kmeans/1 folder to write; empty for none.
+    """
+
+    features: Sequence[str]
+    num_clusters: int
+    num_iterations: int
+    seed: int
+    scores: str
+    kmeans: str
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Who said which distinct message, ordered by record and turn.
+
+    Attributes:
+        unique_id: int64, (turns,).
+        message: int64, (turns,), index of the distinct message.
+        record_keys: One per record, by ascending unique_id.
+    """
+
+    unique_id: np.ndarray
+    message: np.ndarray
+    record_keys: pa.Array
+
+
+def run(config: ClusterScoringConfig) -> StageResult:
+    """Cluster all turns and score every record.
+
+    Args:
+        config: Settings.
+
+    Raises:
+        StageError: Wrong settings, no features, parts that do not belong together or leave turns out.
+
+    Source:
+        method.md section 4. Differs in memory only: duplicates are never materialised.
+    """
+    for name in ("num_clusters", "num_iterations"):
+        require_at_least(name, getattr(config, name), 1)
+    if not 0 <= config.seed < 2**31:
+        raise StageError(f"seed: got {config.seed}, wanted an integer from 0 to 2147483647.")
+    messages, turn_tables = _open_parts(config.features)
+    turns = join_turns(messages, turn_tables)
+    num_messages = sum(part.num_rows for part in messages)
+    clusters = min(config.num_clusters, num_messages)
+    if clusters < config.num_clusters:
+        _LOG.warning("%d distinct messages: %d clusters instead of %d", num_messages, clusters, config.num_clusters)
+    sample = training_rows(len(turns.message), clusters, config.seed)
+    _LOG.info("k-means: %d turns, %d train %d clusters", len(turns.message), len(sample), clusters)
+    points = _gather(messages, turns.message[sample])
+    index, objectives = train(points, clusters, config.num_iterations, config.seed)
+    del points
+    distances, nearest = _assign(index, messages)
+    similarities = similarity(distances)
+    unique_ids, firsts, counts = np.unique(turns.unique_id, return_index=True, return_counts=True)
+    scores = np.add.reduceat(similarities[turns.message].astype(np.float64), firsts) / counts
+    settings = {
+        "num_clusters": clusters,
+        "num_clusters_asked": config.num_clusters,
+        "num_iterations": config.num_iterations,
+        "seed": config.seed,
+        "faiss_version": faiss.__version__,
+        **{name: messages[0].manifest[name] for name in ("model", "revision", *_SAME_IN_ALL_PARTS)},
+    }
+    with DatasetWriter(config.scores, TEXT_SCORES) as writer:
+        columns = [unique_ids, turns.record_keys, counts.astype(np.int32), scores]
+        writer.write(pa.table([pa.array(column) for column in columns], names=TEXT_SCORES.arrow.names))
+        writer.manifest.update(settings)
+    if config.kmeans:
+        _write_model(config.kmeans, index, nearest, turns.message, messages, distances, settings, objectives)
+    metrics = {
+        "distinct_messages": float(num_messages),
+        "turns": float(len(turns.message)),
+        "clusters": float(clusters),
+        "objective": float(objectives[-1]),
+        "largest_squared_distance": float(distances.max()),
+        "mean_text_similarity": float(scores.mean()),
+    }
+    return StageResult(Counts(read=len(unique_ids), written=len(unique_ids)), metrics, settings)
+
+
+def similarity(squared_distances: np.ndarray) -> np.ndarray:
+    """1 - d / max(d).
+
+    Args:
+        squared_distances: float32, (n,), non-negative.
+
+    Returns:
+        float32, (n,), in [0, 1]; all ones where every distance is zero.
+
+    Source:
+        method.md section 4; in float32 as the reference computes it.
+    """
+    largest = squared_distances.max()
+    if largest == 0:
+        return np.ones_like(squared_distances)
+    return 1 - squared_distances / largest
+
+
+def training_rows(num_turns: int, clusters: int, seed: int) -> np.ndarray:
+    """The turns that FAISS would train on, given all of them.
+
+    Args:
+        num_turns: Rows of the full, duplicated matrix.
+        clusters: K.
+        seed: FAISS's.
+
+    Returns:
+        int64 row numbers, in FAISS's order; all rows in order where there are at most 256 K.
+
+    Source:
+        faiss/Clustering.cpp, subsample_training_set: the first 256 K entries of rand_perm(n, seed).
+    """
+    most = clusters * MAX_POINTS_PER_CENTROID
+    if num_turns <= most:
+        return np.arange(num_turns)
+    permutation = np.empty(num_turns, dtype=np.int32)
+    faiss.rand_perm(faiss.swig_ptr(permutation), num_turns, seed)
+    return permutation[:most].astype(np.int64)
+
+
+def train(points: np.ndarray, clusters: int, iterations: int, seed: int) -> tuple[faiss.Index, list[float]]:
+    """FAISS k-means, on a GPU where faiss-gpu finds one.
+
+    Args:
+        points: float32, (n, dimensions), at most 256 per cluster.
+        clusters: K.
+        iterations: Of Lloyd's algorithm.
+        seed: Of the initial centroids.
+
+    Returns:
+        The index over the centroids (Euclidean), and the objective after each iteration.
+    """
+    kmeans = faiss.Kmeans(
+        points.shape[1],
+        clusters,
+        niter=iterations,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=MAX_POINTS_PER_CENTROID,
+        gpu=getattr(faiss, "get_num_gpus", lambda: 0)() > 0,
+    )
+    kmeans.train(points)
+    return kmeans.index, [float(value) for value in kmeans.obj]
+
+
+def join_turns(messages: Sequence[Dataset], turn_tables: Sequence[Dataset]) -> Turns:
+    """Replace message keys by row numbers, parts together, in the order of the full matrix.
+
+    Raises:
+        StageError: A turn's message has no embedding, or a record's turns are not all there.
+    """
+    keys = pa.concat_arrays([chunk for part in messages for chunk in part.table(["message_key"]).column(0).chunks])
+    table = pa.concat_tables([part.table() for part in turn_tables]).sort_by(
+        [("unique_id", "ascending"), ("turn", "ascending")]
+    )
+    rows = pc.index_in(table.column("message_key"), value_set=keys)
+    if rows.null_count:
+        raise StageError(f"features: {rows.null_count} turns without an embedding. Rerun bert_features for all parts.")
+    unique_id = table.column("unique_id").to_numpy()
+    if not len(unique_id):
+        raise StageError("features: no turns in them. Check that ingest wrote records.")
+    turn = table.column("turn").to_numpy()
+    _, firsts = np.unique(unique_id, return_index=True)
+    expected = np.arange(len(turn)) - np.repeat(firsts, np.diff([*firsts, len(turn)]))
+    wrong = np.flatnonzero(turn != expected)
+    if len(wrong):
+        raise StageError(
+            f"features: turns of record {unique_id[wrong[0]]} are missing or there twice. Rerun bert_features."
+        )
+    return Turns(
+        unique_id,
+        rows.to_numpy().astype(np.int64),
+        pc.take(table.column("record_key"), pa.array(firsts)).combine_chunks(),
+    )
+
+
+def _open_parts(folders: Sequence[str]) -> tuple[list[Dataset], list[Dataset]]:
+    messages = [open_dataset(Path(folder) / "messages", text_messages_schema(1)) for folder in folders]
+    turns = [open_dataset(Path(folder) / "turns", TEXT_TURNS) for folder in folders]
+    first = messages[0].manifest
+    for part in messages[1:]:
+        for name in (*_SAME_IN_ALL_PARTS, "records_uri"):
+            if part.manifest[name] != first[name]:
+                raise StageError(
+                    f"features: parts of different runs, {name} {first[name]!r} in {messages[0].folder} but "
+                    f"{part.manifest[name]!r} in {part.folder}. Make all parts with the same settings."
+                )
+    given = sorted(part.manifest["part"] for part in messages)
+    wanted = sorted(f"{number}/{len(messages)}" for number in range(len(messages)))
+    if given != wanted:
+        raise StageError(f"features: got parts {', '.join(given)}, wanted {', '.join(wanted)}. Give every part once.")
+    return messages, turns
+
+
+def _blocks(messages: Sequence[Dataset]) -> Iterator[np.ndarray]:
+    """Embeddings in order, block by block, float32 (rows, dimensions)."""
+    for part in messages:
+        for batch in part.batches(["embedding"], _BLOCK_ROWS):
+            column = batch.column(0)
+            yield column.flatten().to_numpy().reshape(len(column), -1)
+
+
+def _gather(messages: Sequence[Dataset], rows: np.ndarray) -> np.ndarray:
+    """Embeddings of the given distinct messages, in the given order, reading each block once."""
+    order = np.argsort(rows, kind="stable")
+    points: np.ndarray | None = None
+    start = done = 0
+    for block in _blocks(messages):
+        if points is None:
+            points = np.empty((len(rows), block.shape[1]), dtype=np.float32)
+        stop = done + int(np.searchsorted(rows[order[done:]], start + len(block)))
+        points[order[done:stop]] = block[rows[order[done:stop]] - start]
+        start, done = start + len(block), stop
+    assert points is not None
+    return points
+
+
+def _assign(index: faiss.Index, messages: Sequence[Dataset]) -> tuple[np.ndarray, np.ndarray]:
+    """Squared distance to, and number of, the nearest centroid of every distinct message."""
+    found = [index.search(np.ascontiguousarray(block), 1) for block in _blocks(messages)]
+    distances = np.concatenate([distance[:, 0] for distance, _ in found])
+    return np.maximum(distances, 0), np.concatenate([number[:, 0] for _, number in found])
+
+
+def _write_model(
+    folder: str,
+    index: faiss.Index,
+    nearest: np.ndarray,
+    said: np.ndarray,
+    messages: Sequence[Dataset],
+    distances: np.ndarray,
+    settings: dict,
+    objectives: list[float],
+) -> None:
+    """Centroids, sizes in turns, and each cluster's most typical message."""
+    centroids = index.reconstruct_n(0, index.ntotal)
+    sizes = np.bincount(nearest[said], minlength=len(centroids))
+    by_distance = np.lexsort((distances, nearest))
+    clusters, firsts = np.unique(nearest[by_distance], return_index=True)
+    typical = dict(zip(clusters.tolist(), by_distance[firsts].tolist(), strict=True))
+    wanted = set(typical.values())
+    texts: dict[int, str] = {}
+    start = 0
+    for part in messages:
+        for batch in part.batches(["message"], _BLOCK_ROWS):
+            for row in wanted & set(range(start, start + len(batch))):
+                texts[row] = batch.column(0)[row - start].as_py()
+            start += len(batch)
+    with DatasetWriter(folder, kmeans_schema(centroids.shape[1])) as writer:
+        writer.write(
+            [
+                {
+                    "cluster": number,
+                    "num_turns": int(sizes[number]),
+                    "typical_message": texts.get(typical.get(number, -1), ""),
+                    "centroid": centroid,
+                }
+                for number, centroid in enumerate(centroids)
+            ]
+        )
+        writer.manifest.update(settings, objective=objectives)
