@@ -94,7 +94,7 @@ def test_token_batches_take_every_row_once_with_little_padding():
 
 
 def test_longer_than_a_batch_is_a_batch_of_its_own():
-    assert [batch.tolist() for batch in token_batches(np.array([5, 90, 5]), 10)] == [[1], [0, 2]]
+    assert [sorted(batch) for batch in token_batches(np.array([5, 90, 5]), 10)] == [[1], [0, 2]]
 
 
 @pytest.mark.parametrize("part", ["", "1", "1/1", "2/2", "-1/2", "a/b", "0/0"])
