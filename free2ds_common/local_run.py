@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -38,7 +39,7 @@ RESULTS = {
 
 
 def execute_graph(work: str) -> None:
-    """Run work/free2ds.yaml with work/arguments.json through kfp.local, and write where its outputs are.
+    """Run work/free2ds.yaml with work/arguments.json through kfp.local; outputs.json says where its outputs are.
 
     `run_locally` starts this in a process of its own: kfp.local changes process-wide state, prints a page per task, and
     its tasks can only be stopped together as a process group.
@@ -50,6 +51,9 @@ def execute_graph(work: str) -> None:
     from kfp import local
 
     folder = Path(work)
+    # The runner replaces the word python3 by this in everything that it hands to a task, paths in parameters included
+    # (/usr/lib/python3/...). As it stands here nothing changes, and `run_graph` sees to it that python3 is this python.
+    sys.executable = "python3"
     local.init(
         local.SubprocessRunner(use_venv=False),
         pipeline_root=str(folder / "tasks"),
@@ -58,8 +62,8 @@ def execute_graph(work: str) -> None:
     )
     graph = kfp.components.load_component_from_file(str(folder / "free2ds.yaml"))
     outputs = graph(**json.loads((folder / "arguments.json").read_text(encoding="utf-8"))).outputs
-    paths = {name: artifact.path for name, artifact in outputs.items()}
-    (folder / "outputs.json").write_text(json.dumps(paths), encoding="utf-8")
+    values = {name: getattr(output, "path", output) for name, output in outputs.items()}
+    (folder / "outputs.json").write_text(json.dumps(values), encoding="utf-8")
 
 
 def without_retries(spec: dict[str, Any]) -> dict[str, Any]:
@@ -130,9 +134,14 @@ def run_graph(work: Path, log_path: Path, threads: int) -> None:
     repository = str(Path(__file__).resolve().parents[1])
     scratch = work / "tmp"
     scratch.mkdir()
+    python = work / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
     environment = {
         "OMP_NUM_THREADS": str(threads),
         **os.environ,
+        "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         # The tasks import the stages from here, whatever folder they run in.
         "PYTHONPATH": os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",

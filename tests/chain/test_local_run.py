@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import pytest
 from kfp import compiler, dsl
@@ -82,6 +83,27 @@ def test_the_graph_stops_at_a_crash(tmp_path):
         run_graph(tmp_path, tmp_path / "run.log", threads=1)
     log = (tmp_path / "run.log").read_text()
     assert "Traceback" in log and "Executing task 'never'" not in log
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def echo(path: str) -> str:
+    import sys
+
+    return f"{path} {sys.prefix}"
+
+
+def test_a_path_with_python3_in_it_reaches_the_stage_unchanged(tmp_path):
+    work = tmp_path / "lib" / "python3.11 copy"
+    work.mkdir(parents=True)
+
+    @dsl.pipeline(name="echoing")
+    def echoing(path: str) -> str:
+        return echo(path=path).output
+
+    compiler.Compiler().compile(echoing, str(work / "free2ds.yaml"))
+    (work / "arguments.json").write_text(json.dumps({"path": "/lib/python3/x"}))
+    run_graph(work, work / "run.log", threads=1)
+    assert json.loads((work / "outputs.json").read_text()) == {"Output": f"/lib/python3/x {sys.prefix}"}
 
 
 def test_stopping_ends_grandchildren_too():
