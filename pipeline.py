@@ -220,7 +220,7 @@ def free2ds(
         max_reject_fraction: Largest accepted share of unusable records, in [0, 1].
         max_new_tokens: Most tokens that a model generates per record.
         attention_batch_size: Records that generate together.
-        dtype: Number format of the models: auto picks by device.
+        dtype: Number format of the models: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16.
         num_clusters: Centroids of the text side's k-means.
         num_iterations: Rounds of k-means.
         ratio: Share of the records to select, in (0, 1].

@@ -29,7 +29,7 @@ def llava_attention(
         vision_tower: Its CLIP encoder, when the model's own entry does not lead to it; empty otherwise.
         max_new_tokens: Most tokens generated per record.
         batch_size: Records that generate together.
-        dtype: Number format of the weights; auto picks by device.
+        dtype: Number format of the model: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16.
         code_version: Any text that changes when the code in an image changes under the same tag; decides the cache.
     """
     from components.llava_attention.stage import run

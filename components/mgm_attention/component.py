@@ -31,7 +31,7 @@ def mgm_attention(
         vision_tower_aux: Its ConvNeXt encoder, likewise.
         max_new_tokens: Most tokens generated per record.
         batch_size: Records that generate together.
-        dtype: Number format of the weights; auto picks by device.
+        dtype: Number format of the model: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16.
         code_version: Any text that changes when the code in an image changes under the same tag; decides the cache.
     """
     from components.mgm_attention.stage import run
