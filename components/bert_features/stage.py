@@ -25,6 +25,9 @@ _LOG = logging.getLogger(__name__)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Messages tokenised, sorted by length and embedded together: enough for batches of one length, little memory.
 _WINDOW = 16_384
+_MAX_PADDING = 0.05
+# A pass this full of one length is worth running by itself.
+_WITHOUT_MASK = 0.25
 
 
 @dataclass(frozen=True)
@@ -164,23 +167,27 @@ def _windows(messages: dict[str, str], encoder: Encoder) -> Iterator[tuple[list[
 def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
     """Rows for one forward pass each: neighbours in length, at most `batch_tokens` tokens and little padding.
 
-    A pass over rows of one length needs no mask, so lengths are mixed only to fill half of a pass.
+    Rows of one length need no mask, which the fused kernel likes; lengths are mixed where one of them is too rare.
 
     Args:
         lengths: int, (n,), tokens per message.
         batch_tokens: Tokens of a pass with padding; a single longer message makes a pass of its own.
 
     Yields:
-        int64 indices into `lengths`; every index once.
+        int64 indices into `lengths`; every index once. At most `_MAX_PADDING` of a pass's tokens are padding.
     """
     order = np.argsort(lengths, kind="stable")[::-1]
+    sorted_lengths = lengths[order]
     start = 0
     while start < len(order):
-        longest = int(lengths[order[start]])
+        longest = int(sorted_lengths[start])
         most = max(1, batch_tokens // max(1, longest))
-        stop = min(start + most, len(order))
-        same = start + int(np.searchsorted(-lengths[order[start:stop]], -longest, side="right"))
-        if same - start >= most / 2:
-            stop = same
+        chosen = sorted_lengths[start : start + most]
+        alike = int((chosen == longest).sum())
+        if alike * longest >= batch_tokens * _WITHOUT_MASK:
+            stop = start + alike
+        else:
+            padded = longest * np.arange(1, len(chosen) + 1)
+            stop = start + int(np.flatnonzero(np.cumsum(chosen) >= padded * (1 - _MAX_PADDING))[-1]) + 1
         yield order[start:stop]
         start = stop

