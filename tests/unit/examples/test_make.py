@@ -1,0 +1,86 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from components.bert_features.encoder import load_encoder
+from components.llava_attention.model import load_llava
+from components.mgm_attention.model import load_mgm
+from examples.make import main, make
+from examples.scenes import make_dataset
+from free2ds_common.attention.decode import Decoder, PictureGroup, Question
+from free2ds_common.attention.prompts import build_prompt
+from free2ds_common.datasets import sha256_of_file
+from free2ds_common.images import load_image
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    make(folder, 60, 3)
+    return folder
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_same_settings_same_bytes(made, tmp_path):
+    make(tmp_path, 60, 3)
+    assert contents(tmp_path) == contents(made)
+
+
+def test_finished_set_is_left_alone_and_another_is_not(tmp_path, capsys):
+    make(tmp_path, 5, 1)
+    first = contents(tmp_path)
+    make(tmp_path, 5, 1)
+    assert "is there already" in capsys.readouterr().out
+    make(tmp_path, 5, 2)
+    assert contents(tmp_path) != first
+
+
+def test_records_are_what_the_readme_says(tmp_path):
+    records = make_dataset(tmp_path, 200, 7)
+    assert len(records) == 200 == len({record["id"] for record in records})
+    assert sum("image" not in record for record in records) == 20
+    per_picture = Counter(record["image"] for record in records if "image" in record)
+    assert max(per_picture.values()) == 4 and len(set(per_picture.values())) > 2
+    assert any(len(record["conversations"]) > 2 for record in records)
+    firsts = [record["conversations"][0]["value"] for record in records if "image" in record]
+    assert all(first.count("<image>") == 1 for first in firsts)
+    assert {first.startswith("<image>\n") for first in firsts} == {True, False}
+    modes = {load_image_mode(tmp_path / "images" / image) for image in per_picture}
+    assert modes >= {"RGB", "L", "RGBA"}
+
+
+def load_image_mode(path):
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return picture.mode
+
+
+@pytest.mark.parametrize(("load", "name"), [(load_llava, "llava"), (load_mgm, "mgm")])
+def test_models_load_and_answers_differ_in_length(made, load, name):
+    model = load(made / "models" / name, torch.device("cpu"), torch.float32)
+    assert model.grid == 24
+    picture = next((made / "images").rglob("*.jpg"))
+    pixels = model.preprocess(load_image(str(picture.parent), picture.name))
+    questions = [Question(n, build_prompt(f"What is number {n}?", model.system, model.tokenizer)) for n in range(12)]
+    answers = list(Decoder(model, 20, 12).answer([PictureGroup(pixels, tuple(questions))]))
+    assert len({len(answer.tokens) for answer in answers}) >= 3
+
+
+def test_bert_loads(made):
+    encoder = load_encoder(made / "models/bert", "auto")
+    tokens = encoder.tokenize(["how many circles are there?", "explain jazz"])
+    embedded = encoder.embed(tokens, np.array([0, 1]))
+    assert embedded.shape == (2, 64) and np.abs(embedded[0] - embedded[1]).max() > 0.1
+
+
+def test_wrong_number_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--output-dir", str(tmp_path), "--num-records", "0"])
+    assert stop.value.code == 2 and "wanted at least 1" in capsys.readouterr().err
