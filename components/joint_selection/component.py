@@ -15,6 +15,7 @@ def joint_selection(
     scores: dsl.Output[dsl.Dataset],
     report: dsl.Output[dsl.HTML],
     summary: dsl.Output[dsl.Metrics],
+    random: dsl.Output[dsl.Dataset],
     image_root_uri: str,
     image_root_version: str,
     ratio: float,
@@ -24,7 +25,9 @@ def joint_selection(
     sampler: str,
     missing_iou: str,
     text_normalization: str,
-    top_percent: int,
+    top_percent: float,
+    stratify: str,
+    max_reject_fraction: float,
     seed: int,
     code_version: str,
 ):
@@ -39,6 +42,7 @@ def joint_selection(
         scores: scores/1, one row per record: every score, both outcomes, probability, selected.
         report: One self-contained HTML page.
         summary: JSON: counts, tilt, parameters; its scalars are metrics.
+        random: LLaVA JSON of a random draw of the same size: the control to train against.
         image_root_uri: The folder that the records' images are relative to; for the pictures in the report.
         image_root_version: Any text that changes when the pictures change; decides the cache.
         ratio: Share of the records to select, in (0, 1].
@@ -49,7 +53,9 @@ def joint_selection(
         missing_iou: What a record without an IoU gets: text, reference or exclude.
         text_normalization: reference or rank.
         top_percent: Share of an attention map's positions that are compared, in percent.
-        seed: Of the draw.
+        stratify: source draws within each source in proportion; empty draws over all.
+        max_reject_fraction: Largest accepted share of records whose picture failed after ingest, in [0, 1].
+        seed: Of the draw and of the random control.
         code_version: Any text that changes when the code in an image changes under the same tag; decides the cache.
     """
     from components.joint_selection.stage import JointSelectionConfig, run
@@ -69,11 +75,16 @@ def joint_selection(
         missing_iou=missing_iou,
         text_normalization=text_normalization,
         top_percent=top_percent,
+        stratify=stratify,
+        max_reject_fraction=max_reject_fraction,
         seed=seed,
         selected=selected.path,
         scores=scores.path,
         report=report.path,
         summary=summary.path,
+        random=random.path,
     )
     versions = {"image_root_version": image_root_version, "code_version": code_version}
-    run_component(lambda: run(config), versions, selected=selected, scores=scores, report=report, summary=summary)
+    run_component(
+        lambda: run(config), versions, selected=selected, scores=scores, report=report, summary=summary, random=random
+    )

@@ -1,0 +1,137 @@
+"""Drawing n records from the pool, and the random control beside them."""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+
+from components.joint_selection.scoring import softmax
+from free2ds_common.errors import StageError
+
+SAMPLERS = ("gumbel", "reference", "top")
+STRATIFY = ("", "source")
+_HASH_ROWS = 65_536
+_DIGEST_WORDS = 3
+
+
+def record_noise(record_key: pa.Array, seed: int) -> np.ndarray:
+    """Random words that depend on the record and the seed only, not on order or sharding.
+
+    Args:
+        record_key: Strings, (n,). Records with the same key (true duplicates) get different words: the second one's
+            come from the key and the number 1, and so on in input order.
+        seed: At least 0.
+
+    Returns:
+        uint64, (n, 3): for the draw, the random control, and ties.
+    """
+    secret = seed.to_bytes(8, "little")
+
+    def digest(text: str) -> bytes:
+        return hashlib.blake2b(text.encode(), digest_size=8 * _DIGEST_WORDS, key=secret).digest()
+
+    words = np.empty((len(record_key), _DIGEST_WORDS), np.uint64)
+    for start in range(0, len(record_key), _HASH_ROWS):
+        block = record_key.slice(start, _HASH_ROWS).to_pylist()
+        words[start : start + len(block)] = np.frombuffer(b"".join(map(digest, block)), "<u8").reshape(-1, 3)
+    order = np.argsort(words[:, 0], kind="stable")
+    repeats = words[order[1:], 0] == words[order[:-1], 0]
+    occurrence = 0
+    for place in np.flatnonzero(repeats):
+        occurrence = occurrence + 1 if place and repeats[place - 1] else 1
+        row = order[place + 1]
+        words[row] = np.frombuffer(digest(f"{record_key[row].as_py()}#{occurrence}"), "<u8")
+    return words
+
+
+def gumbel(words: np.ndarray) -> np.ndarray:
+    """Standard Gumbel noise from random words.
+
+    Args:
+        words: uint64, (n,).
+
+    Returns:
+        float64, (n,), finite: 52 bits are used, so that neither 0 nor 1 is ever reached.
+    """
+    uniform = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return -np.log(-np.log(uniform))
+
+
+def take_top(keys: np.ndarray, ties: np.ndarray, n: int) -> np.ndarray:
+    """Positions of the n largest keys, largest first; the smaller tie word wins among equal keys.
+
+    Args:
+        keys: float64, (pool,), no NaN.
+        ties: uint64, (pool,).
+        n: 0 .. pool.
+    """
+    if n == 0:
+        return np.empty(0, np.int64)
+    edge = np.partition(keys, len(keys) - n)[len(keys) - n]
+    above, at_edge = np.flatnonzero(keys > edge), np.flatnonzero(keys == edge)
+    at_edge = at_edge[np.argsort(ties[at_edge], kind="stable")][: n - len(above)]
+    chosen = np.concatenate([above, at_edge])
+    return chosen[np.lexsort((ties[chosen], -keys[chosen]))]
+
+
+def allocate(sizes: np.ndarray, n: int) -> np.ndarray:
+    """Divide n over the strata in proportion to their sizes, by largest remainder (the earlier stratum on a tie).
+
+    Args:
+        sizes: int64, (strata,).
+        n: At most the sum of `sizes`.
+
+    Returns:
+        int64, (strata,), sum n, nowhere more than the stratum has.
+    """
+    total = int(sizes.sum())
+    shares, remainders = np.divmod(sizes * n, total)
+    shares[np.argsort(-remainders, kind="stable")[: n - int(shares.sum())]] += 1
+    return shares
+
+
+def draw(
+    combined: np.ndarray, temperature: float, n: int, sampler: str, noise: np.ndarray, strata: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Choose n records of the pool.
+
+    Args:
+        combined: float64, (pool,), scores in input order.
+        temperature: Of the softmax, above 0.
+        n: How many to choose, at most the pool.
+        sampler: "reference" is numpy's legacy `choice` with the softmax's probabilities; "gumbel" has the same
+            distribution (the n largest of score / temperature + Gumbel noise) and depends on no order; "top" takes the
+            n largest scores.
+        noise: uint64, (pool, 3), of `record_noise`.
+        strata: int, (pool,), the stratum of each record; all 0 for one draw over the whole pool.
+        seed: Of the reference sampler, 0 .. 2**32 - 1.
+
+    Returns:
+        The chosen positions, int64 (n,), in draw order stratum by stratum; the probabilities, float64 (pool,), summing
+        to 1 in each stratum; and the keys whose largest were taken, float64 (pool,): the score itself for "reference".
+
+    Raises:
+        StageError: The reference sampler has fewer records with a probability above 0 than it must draw.
+
+    Source:
+        method.md section 5; for gumbel, the Gumbel-top-k trick (Vieira 2014; Kool et al. 2019, section 2).
+    """
+    generator = np.random.RandomState(seed)
+    # Times the temperature: the same order as score / temperature + noise, and a tiny temperature cannot overflow.
+    keys = combined + temperature * gumbel(noise[:, 0]) if sampler == "gumbel" else combined
+    probability = np.empty(len(combined))
+    chosen = []
+    sizes = np.unique(strata, return_counts=True)[1]
+    groups = np.split(np.argsort(strata, kind="stable"), np.cumsum(sizes)[:-1])
+    for members, share in zip(groups, allocate(sizes, n), strict=True):
+        probability[members] = p = softmax(combined[members], temperature)
+        if sampler == "reference":
+            if np.count_nonzero(p) < share:
+                raise StageError(
+                    f"sampler reference: only {np.count_nonzero(p)} of {len(p)} records have a probability above 0 at "
+                    f"temperature {temperature:g}, wanted {share}. Raise temperature, or use sampler gumbel."
+                )
+            chosen.append(members[generator.choice(len(p), size=int(share), replace=False, p=p)])
+        else:
+            chosen.append(members[take_top(keys[members], noise[members, 2], int(share))])
+    return np.concatenate(chosen), probability, keys

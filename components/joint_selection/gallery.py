@@ -1,0 +1,139 @@
+"""Records to look at: the picture with both models' maps laid over it."""
+
+import base64
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+from PIL import Image
+
+from free2ds_common.datasets import Dataset, open_dataset
+from free2ds_common.images import ImageProblem, load_image
+from free2ds_common.schemas import attention_schema
+
+_LOG = logging.getLogger(__name__)
+
+_SIDE = 224
+_MOST_QUESTION = 400
+
+
+@dataclass(frozen=True)
+class Card:
+    """One record of a gallery.
+
+    Attributes:
+        unique_id: The record.
+        question: What was asked, cut.
+        source: The record's.
+        numbers: Label and value of each score.
+        pictures: Caption and data URI: the picture, and each model's map over it; empty without a picture.
+        remark: Why there is no picture, or empty.
+        selected: Whether it was drawn.
+    """
+
+    unique_id: int
+    question: str
+    source: str
+    numbers: list[tuple[str, str]]
+    pictures: list[tuple[str, str]]
+    remark: str
+    selected: bool
+
+
+def maps_of(folders: Sequence[str], unique_ids: Sequence[int]) -> dict[int, np.ndarray]:
+    """The maps of a few records, (grid, grid) each; records without one are left out."""
+    import pyarrow as pa
+
+    wanted = pa.array(unique_ids)
+    found: dict[int, np.ndarray] = {}
+    for folder in folders:
+        for batch in open_dataset(folder, attention_schema()).batches(["unique_id", "map"]):
+            chosen = batch.filter(pc.is_in(batch.column(0), wanted))
+            for number, values in zip(chosen.column(0).to_pylist(), chosen.column(1).to_pylist(), strict=True):
+                if values is not None:
+                    side = int(len(values) ** 0.5)
+                    found[number] = np.asarray(values, np.float32).reshape(side, side)
+    return found
+
+
+def records_of(dataset: Dataset, unique_ids: Sequence[int]) -> dict[int, dict]:
+    """Image, question, messages and source of a few records."""
+    import pyarrow as pa
+
+    wanted = pa.array(unique_ids)
+    found: dict[int, dict] = {}
+    for batch in dataset.batches(["unique_id", "image", "question", "messages", "source"]):
+        for row in batch.filter(pc.is_in(batch.column(0), wanted)).to_pylist():
+            found[row["unique_id"]] = row
+    return found
+
+
+def pictures_of(
+    image_root_uri: str, image: str, maps: Sequence[tuple[str, np.ndarray | None]]
+) -> list[tuple[str, str]]:
+    """The picture as the models saw it (short side scaled, centre crop), plain and under each map.
+
+    Args:
+        image_root_uri: The image root.
+        image: The record's.
+        maps: Model name and map, (grid, grid), or None.
+
+    Raises:
+        ImageProblem: The picture cannot be used.
+    """
+    picture = load_image(image_root_uri, image)
+    scale = _SIDE / min(picture.size)
+    picture = picture.resize((max(_SIDE, round(picture.width * scale)), max(_SIDE, round(picture.height * scale))))
+    left, top = (picture.width - _SIDE) // 2, (picture.height - _SIDE) // 2
+    picture = picture.crop((left, top, left + _SIDE, top + _SIDE))
+    shown = [("picture", _data_uri(picture))]
+    shown += [(name, _data_uri(overlay(picture, values))) for name, values in maps if values is not None]
+    return shown
+
+
+def overlay(picture: Image.Image, values: np.ndarray) -> Image.Image:
+    """The picture in gray with the map in colour: dark red is little, bright yellow is much.
+
+    Args:
+        picture: RGB.
+        values: float32, (grid, grid), non-negative.
+    """
+    # The 99th percentile is full brightness: one outlier must not blacken the rest.
+    strength = np.clip(values / max(float(np.percentile(values, 99)), 1e-12), 0, 1)
+    mask = Image.fromarray((strength * 255).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
+    level = np.asarray(mask, np.float32)[..., None] / 255
+    gray = np.asarray(picture.convert("L"), np.float32)[..., None]
+    heat = np.concatenate([200 + 55 * level, 230 * level, 40 * level], axis=2)
+    return Image.fromarray((gray * (1 - 0.75 * level) + heat * 0.75 * level).clip(0, 255).astype(np.uint8))
+
+
+def _data_uri(picture: Image.Image) -> str:
+    written = io.BytesIO()
+    picture.save(written, "JPEG", quality=78)
+    return "data:image/jpeg;base64," + base64.b64encode(written.getvalue()).decode()
+
+
+def card(
+    image_root_uri: str,
+    row: dict,
+    maps: Sequence[tuple[str, np.ndarray | None]],
+    numbers: list[tuple[str, str]],
+    selected: bool,
+) -> Card:
+    """Put a card together; a picture that cannot be shown becomes a remark."""
+    question = row["question"] or next(iter(row["messages"]), "")
+    shown: list[tuple[str, str]] = []
+    remark = "" if row["image"] else "no picture (text only)"
+    if row["image"]:
+        try:
+            shown = pictures_of(image_root_uri, row["image"], maps)
+        except ImageProblem as problem:
+            remark = f"picture not shown: {problem.reason}"
+        except OSError as error:
+            _LOG.warning("gallery: %s: %s", row["image"], error)
+            remark = "picture not shown: the store did not answer"
+    short = question if len(question) <= _MOST_QUESTION else question[: _MOST_QUESTION - 1] + "…"
+    return Card(row["unique_id"], short, row["source"], numbers, shown, remark, selected)

@@ -1,0 +1,74 @@
+"""Where two models look, as bit sets: top-k positions of a map, and the IoU of two such sets."""
+
+import numpy as np
+
+
+def top_k(positions: int, top_percent: float) -> int:
+    """How many positions of a map count as looked at (172 of 576 at 30 percent).
+
+    Source:
+        method.md section 3.
+    """
+    return max(1, int(positions * top_percent / 100))
+
+
+def resample(maps: np.ndarray, own: int, wanted: int) -> np.ndarray:
+    """Maps of one grid on a coarser one, by the area that the cells share.
+
+    Args:
+        maps: float32, (n, own * own).
+        own: The maps' grid.
+        wanted: The grid to get, at most `own`.
+
+    Returns:
+        float32, (n, wanted * wanted), each with the sum it had.
+    """
+    if own == wanted:
+        return maps
+    edges_own, edges_wanted = np.arange(own + 1) / own, np.arange(wanted + 1) / wanted
+    low = np.maximum(edges_own[None, :-1], edges_wanted[:-1, None])
+    high = np.minimum(edges_own[None, 1:], edges_wanted[1:, None])
+    share = (np.clip(high - low, 0, None) * own).astype(np.float32)
+    square = maps.reshape(-1, own, own)
+    return np.einsum("ai,nij,bj->nab", share, square, share, optimize=True).reshape(len(maps), -1)
+
+
+def top_bits(maps: np.ndarray, k: int) -> np.ndarray:
+    """The k largest positions of each map as a bit set.
+
+    Args:
+        maps: float32, (n, positions), finite.
+        k: 1 .. positions.
+
+    Returns:
+        uint64, (n, ceil(positions / 64)), exactly k bits set in each row.
+
+    Source:
+        method.md section 3. It leaves open which of several equal values at the edge of the top k is in: here the one
+        at the lower position.
+    """
+    threshold = np.partition(maps, maps.shape[1] - k, axis=1)[:, maps.shape[1] - k, None]
+    chosen = maps >= threshold
+    for row in np.flatnonzero(np.count_nonzero(chosen, axis=1) > k):
+        at_edge = np.flatnonzero(maps[row] == threshold[row])
+        above = k - np.count_nonzero(maps[row] > threshold[row])
+        chosen[row, at_edge[above:]] = False
+    packed = np.packbits(chosen, axis=1)
+    padded = np.zeros((len(maps), -(-packed.shape[1] // 8) * 8), np.uint8)
+    padded[:, : packed.shape[1]] = packed
+    return padded.view(np.uint64)
+
+
+def intersection_over_union(first: np.ndarray, second: np.ndarray, k: int) -> np.ndarray:
+    """IoU of pairs of bit sets with k bits each.
+
+    Args:
+        first: uint64, (n, words), of `top_bits`.
+        second: The same shape.
+        k: Bits set in every row.
+
+    Returns:
+        float64, (n,), in [0, 1].
+    """
+    common = np.bitwise_count(first & second).sum(axis=1, dtype=np.int64)
+    return common / (2 * k - common)

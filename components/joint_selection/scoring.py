@@ -1,0 +1,108 @@
+"""From IoU and text similarity to one score and one probability per record (method section 5)."""
+
+import math
+import sys
+
+import numpy as np
+
+MISSING_IOU = ("text", "reference", "exclude")
+TEXT_NORMALIZATION = ("reference", "rank")
+
+
+def inverted_minmax(values: np.ndarray) -> np.ndarray:
+    """1 - (value - min) / (max - min); all zeros when every value is the same.
+
+    Args:
+        values: float64, (n,), finite.
+
+    Returns:
+        float64, (n,), in [0, 1]; 1 for the smallest value.
+
+    Source:
+        method.md section 5; its "all zeros" is read as the result, not as what is subtracted from 1.
+    """
+    if not len(values) or values.min() == values.max():
+        return np.zeros(len(values))
+    low, high = values.min(), values.max()
+    return 1.0 - (values - low) / (high - low)
+
+
+def inverted_ranks(values: np.ndarray) -> np.ndarray:
+    """Like `inverted_minmax` of the ranks from 0; equal values share their average rank.
+
+    One far outlier then cannot press all other values together.
+    """
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    average = np.cumsum(sizes) - (sizes + 1) / 2
+    return inverted_minmax(average[group])
+
+
+def text_score(text_similarity: np.ndarray, text_normalization: str) -> np.ndarray:
+    """The inverted, normalised text side, float64 in [0, 1]: 1 is the least typical record."""
+    return inverted_ranks(text_similarity) if text_normalization == "rank" else inverted_minmax(text_similarity)
+
+
+def image_score(iou: np.ndarray, missing_iou: str) -> np.ndarray:
+    """The inverted, normalised IoU.
+
+    Args:
+        iou: float64, (n,), NaN where a map is missing.
+        missing_iou: "reference" counts a missing IoU as 0 (and so as the best score); otherwise NaN stays NaN.
+
+    Returns:
+        float64, (n,), in [0, 1] or NaN: 1 is the smallest IoU.
+    """
+    if missing_iou == "reference":
+        return inverted_minmax(np.where(np.isnan(iou), 0.0, iou))
+    score = np.full(len(iou), np.nan)
+    known = ~np.isnan(iou)
+    score[known] = inverted_minmax(iou[known])
+    return score
+
+
+def combine(image: np.ndarray, text: np.ndarray, alpha: float) -> np.ndarray:
+    """(1 - alpha) * image + alpha * text; the text side alone where the image side is NaN."""
+    return np.where(np.isnan(image), text, (1 - alpha) * image + alpha * text)
+
+
+def softmax(combined: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities proportional to exp(combined / temperature).
+
+    Args:
+        combined: float64, (n,), finite.
+        temperature: Above 0.
+
+    Returns:
+        float64, (n,), sum 1. Scores far below the largest may underflow to 0.
+    """
+    with np.errstate(over="ignore"):
+        weights = np.exp((combined - combined.max()) / temperature)
+    return weights / weights.sum()
+
+
+def tilt(
+    combined: np.ndarray, probability: np.ndarray, selected: np.ndarray, best: np.ndarray, temperature: float
+) -> dict[str, float]:
+    """How far the draw leans towards high scores.
+
+    Args:
+        combined: float64, (pool,).
+        probability: float64, (pool,), of the softmax over the pool.
+        selected: int, (n,), positions in the pool.
+        best: int, (n,), what the deterministic sampler would have taken.
+        temperature: Of the softmax.
+
+    Returns:
+        mean_combined_pool, mean_combined_selected, overlap_with_top (share of the selection that is also in `best`),
+        overlap_by_chance (n / pool), weight_ratio (largest to smallest weight, at most the largest float),
+        effective_sample_size (1 / sum of squared probabilities: the pool's size when all weights are equal).
+    """
+    exponent = (float(combined.max()) - float(combined.min())) / temperature
+    return {
+        "mean_combined_pool": float(combined.mean()),
+        "mean_combined_selected": float(combined[selected].mean()),
+        "overlap_with_top": len(np.intersect1d(selected, best)) / len(selected),
+        "overlap_by_chance": len(selected) / len(combined),
+        "weight_ratio": math.exp(exponent) if exponent < 709 else sys.float_info.max,
+        "effective_sample_size": float(1 / np.square(probability).sum()),
+    }
