@@ -94,7 +94,8 @@ def kmeans_schema(dimensions: int) -> Schema:
     )
 
 
-# iou, image_score: null where a map is missing. image_score = 1 - minmax(iou); text_score likewise.
+# iou, image_score: null where a map is missing; image_score, text_score, combined: null outside the pool that is drawn
+# from. image_score = 1 - minmax(iou); text_score likewise.
 SCORES = Schema(
     "scores/1",
     _columns(
@@ -104,7 +105,7 @@ SCORES = Schema(
         iou_=pa.float64(),
         image_score_=pa.float64(),
         text_similarity=pa.float64(),
-        text_score=pa.float64(),
+        text_score_=pa.float64(),
         combined_=pa.float64(),
         probability=pa.float64(),
         llava_outcome=pa.string(),

@@ -1,0 +1,258 @@
+"""The whole stage on small inputs: counts, policies, invariants, errors."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from components.joint_selection.stage import run
+from free2ds_common.datasets import open_dataset
+from free2ds_common.errors import StageError
+from free2ds_common.schemas import SCORES
+
+
+def read(path):
+    return json.loads(open(path, encoding="utf-8").read())
+
+
+def chosen_ids(config, name="selected"):
+    return [record["id"] for record in read(getattr(config, name))]
+
+
+def table_of(config):
+    return open_dataset(config.scores, SCORES).table().to_pylist()
+
+
+def test_counts_and_columns(inputs):
+    config = inputs.config()
+    result = run(config)
+    rows = table_of(config)
+    assert (result.counts.read, result.counts.written, result.counts.dropped, result.counts.rejected) == (40, 10, 30, 0)
+    assert (
+        list(rows[0])
+        == (
+            "unique_id record_key source iou image_score text_similarity text_score combined probability "
+            "llava_outcome mgm_outcome selected"
+        ).split()
+    )
+    assert [row["unique_id"] for row in rows] == list(range(1, 41))
+    assert sum(row["selected"] for row in rows) == 10 == len(read(config.selected))
+    assert sum(row["probability"] for row in rows) == pytest.approx(1)
+    without = [row["unique_id"] for row in rows if row["iou"] is None]
+    assert without == [4, 5, 6, 8]
+    for row in rows:
+        image = row["image_score"] if row["iou"] is not None else row["text_score"]
+        assert row["combined"] == pytest.approx(0.5 * image + 0.5 * row["text_score"])
+    assert (rows[3]["llava_outcome"], rows[7]["llava_outcome"], rows[7]["mgm_outcome"]) == (
+        "text_only",
+        "eos_only",
+        "ok",
+    )
+
+
+def test_selected_records_are_in_input_order_and_untouched(inputs):
+    config = inputs.config()
+    run(config)
+    records = read(config.selected)
+    assert [record["unique_id"] for record in records] == sorted(record["unique_id"] for record in records)
+    for record in records:
+        assert record["unique_id"] == int(record["id"]) + 1
+        assert record["note"] == "ü \ud800"
+
+
+def test_same_command_same_bytes(inputs):
+    config = inputs.config()
+    run(config)
+    first = [open(path, "rb").read() for path in (config.selected, config.report, config.summary)]
+    run(config)
+    assert [open(path, "rb").read() for path in (config.selected, config.report, config.summary)] == first
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_order_and_shards_do_not_change_the_selection(inputs, make_inputs, shards):
+    config = inputs.config()
+    run(config)
+    order = np.random.default_rng(0).permutation(40)
+    other = make_inputs(order=order, shards=shards).write().config()
+    run(other)
+    assert sorted(chosen_ids(config)) == sorted(chosen_ids(other))
+    assert sorted(chosen_ids(config, "random")) == sorted(chosen_ids(other, "random"))
+
+
+@pytest.mark.parametrize(("policy", "pool"), [("text", 40), ("reference", 40), ("exclude", 36)])
+def test_missing_iou_policies(inputs, policy, pool):
+    config = inputs.config(missing_iou=policy)
+    result = run(config)
+    assert result.metrics["pool"] == pool and result.counts.written == int(0.25 * pool)
+    row = table_of(config)[3]
+    if policy == "reference":
+        assert row["iou"] is None and row["image_score"] == 1.0
+    elif policy == "exclude":
+        assert row["combined"] is None and row["probability"] == 0 and not row["selected"]
+    else:
+        assert row["image_score"] is None and row["combined"] == row["text_score"]
+
+
+def test_exact_number_and_top(inputs):
+    config = inputs.config(num_samples=7, sampler="top")
+    run(config)
+    rows = table_of(config)
+    best = sorted(rows, key=lambda row: -row["combined"])[:7]
+    assert {row["unique_id"] for row in rows if row["selected"]} == {row["unique_id"] for row in best}
+    assert read(config.summary)["tilt"]["overlap_with_top"] == 1.0
+
+
+def test_alpha_at_its_ends(inputs):
+    for alpha, column in ((0.0, "image_score"), (1.0, "text_score")):
+        config = inputs.config(alpha=alpha)
+        run(config)
+        assert all(row["combined"] == row[column] for row in table_of(config) if row["iou"] is not None)
+
+
+def test_random_control_is_of_the_same_size_and_another(inputs):
+    config = inputs.config(temperature=0.01)
+    run(config)
+    assert len(chosen_ids(config, "random")) == 10
+    assert set(chosen_ids(config, "random")) != set(chosen_ids(config))
+
+
+def test_stratified(inputs):
+    config = inputs.config(stratify="source", num_samples=20)
+    run(config)
+    sources = read(config.summary)["sources"]
+    assert {name: row["selected"] for name, row in sources.items()} == {"x": 7, "y": 7, "z": 6}
+
+
+def test_unusable_pictures_are_rejected_and_counted(make_inputs):
+    inputs = make_inputs()
+    inputs.outcomes[0][9] = "image_missing"
+    inputs.outcomes[1][9] = "image_missing"
+    inputs.outcomes[1][10] = "image_unreadable"
+    config = inputs.write().config()
+    result = run(config)
+    assert (result.counts.read, result.counts.written, result.counts.rejected) == (40, 9, 2)
+    assert read(config.summary)["reasons"] == {"image_missing": 1, "image_unreadable": 1}
+    rows = table_of(config)
+    assert not rows[9]["selected"] and rows[9]["probability"] == 0
+    with pytest.raises(StageError, match="attention: 2 of 40 records rejected .image_missing 1, image_unreadable 1."):
+        run(inputs.config(max_reject_fraction=0.01))
+
+
+def test_records_without_attention_rows(make_inputs, caplog):
+    inputs = make_inputs(shards=20)
+    config = inputs.write().config(llava_attention=[str(inputs.folder / f"llava{shard}") for shard in range(1, 20)])
+    result = run(config)
+    assert table_of(config)[19]["llava_outcome"] == "not_scored"
+    assert result.counts.rejected == 0 and read(config.summary)["reasons"] == {"not_scored": 2}
+    assert "llava_attention: no row for 2 records (first ids: 20, 40)" in caplog.text
+    with pytest.raises(StageError, match="not_scored 2"):
+        run(inputs.config(llava_attention=config.llava_attention, max_reject_fraction=0.01))
+
+
+def test_all_scores_equal(make_inputs):
+    inputs = make_inputs()
+    inputs.maps[:] = inputs.maps[0, 0]
+    inputs.similarity[:] = 0.5
+    config = inputs.write().config()
+    run(config)
+    summary = read(config.summary)
+    assert summary["all_scores_equal"] and summary["tilt"]["weight_ratio"] == 1.0
+    assert "All scores are equal: the draw is uniform." in open(config.report).read()
+    assert len(chosen_ids(config)) == 10
+
+
+def test_another_grid_is_compared_on_the_smaller(make_inputs):
+    inputs = make_inputs()
+    inputs.write()
+    from free2ds_common.datasets import DatasetWriter
+    from free2ds_common.schemas import attention_schema
+
+    for shard in range(2):
+        rows = []
+        for row in open_dataset(inputs.folder / f"mgm{shard}", attention_schema()).rows():
+            coarse = (
+                None if row["map"] is None else np.asarray(row["map"]).reshape(12, 2, 12, 2).sum(axis=(1, 3)).ravel()
+            )
+            rows.append({**row, "map": coarse})
+        with DatasetWriter(inputs.folder / f"mgm{shard}", attention_schema(144)) as writer:
+            writer.write(rows)
+            writer.manifest.update({**inputs.manifest, "grid": 12})
+    config = inputs.config()
+    run(config)
+    assert read(config.summary)["grids"] == {"llava": 24, "mgm": 12, "compared_on": 12}
+    assert sum(row["iou"] is not None for row in table_of(config)) == 36
+
+
+def test_report_stands_alone(inputs):
+    config = inputs.config()
+    run(config)
+    page = open(config.report, encoding="utf-8").read()
+    assert "<script" not in page and not re.search(r'(?:src|href)="(?!data:|#)', page)
+    assert page.count("data:image/jpeg;base64,") >= 9
+    assert "Selected 10 of 40 records that could be drawn." in page and len(page) < 8_000_000
+
+
+def test_report_without_pictures(inputs):
+    config = inputs.config(image_root_uri=str(inputs.folder / "elsewhere"))
+    run(config)
+    assert "picture not shown: image_missing" in open(config.report).read()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ratio": 0.0}, r"ratio: got 0, wanted a number in \(0, 1\]"),
+        ({"ratio": 1.5}, "ratio: got 1.5"),
+        ({"ratio": float("nan")}, "ratio: got nan"),
+        ({"ratio": 0.001}, "is no record at all"),
+        ({"alpha": -0.1}, r"alpha: got -0.1, wanted a number in \[0, 1\]"),
+        ({"temperature": 0.0}, "temperature: got 0, wanted a number above 0"),
+        ({"temperature": float("inf")}, "temperature: got inf"),
+        ({"top_percent": 0}, r"top_percent: got 0, wanted a number in \(0, 100\]"),
+        ({"num_samples": -1}, "num_samples: got -1"),
+        ({"num_samples": 41}, "num_samples: got 41, but only 40 records can be drawn"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"sampler": "best"}, "sampler: got 'best', wanted one of gumbel, reference, top"),
+        ({"missing_iou": "zero"}, "missing_iou: got 'zero', wanted one of exclude, reference, text"),
+        ({"text_normalization": "z"}, "text_normalization: got 'z', wanted one of rank, reference"),
+        ({"stratify": "image"}, "stratify: got 'image'"),
+        ({"records": "/nowhere"}, "no _manifest.json"),
+        ({"llava_attention": []}, "llava_attention: no attention folder given"),
+    ],
+)
+def test_wrong_settings(inputs, changes, message):
+    with pytest.raises(StageError, match=message):
+        run(inputs.config(**changes))
+
+
+def test_parts_of_different_models_are_refused(inputs, make_inputs):
+    other = make_inputs()
+    other.manifest["model_fingerprint"] = "g"
+    other.write()
+    with pytest.raises(
+        StageError, match="llava_attention: parts of different runs, model_fingerprint 'f' in .* but 'g'"
+    ):
+        run(inputs.config(llava_attention=[str(inputs.folder / "llava0"), str(other.folder / "llava1")]))
+
+
+def test_the_same_shard_twice(inputs):
+    part = str(inputs.folder / "mgm0")
+    with pytest.raises(StageError, match=r"mgm_attention: .*20 records \(first ids: 2, 4, 6, 8, 10\) there twice"):
+        run(inputs.config(mgm_attention=[part, part]))
+
+
+def test_attention_of_other_records(inputs, make_inputs):
+    shuffled = make_inputs(order=reversed(range(40))).write()
+    with pytest.raises(StageError, match="scored for other records. Use one run's folders"):
+        run(inputs.config(mgm_attention=shuffled.config().mgm_attention))
+
+
+def test_text_scores_of_fewer_records(inputs, make_inputs):
+    few = make_inputs(order=range(30)).write()
+    with pytest.raises(
+        StageError, match=r"30 ids here but 40 in records \(10 records \(first ids: 31, 32, 33, 34, 35\)"
+    ):
+        run(inputs.config(text_scores=few.config().text_scores))
+    with pytest.raises(StageError, match=r"10 ids that are not in records \(first: 31, 32"):
+        run(few.config(text_scores=inputs.config().text_scores))
