@@ -64,30 +64,6 @@ def clean_path(relative: str) -> str:
     return normal
 
 
-def join(root_uri: str, relative: str) -> str:
-    """The URI of `relative` under `root_uri`, for messages and for opening through fsspec.
-
-    Args:
-        root_uri: A folder, with or without a trailing slash.
-        relative: A POSIX path below it.
-
-    Raises:
-        OutsideRootError: `clean_path` refuses `relative`, or it has "::", fsspec's mark for a chain of file systems.
-    """
-    normal = clean_path(relative)
-    if "::" in normal:
-        raise OutsideRootError(relative)
-    return root_uri.rstrip("/") + "/" + normal
-
-
-def within_local_root(root_uri: str, uri: str) -> bool:
-    """Whether a local path, symbolic links followed, is still below a local root. True for remote URIs."""
-    if not is_local(root_uri):
-        return True
-    root = os.path.realpath(filesystem(root_uri)[1])
-    return os.path.realpath(filesystem(uri)[1]).startswith(root.rstrip("/") + "/")
-
-
 def require_folder(name: str, uri: str) -> None:
     """Refuse a local folder that does not exist (a remote prefix need not exist as such).
 

@@ -216,20 +216,21 @@ class _Text:
         """The next JSON value."""
         self.next_character()
         while True:
+            start = self._at
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = _DECODER.raw_decode(self._text, start)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _CUT_TOKEN
                 if cut and self._more():
                     continue
-                self._at = min(error.pos, len(self._text))
+                self._at += error.pos - start  # `_more` moves both
                 raise self.error(f"wanted JSON ({error.msg})") from None
             except (ValueError, RecursionError) as error:
                 raise self.error(f"wanted JSON that can be read ({error})") from None
             # A number at the very end may go on in the next chunk.
             if end == len(self._text) and self._more():
                 continue
-            self._at = end
+            self._at += end - start
             self._values += 1
             return value
 

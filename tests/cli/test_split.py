@@ -1,0 +1,61 @@
+"""`python -m components.split`."""
+
+import json
+
+import pytest
+
+from components.split.__main__ import main
+from free2ds_common.datasets import DatasetWriter, open_dataset
+from free2ds_common.schemas import RECORDS
+
+
+@pytest.fixture
+def records(tmp_path):
+    with DatasetWriter(tmp_path / "records", RECORDS) as writer:
+        writer.write(
+            [
+                {
+                    "unique_id": number,
+                    "record_key": f"{number}",
+                    "image": f"{number}.jpg",
+                    "source": "s",
+                    "question": "q",
+                    "messages": ["q"],
+                    "raw": "{}",
+                }  # fmt: skip
+                for number in range(1, 21)
+            ]
+        )
+    return str(tmp_path / "records")
+
+
+def test_help_explains_every_port(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--records", "--num-shards", "--shards", "(default: 4)"):
+        assert option in text
+
+
+def test_prints_the_shards_one_a_line_and_then_the_counts(records, tmp_path, capsys):
+    shards = str(tmp_path / "shards")
+    assert main(["--records", records, "--num-shards", "3", "--shards", shards + "/"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    printed = [line for line in lines if line.startswith(shards)]
+    assert printed == [f"{shards}/shard-0000{number}-of-00003" for number in range(3)]
+    assert sum(open_dataset(shard, RECORDS).num_rows for shard in printed) == 20
+    assert json.loads(lines[-1])["written"] == 20
+
+
+def test_default_is_the_pipelines(records, tmp_path, capsys):
+    assert main(["--records", records, "--shards", str(tmp_path / "shards")]) == 0
+    assert len(list((tmp_path / "shards").iterdir())) == 4
+
+
+def test_wrong_set_up_is_one_sentence_and_exit_code_2(records, tmp_path, capsys):
+    assert main(["--records", records, "--num-shards", "65", "--shards", str(tmp_path / "shards")]) == 2
+    assert main(["--records", str(tmp_path), "--shards", str(tmp_path / "shards")]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0] == "error: num_shards: got 65, wanted 1 to 64."
+    assert errors[1].startswith(f"error: {tmp_path}: no _manifest.json") and len(errors) == 2

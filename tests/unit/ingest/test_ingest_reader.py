@@ -1,0 +1,163 @@
+"""Reading the data set file: formats, chunk borders, whole-input errors."""
+
+import gzip
+import hashlib
+import json
+
+import fsspec
+import pytest
+
+from components.ingest import reader as reader_module
+from components.ingest.reader import BrokenLine, DatasetReader, open_records
+from free2ds_common.errors import StageError
+
+RECORDS = [
+    {"id": 1, "text": 'a "quoted", [text] with \\ and ü 😀'},
+    {"id": 2},
+    3,
+    "four",
+    None,
+    [5],
+    {"id": {"six": [6.5]}},
+]
+
+
+def read(path):
+    with open_records(str(path)) as reader:
+        return list(reader)
+
+
+def written(tmp_path, content, name="data.json"):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize("indent", [None, 1, 4])
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 7, 64, 4 << 20])
+def test_list(tmp_path, monkeypatch, indent, ascii_only, packed, chunk_bytes):
+    content = json.dumps(RECORDS, indent=indent, ensure_ascii=ascii_only).encode()
+    path = written(tmp_path, gzip.compress(content) if packed else content, "data.txt")
+    # The head has to be long enough to show the format; what follows comes in small pieces.
+    with open_records(str(path)) as reader:
+        monkeypatch.setattr(reader_module, "CHUNK_BYTES", chunk_bytes)
+        reader._stream = gzip.open(path) if packed else path.open("rb")
+        reader._head = reader._stream.read(1)
+        assert reader.is_list and list(reader) == RECORDS
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 5, 4 << 20])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n\r\n"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_lines(tmp_path, monkeypatch, chunk_bytes, end, packed):
+    content = ("\r\n\n".join(json.dumps(record) for record in RECORDS) + end).encode()
+    path = written(tmp_path, gzip.compress(content) if packed else content, "data.json")
+    with open_records(str(path)) as reader:
+        monkeypatch.setattr(reader_module, "CHUNK_BYTES", chunk_bytes)
+        reader._stream = gzip.open(path) if packed else path.open("rb")
+        reader._head = reader._stream.read(1)
+        assert not reader.is_list and list(reader) == RECORDS
+
+
+def test_byte_order_mark(tmp_path):
+    assert read(written(tmp_path, b'\xef\xbb\xbf[{"id": 1}]')) == [{"id": 1}]
+    assert read(written(tmp_path, b'\xef\xbb\xbf{"id": 1}\n{"id": 2}\n')) == [{"id": 1}, {"id": 2}]
+
+
+def test_any_fsspec_location():
+    with fsspec.open("memory://reader/data.jsonl", "wb") as file:
+        file.write(b'{"id": 1}\n{"id": 2}\n')
+    assert read("memory://reader/data.jsonl") == [{"id": 1}, {"id": 2}]
+
+
+def test_sha256_is_that_of_the_stored_file(tmp_path):
+    for content in (gzip.compress(b"[1, 2]"), b"[1, 2]", b'{"id": 1}\n{"id": 2}'):
+        path = written(tmp_path, content)
+        with open_records(str(path)) as reader:
+            list(reader)
+            assert reader.sha256 == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_broken_line_is_one_item(tmp_path, position):
+    lines = ['{"id": 1}', '{"id": 2}']
+    lines.insert(position, ' {"id": oops} ')
+    items = read(written(tmp_path, "\n".join(lines)))
+    assert items.pop(position) == BrokenLine('{"id": oops}', "Expecting value: line 1 column 9 (char 8)")
+    assert items == [{"id": 1}, {"id": 2}]
+
+
+def test_line_that_is_not_utf8_or_too_deep_or_too_long_a_number(tmp_path):
+    content = b'{"id": 1}\n{"id": "\xff"}\n' + b"[" * 100_000 + b"\n" + b"1" * 5000
+    items = read(written(tmp_path, content))
+    assert items[0] == {"id": 1}
+    assert items[1].text == '{"id": "\\xff"}' and "can't decode byte 0xff" in items[1].detail
+    assert "recursion" in items[2].detail
+    assert "4300 digits" in items[3].detail
+
+
+def test_list_as_first_line_of_json_lines(tmp_path):
+    assert read(written(tmp_path, '["header"]\n{"id": 1}\n')) == [["header"], {"id": 1}]
+
+
+def test_lone_surrogates_survive(tmp_path):
+    assert read(written(tmp_path, '[{"id": "\\ud83d"}]')) == [{"id": "\ud83d"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        (" \n\n ", "is empty"),
+        ("hello", "neither a JSON list of records nor one JSON object a line; it starts with 'hello'"),
+        ("<html>\n<body>", "neither a JSON list"),
+        (b"\x89PNG\r\n\x1a\n", "neither a JSON list"),
+        ("42", "is JSON but not a list of records; it starts with '42'"),
+        ('"text"', "is JSON but not a list"),
+        ("null", "is JSON but not a list"),
+        ('{"data": []}', "holds one JSON object"),
+        ('{\n "data": [\n  {"id": 1}\n ]\n}', "holds one JSON object"),
+        ('{"id": 1,', "neither a JSON list"),
+        ("[", "wanted JSON .* at character 1, after 0 records, but found the end of the file"),
+        ('[{"id": 1}', "wanted ']' at character 10, after 1 records, but found the end of the file"),
+        ('[{"id": 1},', "after 1 records, but found the end of the file"),
+        ('[{"id": 1}, {"id": "cut', "after 1 records, but found '\"cut'"),
+        ('[{"id": 1}, ]', "after 1 records, but found ']'"),
+        ('[{"id": 1} {"id": 2}]', "wanted ']' at character 11, after 1 records"),
+        ('[{"id": 1}] [2]', "wanted nothing after the list at character 12"),
+        ("[{'id': 1}]", "enclosed in double quotes"),
+        (b'[{"id": "\xff"}]', "is not UTF-8"),
+        ("[" * 100_000, "wanted JSON that can be read"),
+        (gzip.compress(b"[1, 2]")[:-9], "is a broken gzip file"),
+        (b"\x1f\x8bnonsense", "is a broken gzip file"),
+    ],
+)
+def test_no_data_set(tmp_path, content, message):
+    path = written(tmp_path, content)
+    with pytest.raises(StageError, match=message) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_broken_list_is_refused_before_the_rest_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader_module, "CHUNK_BYTES", 64)
+    path = written(tmp_path, '[{"id": oops},\n' + " " * 100_000 + "]")
+    with path.open("rb") as stored:
+        with pytest.raises(StageError, match="found 'oops"):
+            list(DatasetReader(str(path), stored))
+        assert stored.tell() < 50_000
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(StageError, match="dataset_uri: is empty"):
+        read("")
+    with pytest.raises(StageError, match="none.json: nothing there"):
+        read(tmp_path / "none.json")
+    with pytest.raises(StageError, match="memory://reader/none.json: nothing there"):
+        read("memory://reader/none.json")
+    with pytest.raises(StageError, match="is a folder"):
+        read(tmp_path)
+    with pytest.raises(StageError, match="cannot be opened"):
+        read("nosuch://bucket/data.json")

@@ -1,0 +1,132 @@
+"""What makes a record usable, and the columns taken from it."""
+
+import hashlib
+
+import pytest
+
+from components.ingest.records import RecordProblem, check_record, question
+
+
+def record(*turns, **others):
+    names = {"h": "human", "g": "gpt", "s": "system"}
+    return {"id": "x", **others, "conversations": [{"from": names[turn[0]], "value": turn[1]} for turn in turns]}
+
+
+def test_columns():
+    original = record(("h", "<image>\nWhat?"), ("g", "A <image>"), ("h", "Why\n<Image> "), image="coco/a.jpg")
+    checked = check_record(original)
+    assert checked.image == "coco/a.jpg"
+    assert checked.source == "coco"
+    assert checked.question == "<image>\nWhat?"
+    assert checked.messages == ["What?", "Why"]
+    assert checked.raw == (
+        '{"id":"x","image":"coco/a.jpg","conversations":[{"from":"human","value":"<image>\\nWhat?"},'
+        '{"from":"gpt","value":"A <image>"},{"from":"human","value":"Why\\n<Image> "}]}'
+    )
+    canonical = (
+        '{"conversations":[{"from":"human","value":"<image>\\nWhat?"},{"from":"gpt","value":"A <image>"},'
+        '{"from":"human","value":"Why\\n<Image> "}],"id":"x","image":"coco/a.jpg"}'
+    )
+    assert checked.record_key == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def test_record_key_ignores_the_order_of_keys_only():
+    one = check_record(record(("h", "ü"), id=1, extra=2))
+    other = check_record(dict(reversed(record(("h", "ü"), id=1, extra=2).items())))
+    assert one.record_key == other.record_key and one.raw != other.raw
+    assert (
+        one.record_key
+        == hashlib.sha256('{"conversations":[{"from":"human","value":"ü"}],"extra":2,"id":1}'.encode()).hexdigest()
+    )
+    assert one.record_key != check_record(record(("h", "ü"), id=1, extra=3)).record_key
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        ([("human", "q"), ("gpt", "a")], "q"),
+        ([("human", "q1"), ("human", "q2"), ("gpt", "a")], "q2"),
+        ([("gpt", "hello"), ("human", "q"), ("gpt", "a")], "q"),
+        ([("human", "q1"), ("system", "s"), ("gpt", "a"), ("human", "q2"), ("gpt", "a")], "q2"),
+        ([("human", "q")], None),
+        ([("gpt", "a"), ("human", "q")], None),
+        ([("human", ""), ("gpt", "")], ""),
+    ],
+)
+def test_question(turns, expected):
+    assert question(turns) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("<image>\nWhat?", "What?"),
+        ("What?\n<image>", "What?"),
+        ("  a <Image> b ", "a  b"),
+        ("<image><image>", ""),
+        ("<IMAGE> stays", "<IMAGE> stays"),
+    ],
+)
+def test_messages_are_cleaned(value, expected):
+    assert check_record(record(("h", value))).messages == [expected]
+
+
+@pytest.mark.parametrize(
+    ("fields", "image", "source"),
+    [
+        ({}, None, "text-only"),
+        ({"image": None}, None, "text-only"),
+        ({"image": ""}, None, "text-only"),
+        ({"image": "gqa/images/1.jpg"}, "gqa/images/1.jpg", "gqa"),
+        ({"image": "./gqa//images/x/../1.jpg"}, "gqa/images/1.jpg", "gqa"),
+        ({"image": "1.jpg"}, "1.jpg", "images"),
+        ({"image": "1.jpg", "source": "repo@1:a/{b,c} | d"}, "1.jpg", "repo@1:a/{b,c} | d"),
+        ({"source": "mine"}, None, "mine"),
+        ({"source": " "}, None, "text-only"),
+        ({"source": 7}, None, "text-only"),
+    ],
+)
+def test_image_and_source(fields, image, source):
+    checked = check_record(record(("h", "q"), **fields))
+    assert (checked.image, checked.source) == (image, source)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "detail"),
+    [
+        ([1], "not_an_object", "is a list, wanted an object"),
+        ("text", "not_an_object", "is a text"),
+        (None, "not_an_object", "is missing or null"),
+        (1.5, "not_an_object", "is a number"),
+        (True, "not_an_object", "is true or false"),
+        ({}, "conversations_missing", "conversations is missing or null"),
+        ({"conversations": []}, "conversations_missing", "conversations is an empty list"),
+        ({"conversations": {"from": "human"}}, "conversations_missing", "conversations is an object"),
+        ({"conversations": ["hello"]}, "turn_malformed", "turn 0 is no object"),
+        ({"conversations": [{"value": "q"}]}, "turn_malformed", "turn 0"),
+        ({"conversations": [{"from": 1, "value": "q"}]}, "turn_malformed", "turn 0"),
+        (record(("g", "a"), ("s", "b")), "no_human_turn", "none of the 2 turns is from human"),
+        (record(("h", 5)), "value_not_string", "the value of turn 0 is a number"),
+        (record(("h", "q"), ("g", None)), "value_not_string", "the value of turn 1 is missing or null"),
+        (record(("h", "q"), ("g", ["a"])), "value_not_string", "the value of turn 1 is a list"),
+        (record(("h", "q"), image=7), "image_not_string", "image is a number"),
+        (record(("h", "q"), image={}), "image_not_string", "image is an object"),
+        (record(("h", "q"), image=False), "image_not_string", "image is true or false"),
+        (record(("h", "q"), image=["a.jpg", "b.jpg"]), "image_list", "a list of 2"),
+        (record(("h", "q"), image=[]), "image_list", "a list of 0"),
+        (record(("h", "q"), image="/etc/passwd"), "image_outside_root", "'/etc/passwd'"),
+        (record(("h", "q"), image="a/../../b.jpg"), "image_outside_root", "'a/../../b.jpg'"),
+        (record(("h", "q"), image="\ud800.jpg"), "image_missing", "not valid Unicode"),
+    ],
+)
+def test_rejected(value, reason, detail):
+    with pytest.raises(RecordProblem, match=detail) as caught:
+        check_record(value)
+    assert caught.value.reason == reason
+
+
+def test_lone_surrogates_are_kept_in_raw_and_replaced_in_text():
+    checked = check_record(record(("h", "a\ud83db"), ("g", "\udc00"), source="\ud800"))
+    assert checked.question == "a\ufffdb" and checked.messages == ["a\ufffdb"] and checked.source == "\ufffd"
+    assert '"a\\ud83db"' in checked.raw and '"\\udc00"' in checked.raw
+    assert len(checked.record_key) == 64

@@ -1,0 +1,274 @@
+"""The whole stage: order, numbering, pictures, rejects, limits."""
+
+import gzip
+import io
+import json
+import threading
+from pathlib import Path
+
+import fsspec
+import pytest
+from PIL import Image
+
+from components.ingest import stage
+from components.ingest.stage import IngestConfig, run
+from free2ds_common.datasets import open_dataset
+from free2ds_common.errors import StageError
+from free2ds_common.result import Counts
+from free2ds_common.schemas import RECORDS
+
+
+def record(number, image=None):
+    turns = [{"from": "human", "value": f"question {number}"}, {"from": "gpt", "value": "answer"}]
+    return {"id": number, **({"image": image} if image is not None else {}), "conversations": turns}
+
+
+def png(size=(8, 6), colour="red"):
+    data = io.BytesIO()
+    Image.new("RGB", size, colour).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A data set folder: `place.run(records)` writes and ingests it."""
+
+    class Place:
+        root = tmp_path / "images"
+        records, rejects = tmp_path / "out" / "records", tmp_path / "out" / "rejects.jsonl"
+
+        def picture(self, name, data=None):
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / name).write_bytes(png() if data is None else data)
+            return name
+
+        def run(self, content, max_reject_fraction=0.05, image_root_uri=None):
+            path = tmp_path / "data.json"
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+            root = str(self.root) if image_root_uri is None else image_root_uri
+            return run(IngestConfig(str(path), root, max_reject_fraction, str(self.records), str(self.rejects)))
+
+        def rows(self):
+            return open_dataset(self.records, RECORDS).table().to_pylist()
+
+        def rejected(self):
+            return [json.loads(line) for line in self.rejects.read_text().splitlines()]
+
+    return Place()
+
+
+def test_numbers_and_columns(place):
+    place.picture("coco/a.png")
+    records = [record(1, "coco/a.png"), record(2), record(1, "coco/a.png"), {**record(3), "unique_id": 99}]
+    result = place.run(records)
+    assert result.counts == Counts(read=4, written=4)
+    rows = place.rows()
+    assert [row["unique_id"] for row in rows] == [1, 2, 3, 4]
+    assert [json.loads(row["raw"]) for row in rows] == records
+    assert [row["image"] for row in rows] == ["coco/a.png", None, "coco/a.png", None]
+    assert [row["source"] for row in rows] == ["coco", "text-only", "coco", "text-only"]
+    assert [row["question"] for row in rows] == ["question 1", "question 2", "question 1", "question 3"]
+    assert rows[0]["record_key"] == rows[2]["record_key"] and rows[0]["messages"] == ["question 1"]
+    assert place.rejects.read_text() == ""
+    manifest = open_dataset(place.records, RECORDS).manifest
+    assert manifest["counts"] == {"read": 4, "written": 4, "dropped": 0, "rejected": 0}
+    assert manifest["records_with_image"] == 2 and manifest["records_text_only"] == 2
+    assert manifest["dataset_uri"].endswith("data.json") and len(manifest["dataset_sha256"]) == 64
+    assert result.metadata["reject_reasons"] == {} and None not in result.metadata.values()
+
+
+# Pytest undoes the filter that free2ds_common.images sets.
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_every_picture_problem(place, tmp_path):
+    whole = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(whole, "JPEG")
+    place.picture("ok.jpg", whole.getvalue())
+    place.picture("cut.jpg", whole.getvalue()[:-800])
+    place.picture("text.jpg", b"this is no picture")
+    place.picture("empty.jpg", b"")
+    place.picture("strip.png", png((1000, 1)))
+    place.picture("big.png", png((10_001, 10_000)))
+    (tmp_path / "secret.png").write_bytes(png())
+    (place.root / "link.png").symlink_to(tmp_path / "secret.png")
+    (place.root / "folder.png").mkdir()
+    names = ["ok.jpg", "cut.jpg", "text.jpg", "empty.jpg", "strip.png", "big.png", "link.png", "folder.png", "none.png"]
+    names += ["../secret.png", str(tmp_path / "secret.png"), "ok.jpg"]
+    result = place.run([record(number, name) for number, name in enumerate(names)], max_reject_fraction=1)
+    assert result.counts == Counts(read=12, written=2, rejected=10)
+    assert [row["unique_id"] for row in place.rows()] == [1, 2]
+    assert [json.loads(row["raw"])["id"] for row in place.rows()] == [0, 11]
+    assert [(line["index"], line["reason"]) for line in place.rejected()] == [
+        (1, "image_unreadable"),
+        (2, "image_unreadable"),
+        (3, "image_unreadable"),
+        (4, "image_too_large"),
+        (5, "image_too_large"),
+        (6, "image_outside_root"),
+        (7, "image_missing"),
+        (8, "image_missing"),
+        (9, "image_outside_root"),
+        (10, "image_outside_root"),
+    ]
+    assert [line["record"]["id"] for line in place.rejected()] == list(range(1, 11))
+    assert "0x" not in place.rejects.read_text()  # no memory addresses: the file is the same every time
+    assert result.metadata["reject_reasons"] == {
+        "image_missing": 2, "image_outside_root": 3, "image_too_large": 2, "image_unreadable": 3,
+    }  # fmt: skip
+
+
+def test_order_is_kept_and_every_picture_is_opened_once(place, monkeypatch):
+    monkeypatch.setattr(stage, "WINDOW", 5)
+    opened, first_may_go = [], threading.Event()
+
+    def slow_first(root, image):
+        opened.append(image)
+        if image == "0.png":
+            assert first_may_go.wait(10)
+        elif image == "3.png":
+            first_may_go.set()
+        return png()
+
+    monkeypatch.setattr(stage, "read_image_bytes", slow_first)
+    place.root.mkdir()
+    place.run([record(number, f"{number % 10}.png") for number in range(40)])
+    assert [json.loads(row["raw"])["id"] for row in place.rows()] == list(range(40))
+    assert sorted(opened) == [f"{number}.png" for number in range(10)]
+
+
+def test_an_unexpected_error_is_not_a_reject(place, monkeypatch):
+    def out_of_order(root, image):
+        raise OSError("the store does not answer")
+
+    monkeypatch.setattr(stage, "read_image_bytes", out_of_order)
+    place.root.mkdir()
+    with pytest.raises(OSError, match="does not answer"):
+        place.run([record(1, "a.png"), record(2, "b.png")])
+    with pytest.raises(StageError, match="no _manifest.json"):
+        place.rows()
+
+
+def test_broken_line(place):
+    lines = [json.dumps(record(1)), "{oops", json.dumps(record(2)), '["list"]']
+    assert place.run("\n".join(lines), max_reject_fraction=0.5).counts == Counts(read=4, written=2, rejected=2)
+    assert [(line["index"], line["reason"], line["record"]) for line in place.rejected()] == [
+        (1, "not_json", "{oops"),
+        (3, "not_an_object", ["list"]),
+    ]
+
+
+def test_reject_fraction_is_a_limit_not_a_target(place):
+    records = [record(number) for number in range(19)] + [{"id": "bad"}]
+    assert place.run(records, max_reject_fraction=0.05).counts == Counts(read=20, written=19, rejected=1)
+    with pytest.raises(
+        StageError,
+        match=r"data.json: 1 of 20 records rejected \(conversations_missing 1\), more than max_reject_fraction 0.04",
+    ):
+        place.run(records, max_reject_fraction=0.04)
+    assert [line["record"] for line in place.rejected()] == [{"id": "bad"}]
+    with pytest.raises(StageError, match="no _manifest.json"):
+        place.rows()
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
+def test_reject_fraction_out_of_range(place, fraction):
+    with pytest.raises(StageError, match=r"max_reject_fraction: got .*, wanted a number in \[0, 1\]"):
+        place.run([record(1)], max_reject_fraction=fraction)
+
+
+def test_wrong_image_root_is_named(place):
+    place.picture("elsewhere/a.png")
+    with pytest.raises(
+        StageError, match="none of the 2 pictures that the records .* image_root_uri must be the folder"
+    ):
+        place.run([record(1, "a.png"), record(2, "b.png"), record(3), record(4)])
+    assert [line["reason"] for line in place.rejected()] == ["image_missing", "image_missing"]
+
+
+def test_a_bad_picture_is_no_sign_of_a_wrong_root(place):
+    place.picture("a.png", b"no picture")
+    with pytest.raises(StageError, match=r"2 of 2 records rejected \(image_missing 1, image_unreadable 1\)"):
+        place.run([record(1, "a.png"), record(2, "b.png")])
+
+
+def test_image_root_that_does_not_exist(place, tmp_path):
+    with pytest.raises(StageError, match="image_root_uri: .*none is not a folder"):
+        place.run([record(1), record(2, "a.png")], image_root_uri=str(tmp_path / "none"))
+    with pytest.raises(StageError, match="image_root_uri: is empty"):
+        place.run([record(1, "a.png")], image_root_uri="")
+
+
+def test_text_only_data_set_needs_no_image_root(place):
+    assert place.run([record(1)], image_root_uri="").counts == Counts(read=1, written=1)
+
+
+def test_no_records(place):
+    with pytest.raises(StageError, match="data.json: the list is empty"):
+        place.run([])
+    with pytest.raises(StageError, match="none of its 2 records can be used"):
+        place.run([1, 2], max_reject_fraction=1)
+
+
+def test_list_that_breaks_off_leaves_no_finished_records(place):
+    place.run([record(1)])
+    with pytest.raises(StageError, match="after 1 records"):
+        place.run(json.dumps([record(1), record(2)])[:-9])
+    with pytest.raises(StageError, match="no _manifest.json"):
+        place.rows()
+
+
+def test_placeholder_without_a_picture_is_counted(place, caplog):
+    asking = record(1)
+    asking["conversations"][0]["value"] = "<image>\nWhat?"
+    result = place.run([asking, record(2)])
+    assert result.counts.written == 2 and result.metadata["placeholder_without_image"] == 1
+    assert "1 records ask about <image> but name no picture" in caplog.text
+    assert place.rows()[0]["messages"] == ["What?"]
+
+
+def test_odd_unicode_survives(place):
+    odd = record(1)
+    odd["conversations"][0]["value"] = "half \ud83d, nul \x00, line \u2028, joined 👩\u200d🚀"
+    place.run([odd])
+    row = place.rows()[0]
+    assert json.loads(row["raw"]) == odd
+    assert row["question"] == "half \ufffd, nul \x00, line \u2028, joined 👩\u200d🚀"
+
+
+def test_object_store(tmp_path):
+    memory = fsspec.filesystem("memory")
+    memory.pipe(
+        "/store/data.json.gz", gzip.compress(json.dumps([record(1, "x/a.png"), record(2, "x/no.png")]).encode())
+    )
+    memory.pipe("/store/images/x/a.png", png())
+    config = IngestConfig(
+        "memory://store/data.json.gz",
+        "memory://store/images/",
+        0.5,
+        str(tmp_path / "records"),
+        str(tmp_path / "rejects"),
+    )
+    assert run(config).counts == Counts(read=2, written=1, rejected=1)
+    rejected = json.loads(Path(config.rejects).read_text())
+    assert (rejected["reason"], rejected["detail"]) == ("image_missing", "no file at memory://store/images/x/no.png")
+
+
+def test_more_records_than_one_write(place, monkeypatch):
+    monkeypatch.setattr(stage, "ROWS_PER_WRITE", 3)
+    place.run([record(number) for number in range(8)])
+    assert [row["unique_id"] for row in place.rows()] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_demo_set(shared, tmp_path):
+    demo = shared / "data" / "demo"
+    config = IngestConfig(
+        str(demo / "dataset.json"),
+        str(demo / "images"),
+        0.05,
+        str(tmp_path / "records"),
+        str(tmp_path / "rejects.jsonl"),
+    )
+    result = run(config)
+    assert result.counts == Counts(read=522, written=522)
+    assert result.metrics == {"records_with_image": 483, "records_text_only": 39}
+    rows = open_dataset(config.records, RECORDS).table(["raw"]).to_pylist()
+    assert [json.loads(row["raw"]) for row in rows] == json.loads((demo / "dataset.json").read_text())
