@@ -4,6 +4,7 @@ Commands: run (this machine), compile (the file that a cluster runs), submit (on
 """
 
 import argparse
+import dataclasses
 import difflib
 import json
 import math
@@ -31,6 +32,7 @@ from free2ds_common import __version__, defaults
 from free2ds_common.cli import EXIT_WRONG_SETUP
 from free2ds_common.errors import StageError
 from free2ds_common.local_run import run_locally
+from free2ds_common.settings import DTYPES, require_at_least, require_choice
 from free2ds_common.storage import atomic_writer
 
 GPU_NODE_SELECTOR = {"nvidia.com/gpu.present": "true"}
@@ -154,6 +156,7 @@ class Selection(NamedTuple):
     scores: dsl.Dataset
     report: dsl.HTML
     summary: dsl.Metrics
+    random: dsl.Dataset
     rejects: dsl.Artifact
 
 
@@ -187,7 +190,8 @@ def free2ds(
     sampler: str = defaults.SAMPLER,
     missing_iou: str = defaults.MISSING_IOU,
     text_normalization: str = defaults.TEXT_NORMALIZATION,
-    top_percent: int = defaults.TOP_PERCENT,
+    top_percent: float = defaults.TOP_PERCENT,
+    stratify: str = defaults.STRATIFY,
     seed: int = defaults.SEED,
     gpu_type: str = "nvidia.com/gpu",
     gpu_count: int = 1,
@@ -231,7 +235,8 @@ def free2ds(
         missing_iou: What a record without an IoU gets: text, reference or exclude.
         text_normalization: reference or rank.
         top_percent: Share of an attention map's positions that are compared, in percent.
-        seed: Of k-means and of the draw.
+        stratify: source draws within each source in proportion; empty draws over all records.
+        seed: Of k-means, of the draw and of the random control.
         gpu_type: Resource name of the accelerator that the attention and BERT steps ask for.
         gpu_count: Accelerators per step.
         gpu_step_cpu: Cores asked for by a step with an accelerator.
@@ -314,6 +319,7 @@ def free2ds(
             llava_attention=dsl.Collected(maps.outputs["llava"]),
             mgm_attention=dsl.Collected(maps.outputs["mgm"]),
             text_scores=text.outputs["scores"],
+            kmeans=text.outputs["kmeans"],
             image_root_uri=image_root_uri,
             image_root_version=image_root_version,
             ratio=ratio,
@@ -324,6 +330,8 @@ def free2ds(
             missing_iou=missing_iou,
             text_normalization=text_normalization,
             top_percent=top_percent,
+            stratify=stratify,
+            max_reject_fraction=max_reject_fraction,
             seed=seed,
             code_version=code_version,
         ),
@@ -335,6 +343,7 @@ def free2ds(
         scores=chosen.outputs["scores"],
         report=chosen.outputs["report"],
         summary=chosen.outputs["summary"],
+        random=chosen.outputs["random"],
         rejects=ingested.outputs["rejects"],
     )
 
@@ -442,6 +451,29 @@ def read_mapping(option: str, path: str) -> dict[str, Any]:
     return content
 
 
+def check_settings(values: Mapping[str, Any]) -> None:
+    """Refuse now what a stage would refuse only when its turn comes, on a cluster perhaps hours later.
+
+    Args:
+        values: The parameters that are not left at their defaults.
+
+    Raises:
+        StageError: A setting is out of range.
+    """
+    # Here, not at the top: compiling needs none of the stages' packages.
+    from components.joint_selection import stage as selection
+    from components.split.stage import check_num_shards
+
+    every = {name: definition.default for name, definition in free2ds.component_spec.inputs.items()} | dict(values)
+    names = [field.name for field in dataclasses.fields(selection.JointSelectionConfig)]
+    selection.check_settings(selection.JointSelectionConfig(**{name: every.get(name) for name in names}))
+    check_num_shards(every["num_shards"])
+    at_least_one = ("attention_batch_size", "bert_batch_tokens", "max_new_tokens", "num_clusters", "num_iterations")
+    for name in (*at_least_one, "gpu_count"):
+        require_at_least(name, every[name], 1)
+    require_choice("dtype", every["dtype"], DTYPES)
+
+
 def typed_value(name: str, value: Any, kind: str) -> Any:
     """A parameter's value in its own type.
 
@@ -467,13 +499,13 @@ def typed_value(name: str, value: Any, kind: str) -> Any:
 
 
 def read_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The parameters that the command line gives, typed.
+    """The parameters that the command line gives, typed and in range.
 
     Args:
         arguments: With params_file and param.
 
     Raises:
-        StageError: A parameter is unknown, missing or of another type.
+        StageError: A parameter is unknown, missing, of another type or out of range.
     """
     known = free2ds.component_spec.inputs
     given = read_mapping("--params-file", arguments.params_file) if arguments.params_file else {}
@@ -493,6 +525,7 @@ def read_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, definition in known.items():
         if not definition.optional and name not in values:
             raise StageError(f"{name}: is missing. Add --param {name}=... ({definition.description})")
+    check_settings(values)
     return values
 
 

@@ -26,3 +26,4 @@ SAMPLER = "gumbel"
 MISSING_IOU = "text"
 TEXT_NORMALIZATION = "reference"
 TOP_PERCENT = 30
+STRATIFY = ""

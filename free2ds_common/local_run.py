@@ -32,6 +32,7 @@ COLOUR = re.compile(r"\x1b\[\d+m")
 RESULTS = {
     "selected": ("selected.json", "the selected records, LLaVA JSON, in input order"),
     "scores": ("scores", "Parquet, one row per record: every score, both outcomes, probability, selected"),
+    "random": ("random.json", "a random draw of the same size: the control to train against"),
     "rejects": ("rejects.jsonl", "the unusable records, each with its reason"),
     "report": ("report.html", "the report; open it in a browser"),
     "summary": ("summary.json", "every count, the tilt of the draw, the parameters"),
@@ -201,7 +202,14 @@ def print_results(output_dir: Path, seconds: float) -> None:
         output_dir: Holds them.
         seconds: How long the run took.
     """
-    print(f"\nFinished in {seconds:.0f} s. Results in {output_dir}:")
+    summary = json.loads((output_dir / "summary.json").read_text(encoding="utf-8"))
+    with (output_dir / "rejects.jsonl").open(encoding="utf-8") as lines:
+        rejected = sum(1 for _ in lines) + summary["counts"]["rejected"]
+    print(
+        f"\nFinished in {seconds:.0f} s: {summary['counts']['written']} of {summary['pool']} usable records selected, "
+        f"{rejected} records unusable, {summary['without_iou']} ranked without comparing where the models look."
+    )
+    print(f"Results in {output_dir}:")
     for file_name, meaning in RESULTS.values():
         print(f"  {file_name:<15} {meaning}")
 

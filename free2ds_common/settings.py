@@ -4,6 +4,9 @@ from collections.abc import Collection
 
 from free2ds_common.errors import StageError
 
+# Number formats that a model may run in; auto is bfloat16 on a GPU, else float32.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 
 def require_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Refuse a name that is not one of `choices`.

@@ -18,11 +18,10 @@ from free2ds_common.models import fingerprint, resolve_model
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
 from free2ds_common.schemas import RECORDS, TEXT_TURNS, text_messages_schema
-from free2ds_common.settings import require_at_least, require_choice
+from free2ds_common.settings import DTYPES, require_at_least, require_choice
 
 _LOG = logging.getLogger(__name__)
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Messages tokenised, sorted by length and embedded together: enough for batches of one length, little memory.
 _WINDOW = 16_384
 _MAX_PADDING = 0.05

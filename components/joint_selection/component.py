@@ -11,6 +11,7 @@ def joint_selection(
     llava_attention: dsl.Input[List[dsl.Dataset]],  # noqa: UP006
     mgm_attention: dsl.Input[List[dsl.Dataset]],  # noqa: UP006
     text_scores: dsl.Input[dsl.Dataset],
+    kmeans: dsl.Input[dsl.Dataset],
     selected: dsl.Output[dsl.Dataset],
     scores: dsl.Output[dsl.Dataset],
     report: dsl.Output[dsl.HTML],
@@ -38,6 +39,7 @@ def joint_selection(
         llava_attention: attention/1 of every shard, by LLaVA.
         mgm_attention: attention/1 of every shard, by MGM.
         text_scores: text_scores/1.
+        kmeans: kmeans/1, for the report's table of clusters.
         selected: LLaVA JSON: the chosen records in input order, untouched but for unique_id.
         scores: scores/1, one row per record: every score, both outcomes, probability, selected.
         report: One self-contained HTML page.
@@ -66,6 +68,7 @@ def joint_selection(
         llava_attention=[shard.path for shard in llava_attention],
         mgm_attention=[shard.path for shard in mgm_attention],
         text_scores=text_scores.path,
+        kmeans=kmeans.path,
         image_root_uri=image_root_uri,
         ratio=ratio,
         num_samples=num_samples,

@@ -46,6 +46,16 @@ def shard_names(num_shards: int) -> list[str]:
     return [f"shard-{shard:05d}-of-{num_shards:05d}" for shard in range(num_shards)]
 
 
+def check_num_shards(num_shards: int) -> None:
+    """Refuse a number that the graph cannot carry.
+
+    Raises:
+        StageError: It is not 1 to `MAX_SHARDS`.
+    """
+    if not 1 <= num_shards <= MAX_SHARDS:
+        raise StageError(f"num_shards: got {num_shards}, wanted 1 to {MAX_SHARDS}.")
+
+
 def run(config: SplitConfig) -> StageResult:
     """Write the shards.
 
@@ -62,8 +72,7 @@ def run(config: SplitConfig) -> StageResult:
     Raises:
         StageError: A wrong number of shards, or no records/1.
     """
-    if not 1 <= config.num_shards <= MAX_SHARDS:
-        raise StageError(f"num_shards: got {config.num_shards}, wanted 1 to {MAX_SHARDS}.")
+    check_num_shards(config.num_shards)
     records = open_dataset(config.records, RECORDS)
     root = Path(config.shards)
     _remove_shards(root)

@@ -22,14 +22,13 @@ from free2ds_common.models import fingerprint, resolve_model
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
 from free2ds_common.schemas import RECORDS, attention_schema
-from free2ds_common.settings import require_at_least, require_choice
+from free2ds_common.settings import DTYPES, require_at_least, require_choice
 from free2ds_common.storage import require_folder
 
 _LOG = logging.getLogger(__name__)
 
 # Raised when the same model and prompt give other maps than before.
 CAPTURE_VERSION = 1
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Records sorted by prompt length together, in batches: enough to fill batches evenly, few enough to write in order.
 _WINDOW_BATCHES = 8
 _ROWS_PER_PART = 10_000

@@ -61,6 +61,22 @@ def test_a_parameter_file_yields_to_the_command_line(write, tmp_path):
         ([*REQUIRED, "--param", "seed=1.5"], "seed: got '1.5', wanted a whole number."),
         ([*REQUIRED, "--param", "node_selector=[]"], "node_selector: got [], wanted a JSON object."),
         ([*REQUIRED, "--param", "tolerations=x"], "tolerations: got 'x', wanted a JSON list."),
+        ([*REQUIRED, "--param", "ratio=0"], "ratio: got 0, wanted a number in (0, 1]."),
+        ([*REQUIRED, "--param", "alpha=1.5"], "alpha: got 1.5, wanted a number in [0, 1]."),
+        ([*REQUIRED, "--param", "temperature=0"], "temperature: got 0, wanted a number above 0."),
+        (
+            [*REQUIRED, "--param", "num_samples=-1"],
+            "num_samples: got -1, wanted 0 (use ratio) or the number to select.",
+        ),
+        ([*REQUIRED, "--param", "sampler=best"], "sampler: got 'best', wanted one of gumbel, reference, top."),
+        (
+            [*REQUIRED, "--param", "missing_iou=zero"],
+            "missing_iou: got 'zero', wanted one of exclude, reference, text.",
+        ),
+        ([*REQUIRED, "--param", "num_shards=65"], "num_shards: got 65, wanted 1 to 64."),
+        ([*REQUIRED, "--param", "max_new_tokens=0"], "max_new_tokens: got 0, wanted a number of at least 1."),
+        ([*REQUIRED, "--param", "num_clusters=0"], "num_clusters: got 0, wanted a number of at least 1."),
+        ([*REQUIRED, "--param", "dtype=int8"], "dtype: got 'int8', wanted one of auto, bfloat16, float16, float32."),
         ([*REQUIRED, "--params-file", "none"], "--params-file: none cannot be read (No such file or directory)."),
     ],
 )

@@ -1,0 +1,109 @@
+"""All stages in order, as a user runs them, on a small example data set."""
+
+import json
+
+import pyarrow.dataset as pads
+import pytest
+
+import pipeline
+from examples.make import make
+
+NUM_RECORDS = 20
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("example")
+    make(folder, NUM_RECORDS, seed=7)
+    records = json.loads((folder / "dataset.json").read_text())
+    # One record that cannot be used, in the middle: the numbers behind it must not shift apart.
+    records.insert(5, {"id": "broken", "image": "no/such.png", "conversations": records[0]["conversations"]})
+    (folder / "dataset.json").write_text(json.dumps(records))
+    return folder
+
+
+def run_pipeline(example, output_dir, **parameters):
+    values = {
+        "dataset_uri": example / "dataset.json",
+        "image_root_uri": example / "images",
+        **{f"{name}_model": example / "models" / name for name in ("llava", "mgm", "bert")},
+        "num_clusters": 5,
+        "max_new_tokens": 8,
+        "num_shards": 2,
+        **parameters,
+    }
+    options = [option for name, value in values.items() for option in ("--param", f"{name}={value}")]
+    return pipeline.main(["run", "--output-dir", str(output_dir), "--keep-work", *options])
+
+
+@pytest.fixture(scope="module")
+def first(example, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("runs") / "first"
+    assert run_pipeline(example, output_dir) == 0
+    return output_dir
+
+
+def test_the_selection_has_the_exact_size_and_the_records_are_untouched(example, first):
+    selected = json.loads((first / "selected.json").read_text())
+    records = json.loads((example / "dataset.json").read_text())
+    del records[5]
+    assert len(selected) == 4  # int(20 * 0.2)
+    unique_ids = [record.pop("unique_id") for record in selected]
+    assert unique_ids == sorted(unique_ids)
+    assert selected == [records[unique_id - 1] for unique_id in unique_ids]
+
+
+def test_every_record_is_accounted_for(first):
+    rejects = [json.loads(line) for line in (first / "rejects.jsonl").read_text().splitlines()]
+    assert [(reject["index"], reject["reason"], reject["record"]["id"]) for reject in rejects] == [
+        (5, "image_missing", "broken")
+    ]
+    counts = {}
+    for path in first.glob("work-*/tasks/**/executor_output.json"):
+        for artifact in json.loads(path.read_text())["artifacts"].values():
+            metadata = artifact["artifacts"][0]["metadata"]
+            numbers = [metadata[name] for name in ("read", "written", "dropped", "rejected")]
+            assert numbers[0] == sum(numbers[1:])
+        counts.setdefault(path.parent.name, []).append(numbers)
+    assert {stage: [sum(column) for column in zip(*tasks, strict=True)] for stage, tasks in counts.items()} == {
+        "ingest": [21, 20, 0, 1],
+        "split": [20, 20, 0, 0],
+        "llava-attention": [20, 20, 0, 0],
+        "mgm-attention": [20, 20, 0, 0],
+        "bert-features": [20, 20, 0, 0],
+        "cluster-scoring": [20, 20, 0, 0],
+        "joint-selection": [20, 4, 16, 0],
+    }
+    assert len(counts["llava-attention"]) == len(counts["mgm-attention"]) == 2
+
+
+def test_scores_hold_every_record_and_agree_with_the_selection(first):
+    rows = pads.dataset(sorted((first / "scores").glob("*.parquet"))).to_table().to_pylist()
+    assert [row["unique_id"] for row in rows] == list(range(1, NUM_RECORDS + 1))
+    selected = json.loads((first / "selected.json").read_text())
+    assert [row["unique_id"] for row in rows if row["selected"]] == [record["unique_id"] for record in selected]
+    assert sum(row["probability"] for row in rows) == pytest.approx(1)
+
+
+def test_the_artifacts_carry_what_lineage_asks_for(example, first):
+    (path,) = first.glob("work-*/tasks/*/ingest/executor_output.json")
+    metadata = json.loads(path.read_text())["artifacts"]["records"]["artifacts"][0]["metadata"]
+    assert metadata["display_name"] == "records"
+    assert metadata["dataset_uri"] == str(example / "dataset.json")
+    assert metadata["dataset_version"] == ""
+    assert metadata["code_version"] == "0.1.0"
+    for path in first.glob("work-*/tasks/**/executor_output.json"):
+        for artifact in json.loads(path.read_text())["artifacts"].values():
+            assert artifact["artifacts"][0]["metadata"]["display_name"]
+            assert None not in artifact["artifacts"][0]["metadata"].values()
+
+
+def test_the_report_and_the_summary_are_there(first):
+    assert (first / "report.html").read_text().lstrip().lower().startswith("<!doctype html>")
+    summary = json.loads((first / "summary.json").read_text())
+    assert summary["counts"] == {"read": 20, "written": 4, "dropped": 16, "rejected": 0}
+
+
+def test_another_run_with_other_shards_selects_the_same(example, first, tmp_path):
+    assert run_pipeline(example, tmp_path / "again", num_shards=1) == 0
+    assert (tmp_path / "again/selected.json").read_bytes() == (first / "selected.json").read_bytes()
