@@ -227,8 +227,8 @@ class _Text:
                 raise self.error(f"wanted JSON ({error.msg})") from None
             except (ValueError, RecursionError) as error:
                 raise self.error(f"wanted JSON that can be read ({error})") from None
-            # A number at the very end may go on in the next chunk.
-            if end == len(self._text) and self._more():
+            # A number at the end may go on in the next chunk: 1 as 12, 1.5e- as 1.5e-07.
+            if end > len(self._text) - _CUT_TOKEN and self._more():
                 continue
             self._at += end - start
             self._values += 1

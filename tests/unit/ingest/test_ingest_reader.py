@@ -14,7 +14,7 @@ from free2ds_common.errors import StageError
 RECORDS = [
     {"id": 1, "text": 'a "quoted", [text] with \\ and ü 😀'},
     {"id": 2},
-    3,
+    -1.5e-07,
     "four",
     None,
     [5],
