@@ -99,9 +99,13 @@ def score_shard(
     image_root_version: str,
     llava_model: str,
     llava_revision: str,
+    llava_model_type: str,
+    llava_prompt: str,
     llava_vision_tower: str,
     mgm_model: str,
     mgm_revision: str,
+    mgm_model_type: str,
+    mgm_prompt: str,
     mgm_vision_tower: str,
     mgm_vision_tower_aux: str,
     max_new_tokens: int,
@@ -125,6 +129,8 @@ def score_shard(
         image_root_version=image_root_version,
         model=llava_model,
         revision=llava_revision,
+        model_type=llava_model_type,
+        prompt=llava_prompt,
         vision_tower=llava_vision_tower,
         max_new_tokens=max_new_tokens,
         batch_size=attention_batch_size,
@@ -137,6 +143,8 @@ def score_shard(
         image_root_version=image_root_version,
         model=mgm_model,
         revision=mgm_revision,
+        model_type=mgm_model_type,
+        prompt=mgm_prompt,
         vision_tower=mgm_vision_tower,
         vision_tower_aux=mgm_vision_tower_aux,
         max_new_tokens=max_new_tokens,
@@ -168,9 +176,13 @@ def free2ds(
     image_root_version: str = "",
     llava_model: str = defaults.LLAVA_MODEL,
     llava_revision: str = defaults.REVISION,
+    llava_model_type: str = "llava",
+    llava_prompt: str = defaults.PROMPT,
     llava_vision_tower: str = "",
     mgm_model: str = defaults.MGM_MODEL,
     mgm_revision: str = defaults.REVISION,
+    mgm_model_type: str = "mgm",
+    mgm_prompt: str = defaults.PROMPT,
     mgm_vision_tower: str = "",
     mgm_vision_tower_aux: str = "",
     bert_model: str = defaults.BERT_MODEL,
@@ -212,9 +224,13 @@ def free2ds(
         image_root_version: Any text; change it when the pictures change.
         llava_model: Local folder, object-store URI or hub id.
         llava_revision: Branch, tag or commit of llava_model.
+        llava_model_type: llava, or auto for another image-text-to-text model on this side.
+        llava_prompt: method, or (with model type auto) chat for the model's own chat template.
         llava_vision_tower: Its CLIP encoder, when the model's own entry does not lead to it; empty otherwise.
         mgm_model: Local folder, object-store URI or hub id.
         mgm_revision: Branch, tag or commit of mgm_model.
+        mgm_model_type: mgm, or auto for another image-text-to-text model on this side.
+        mgm_prompt: method, or (with model type auto) chat for the model's own chat template.
         mgm_vision_tower: Its CLIP encoder, when the model's own entry does not lead to it; empty otherwise.
         mgm_vision_tower_aux: Its ConvNeXt encoder, likewise.
         bert_model: Local folder, object-store URI or hub id.
@@ -270,9 +286,13 @@ def free2ds(
             image_root_version=image_root_version,
             llava_model=llava_model,
             llava_revision=llava_revision,
+            llava_model_type=llava_model_type,
+            llava_prompt=llava_prompt,
             llava_vision_tower=llava_vision_tower,
             mgm_model=mgm_model,
             mgm_revision=mgm_revision,
+            mgm_model_type=mgm_model_type,
+            mgm_prompt=mgm_prompt,
             mgm_vision_tower=mgm_vision_tower,
             mgm_vision_tower_aux=mgm_vision_tower_aux,
             max_new_tokens=max_new_tokens,

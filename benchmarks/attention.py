@@ -81,8 +81,8 @@ class Bench:
         self.ours = VisionLanguageModel(
             decoder=decoder,
             lm_head=self.model.lm_head,
-            tokenizer=None,
-            system="",
+            prompt=None,
+            prompt_settings={},
             preprocess=None,
             encode_images=lambda pixels: torch.stack(
                 self.model.get_image_features(pixels["pixel_values"].to(dtype)).pooler_output

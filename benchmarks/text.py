@@ -112,9 +112,8 @@ def features(bounds: Bounds, dataset: Path, turns: int, plain_batches: int) -> N
         seconds = time.perf_counter() - start
         peak = resident_peak_mb() - before
         ours = len(flat) / seconds
-        print(
-            f"ours: {len(flat)} turns, {result.metrics['distinct_messages']:.0f} distinct, {seconds:.1f} s, {ours:.0f} turns/s"
-        )
+        distinct = int(result.metrics["distinct_messages"])
+        print(f"ours: {len(flat)} turns, {distinct} distinct, {seconds:.1f} s, {ours:.0f} turns/s")
         table = open_dataset(f"{place}/features/messages", text_messages_schema(384)).table()
         embedded = dict(
             zip(table["message"].to_pylist(), table["embedding"].to_numpy(zero_copy_only=False), strict=True)

@@ -8,6 +8,7 @@ MGM_MODEL = "YanweiLi/MGM-7B"
 BERT_MODEL = "google-bert/bert-base-uncased"
 # A branch is good enough to try; a run that is to be repeated pins the commit.
 REVISION = "main"
+PROMPT = "method"
 MAX_NEW_TOKENS = 100
 DTYPE = "auto"
 ATTENTION_BATCH_SIZE = 16

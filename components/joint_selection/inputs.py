@@ -19,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 _NAMED_IDS = 5
 _BATCH_ROWS = 8192
 # What must be alike in all parts of one side.
-SAME_IN_ALL_PARTS = ("model_fingerprint", "dtype", "system", "instruction", "max_new_tokens", "grid", "capture_version")
+SAME_IN_ALL_PARTS = ("model_fingerprint", "dtype", "prompt", "max_new_tokens", "grid", "capture_version")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def _stage_run() -> Callable[..., StageResult]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
-    return attention_main("llava_attention", "LLaVA-1.5", defaults.LLAVA_MODEL, argv, _stage_run)
+    return attention_main("llava", "LLaVA-1.5", defaults.LLAVA_MODEL, argv, _stage_run)
 
 
 if __name__ == "__main__":

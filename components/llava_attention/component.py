@@ -11,6 +11,8 @@ def llava_attention(
     image_root_version: str,
     model: str,
     revision: str,
+    model_type: str,
+    prompt: str,
     vision_tower: str,
     max_new_tokens: int,
     batch_size: int,
@@ -26,6 +28,8 @@ def llava_attention(
         image_root_version: Any text that changes when the pictures change; decides the cache.
         model: Local folder, object-store URI or hub id of the model.
         revision: Branch, tag or commit of a hub id; also decides the cache of a folder or URI.
+        model_type: llava, or auto for any transformers image-text-to-text model with a fixed square of vision tokens.
+        prompt: method, or (with model_type auto) chat for the model's own chat template.
         vision_tower: Its CLIP encoder, when the model's own entry does not lead to it; empty otherwise.
         max_new_tokens: Most tokens generated per record.
         batch_size: Records that generate together.
@@ -41,6 +45,8 @@ def llava_attention(
         image_root_uri=image_root_uri,
         model=model,
         revision=revision,
+        model_type=model_type,
+        prompt=prompt,
         vision_tower=vision_tower,
         vision_tower_aux="",
         max_new_tokens=max_new_tokens,

@@ -1,6 +1,7 @@
 """LLaVA-1.5 from either of its checkpoint layouts, as transformers' LlavaForConditionalGeneration."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from free2ds_common.attention import original_layout
 from free2ds_common.attention.capture import ATTENTION_NAME
 from free2ds_common.attention.model import Pixels, VisionLanguageModel
-from free2ds_common.attention.prompts import LLAVA_SYSTEM
+from free2ds_common.attention.prompts import LLAVA_SYSTEM, build_prompt, method_settings
 from free2ds_common.attention.tokenizers import load_tokenizer
 from free2ds_common.attention.weights import ParameterFiller, empty_model
 from free2ds_common.errors import StageError
@@ -83,8 +84,8 @@ def load_llava(
     return VisionLanguageModel(
         decoder=decoder,
         lm_head=model.lm_head,
-        tokenizer=load_tokenizer(folder),
-        system=LLAVA_SYSTEM,
+        prompt=partial(build_prompt, system=LLAVA_SYSTEM, tokenizer=load_tokenizer(folder)),
+        prompt_settings=method_settings(LLAVA_SYSTEM),
         preprocess=preprocess,
         encode_images=encode_images,
         grid=original_layout.square_grid(config.vision_config),

@@ -17,7 +17,7 @@ def _stage_run() -> Callable[..., StageResult]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
-    return attention_main("mgm_attention", "MGM", defaults.MGM_MODEL, argv, _stage_run)
+    return attention_main("mgm", "MGM", defaults.MGM_MODEL, argv, _stage_run)
 
 
 if __name__ == "__main__":

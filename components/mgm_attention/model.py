@@ -1,6 +1,7 @@
 """MGM (Mini-Gemini) on transformers' parts: Llama, CLIP, ConvNeXt, and the patch info mining between them."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from free2ds_common.attention import original_layout
 from free2ds_common.attention.capture import ATTENTION_NAME
 from free2ds_common.attention.model import Pixels, VisionLanguageModel
-from free2ds_common.attention.prompts import MGM_SYSTEM
+from free2ds_common.attention.prompts import MGM_SYSTEM, build_prompt, method_settings
 from free2ds_common.attention.tokenizers import load_tokenizer
 from free2ds_common.attention.weights import ParameterFiller, empty_model, stored_tensors
 from free2ds_common.errors import StageError
@@ -209,8 +210,8 @@ def load_mgm(
     return VisionLanguageModel(
         decoder=model.model,
         lm_head=model.lm_head,
-        tokenizer=load_tokenizer(folder),
-        system=MGM_SYSTEM,
+        prompt=partial(build_prompt, system=MGM_SYSTEM, tokenizer=load_tokenizer(folder)),
+        prompt_settings=method_settings(MGM_SYSTEM),
         preprocess=preprocess,
         encode_images=lambda pixels: model.image_features(pixels["pixel_values"]),
         grid=original_layout.square_grid(clip),

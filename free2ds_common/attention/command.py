@@ -7,17 +7,21 @@ from free2ds_common.cli import run_stage, stage_parser
 from free2ds_common.result import StageResult
 
 
-def attention_main(stage: str, title: str, default_model: str, argv: Sequence[str] | None, stage_run: Callable) -> int:
+def attention_main(
+    model_type: str, title: str, default_model: str, argv: Sequence[str] | None, stage_run: Callable
+) -> int:
     """Parse the options of an attention stage and run it.
 
     Args:
-        stage: The stage's name.
+        model_type: The stage's own; the stage's name is `<model_type>_attention`.
         title: The model's name, for the help.
         default_model: Hub id.
         argv: Arguments; None takes the process's.
         stage_run: Returns the stage's `run`; called after parsing, since it imports torch.
     """
-    parser = stage_parser(stage, f"Where {title} looks when it is asked each record's question: one map per record.")
+    parser = stage_parser(
+        f"{model_type}_attention", f"Where {title} looks when it is asked each record's question: one map per record."
+    )
     parser.add_argument(
         "--shard", required=True, help="records/1 folder: one shard of split, or all of ingest's records"
     )
@@ -26,6 +30,14 @@ def attention_main(stage: str, title: str, default_model: str, argv: Sequence[st
     )
     parser.add_argument("--model", default=default_model, help="model folder, object-store URI or hub id")
     parser.add_argument("--revision", default=defaults.REVISION, help="hub branch or commit; unused for a folder")
+    parser.add_argument(
+        "--model-type",
+        default=model_type,
+        help=f"{model_type}, or auto: any transformers image-text-to-text model with a fixed square of vision tokens",
+    )
+    parser.add_argument(
+        "--prompt", default=defaults.PROMPT, help="method, or (with --model-type auto) chat: the model's own template"
+    )
     parser.add_argument(
         "--vision-tower", default="", help="CLIP encoder, when the model's own entry does not lead to it"
     )

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel
 
-from free2ds_common.attention.prompts import Tokenizer
+from free2ds_common.attention.prompts import Prompt
 
 Pixels = Mapping[str, torch.Tensor]
 
@@ -20,8 +20,8 @@ class VisionLanguageModel:
     Attributes:
         decoder: transformers decoder without head; called with `inputs_embeds`, `position_ids`, `past_key_values`.
         lm_head: Hidden states to vocabulary logits.
-        tokenizer: For both sides of the picture.
-        system: System text of the prompt.
+        prompt: A record's question to tokens on both sides of the picture.
+        prompt_settings: What decides the prompt (JSON values).
         preprocess: A picture in RGB to named CPU tensors; runs in worker threads.
         encode_images: Batched pixels, each (n, ...), to (n, grid * grid, hidden) features in the decoder's dtype.
         grid: Vision tokens per side.
@@ -32,8 +32,8 @@ class VisionLanguageModel:
 
     decoder: PreTrainedModel
     lm_head: nn.Module
-    tokenizer: Tokenizer
-    system: str
+    prompt: Callable[[str], Prompt]
+    prompt_settings: Mapping[str, object]
     preprocess: Callable[[Image.Image], Pixels]
     encode_images: Callable[[Pixels], torch.Tensor]
     grid: int

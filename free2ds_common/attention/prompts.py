@@ -52,6 +52,11 @@ def prompt_text(question: str, system: str) -> str:
     return f"{system} USER: {head}{PLACEHOLDER}{tail.replace(PLACEHOLDER, '')}{INSTRUCTION} "
 
 
+def method_settings(system: str) -> dict[str, str]:
+    """What decides the method's prompt, for manifests."""
+    return {"style": "method", "system": system, "instruction": INSTRUCTION}
+
+
 def build_prompt(question: str, system: str, tokenizer: Tokenizer) -> Prompt:
     """Tokens of a record's prompt, each side of the picture tokenised by itself as LLaVA does."""
     before, after = prompt_text(question, system).split(PLACEHOLDER)

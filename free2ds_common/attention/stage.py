@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 
 from free2ds_common import outcomes
+from free2ds_common.attention.auto import load_auto
 from free2ds_common.attention.decode import Answer, Decoder, Question
 from free2ds_common.attention.feed import PictureQuestions, feed
 from free2ds_common.attention.model import VisionLanguageModel
-from free2ds_common.attention.prompts import INSTRUCTION, build_prompt
 from free2ds_common.attention.weights import torch_dtype
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
@@ -27,6 +27,7 @@ from free2ds_common.storage import require_folder
 
 _LOG = logging.getLogger(__name__)
 
+PROMPTS = ("method", "chat")
 # Raised when the same model and prompt give other maps than before.
 CAPTURE_VERSION = 1
 # Records sorted by prompt length together, in batches: enough to fill batches evenly, few enough to write in order.
@@ -52,6 +53,8 @@ class AttentionConfig:
         image_root_uri: What the records' `image` is relative to.
         model: Folder, object-store URI or hub id.
         revision: Hub branch or commit; unused for folders.
+        model_type: The stage's own model's name, or "auto" for any fitting transformers model.
+        prompt: "method", or (with model type auto) "chat" for the model's own chat template.
         vision_tower: Where the picture encoder is, when the model's own entry does not lead to it; empty otherwise.
         vision_tower_aux: The same for MGM's second encoder.
         max_new_tokens: Longest answer, EOS included.
@@ -64,6 +67,8 @@ class AttentionConfig:
     image_root_uri: str
     model: str
     revision: str
+    model_type: str
+    prompt: str
     vision_tower: str
     vision_tower_aux: str
     max_new_tokens: int
@@ -72,12 +77,14 @@ class AttentionConfig:
     attention: str
 
 
-def run_attention(config: AttentionConfig, load: Loader) -> StageResult:
+def run_attention(config: AttentionConfig, own_type: str, system: str, load: Loader) -> StageResult:
     """Write where a model looks for every record of a shard, in the shard's order.
 
     Args:
         config: Settings.
-        load: The model's loader.
+        own_type: Name of the stage's own model type.
+        system: System text of the stage's prompt.
+        load: The loader of the stage's own model.
 
     Raises:
         StageError: Wrong settings, no such shard or model, or no picture of the shard can be used.
@@ -85,11 +92,16 @@ def run_attention(config: AttentionConfig, load: Loader) -> StageResult:
     require_at_least("max_new_tokens", config.max_new_tokens, 1)
     require_at_least("batch_size", config.batch_size, 1)
     require_choice("dtype", config.dtype, DTYPES)
+    require_choice("model_type", config.model_type, (own_type, "auto"))
+    require_choice("prompt", config.prompt, PROMPTS if config.model_type == "auto" else PROMPTS[:1])
     shard = open_dataset(config.shard, RECORDS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch_dtype(config.dtype, device)
     folder = Path(resolve_model(config.model, config.revision))
-    model = load(folder, device, dtype, config.vision_tower, config.vision_tower_aux)
+    if config.model_type == "auto":
+        model = load_auto(folder, device, dtype, system, config.prompt)
+    else:
+        model = load(folder, device, dtype, config.vision_tower, config.vision_tower_aux)
     records = list(shard.rows(["unique_id", "record_key", "image", "question"]))
     if any(record["image"] for record in records):
         require_folder("image_root_uri", config.image_root_uri)
@@ -97,8 +109,7 @@ def run_attention(config: AttentionConfig, load: Loader) -> StageResult:
         "model": config.model,
         "revision": config.revision,
         "model_fingerprint": fingerprint(folder),
-        "system": model.system,
-        "instruction": INSTRUCTION,
+        "prompt": dict(model.prompt_settings),
         "max_new_tokens": config.max_new_tokens,
         "preprocessing": dict(model.preprocessing),
         "dtype": str(dtype).removeprefix("torch."),
@@ -150,7 +161,7 @@ def _answers(
                 elif record["question"] is None:
                     at_once.append((index, outcomes.NO_QUESTION, 0, None))
                 else:
-                    prompt = build_prompt(record["question"], model.system, model.tokenizer)
+                    prompt = model.prompt(record["question"])
                     if len(prompt.before) + model.positions + len(prompt.after) > model.max_positions:
                         at_once.append((index, outcomes.PROMPT_TOO_LONG, 0, None))
                     else:

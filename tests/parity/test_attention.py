@@ -9,7 +9,7 @@ import torch
 from components.llava_attention.model import load_llava
 from components.mgm_attention.model import load_mgm
 from free2ds_common.attention.decode import Decoder, PictureGroup, Question
-from free2ds_common.attention.prompts import build_prompt, prompt_text
+from free2ds_common.attention.prompts import prompt_text
 from free2ds_common.images import load_image
 
 TOLERANCE = 1e-6
@@ -31,7 +31,7 @@ def answers(shared, samples):
         model = load(shared / "parity/models" / layout, CPU, FP32)
         groups = []
         for number, record in samples.items():
-            prompt = build_prompt(record["conversations"][0]["value"], model.system, model.tokenizer)
+            prompt = model.prompt(record["conversations"][0]["value"])
             pixels = model.preprocess(load_image(str(shared / "parity/images"), record["image"]))
             groups.append(PictureGroup(pixels, (Question(number, prompt), Question(-number, prompt))))
         found[layout] = {answer.index: answer for answer in Decoder(model, 100, 16).answer(groups)}
@@ -48,8 +48,8 @@ def test_prompts_and_tokens_equal(shared, samples):
         for number, record in samples.items():
             wanted = expected(shared, layout, number)
             question = record["conversations"][0]["value"]
-            assert prompt_text(question, model.system) == str(wanted["prompt"])
-            prompt = build_prompt(question, model.system, model.tokenizer)
+            assert prompt_text(question, model.prompt_settings["system"]) == str(wanted["prompt"])
+            prompt = model.prompt(question)
             assert [*prompt.before, -200, *prompt.after] == wanted["input_ids"].tolist()
             assert [len(prompt.before), len(prompt.before) + model.positions] == wanted["vision_span"].tolist()
 

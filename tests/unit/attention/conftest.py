@@ -1,6 +1,7 @@
 """A model whose attention is not of interest: the stage around it is."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from free2ds_common.attention.capture import ATTENTION_NAME
 from free2ds_common.attention.model import VisionLanguageModel
+from free2ds_common.attention.prompts import build_prompt, method_settings
 from free2ds_common.datasets import DatasetWriter
 from free2ds_common.schemas import RECORDS
 
@@ -39,8 +41,8 @@ def load_tiny():
         return VisionLanguageModel(
             decoder=decoder,
             lm_head=head,
-            tokenizer=Letters(),
-            system="S",
+            prompt=partial(build_prompt, system="S", tokenizer=Letters()),
+            prompt_settings=method_settings("S"),
             preprocess=lambda picture: {"p": torch.tensor(picture.resize((24, 24)).getdata()).view(576, 3) / 255},
             encode_images=lambda pixels: pixels["p"].float() @ spread,
             grid=24,

@@ -28,8 +28,8 @@ def tiny(key_value_heads=4, seed=0):
     wrapped = VisionLanguageModel(
         decoder=model.model,
         lm_head=model.lm_head,
-        tokenizer=None,
-        system="",
+        prompt=None,
+        prompt_settings={},
         preprocess=None,
         encode_images=lambda pixels: (pixels["pixel_values"] @ projection).view(-1, GRID * GRID, HIDDEN),
         grid=GRID,

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from free2ds_common.attention.prompts import INSTRUCTION
 from free2ds_common.attention.stage import AttentionConfig, run_attention
 from free2ds_common.datasets import open_dataset
 from free2ds_common.errors import StageError
@@ -16,7 +17,8 @@ def config(tmp_path):
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"weights")
     return AttentionConfig(
-        shard="", image_root_uri="", model=str(model), revision="main", vision_tower="", vision_tower_aux="",
+        shard="", image_root_uri="", model=str(model), revision="main", model_type="tiny", prompt="method",
+        vision_tower="", vision_tower_aux="",
         max_new_tokens=6, batch_size=4, dtype="auto", attention=str(tmp_path / "attention"),
     )  # fmt: skip
 
@@ -39,7 +41,7 @@ ROWS = [
 def test_one_row_per_record_in_the_shards_order(config, load_tiny, write_shard):
     shard, root = write_shard(ROWS)
     config = dataclasses.replace(config, shard=shard, image_root_uri=root)
-    result = run_attention(config, load_tiny)
+    result = run_attention(config, "tiny", "S", load_tiny)
     rows = rows_of(config)
     assert [row["unique_id"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
     assert [row["record_key"] for row in rows] == [f"key{number}" for number in range(1, 8)]
@@ -58,9 +60,9 @@ def test_one_row_per_record_in_the_shards_order(config, load_tiny, write_shard):
 def test_batch_size_does_not_change_maps(config, load_tiny, write_shard, batch_size):
     shard, root = write_shard([(f"{number % 3}.png", "why " * (number + 1)) for number in range(9)])
     config = dataclasses.replace(config, shard=shard, image_root_uri=root)
-    run_attention(config, load_tiny)
+    run_attention(config, "tiny", "S", load_tiny)
     wanted = rows_of(config)
-    run_attention(dataclasses.replace(config, batch_size=batch_size), load_tiny)
+    run_attention(dataclasses.replace(config, batch_size=batch_size), "tiny", "S", load_tiny)
     for one, other in zip(wanted, rows_of(config), strict=True):
         assert one["num_steps"] == other["num_steps"]
         assert one["map"] == pytest.approx(other["map"], abs=1e-6) if one["map"] else other["map"] is None
@@ -69,10 +71,12 @@ def test_batch_size_does_not_change_maps(config, load_tiny, write_shard, batch_s
 def test_manifest_says_what_decided_the_maps(config, load_tiny, write_shard):
     shard, root = write_shard([("a.png", "Q?")])
     config = dataclasses.replace(config, shard=shard, image_root_uri=root)
-    run_attention(config, load_tiny)
+    run_attention(config, "tiny", "S", load_tiny)
     manifest = json.loads((open_dataset(config.attention, attention_schema()).folder / "_manifest.json").read_text())
     assert manifest["grid"] == 24 and manifest["dtype"] == "float32" and manifest["max_new_tokens"] == 6
-    assert manifest["system"] == "S" and manifest["preprocessing"] == {"size": 24}
+    assert manifest["prompt"] == {"style": "method", "system": "S", "instruction": INSTRUCTION} and manifest[
+        "preprocessing"
+    ] == {"size": 24}
     assert manifest["model_fingerprint"] and manifest["capture_version"] == 1
 
 
@@ -81,7 +85,7 @@ def test_picture_lost_since_ingest_is_an_outcome(config, load_tiny, write_shard,
     (tmp_path / "images/a.png").unlink()
     (tmp_path / "images/c.png").write_bytes(b"no picture")
     config = dataclasses.replace(config, shard=shard, image_root_uri=root)
-    result = run_attention(config, load_tiny)
+    result = run_attention(config, "tiny", "S", load_tiny)
     assert [row["outcome"] for row in rows_of(config)][0::2] == ["image_missing", "image_unreadable"]
     assert result.counts.read == result.counts.written == 3
 
@@ -90,13 +94,15 @@ def test_no_usable_picture_stops_the_stage(config, load_tiny, write_shard):
     shard, root = write_shard([("a.png", "Q?"), ("b.png", "Q?")], draw=False)
     config = dataclasses.replace(config, shard=shard, image_root_uri=root)
     with pytest.raises(StageError, match="none of the 2 pictures of this shard can be used. Check image_root_uri"):
-        run_attention(config, load_tiny)
+        run_attention(config, "tiny", "S", load_tiny)
 
 
 def test_empty_shard_and_text_only_shard(config, load_tiny, write_shard):
     for rows in ([], [(None, "Q?")]):
         shard, _ = write_shard(rows)
-        result = run_attention(dataclasses.replace(config, shard=shard, image_root_uri="/nowhere"), load_tiny)
+        result = run_attention(
+            dataclasses.replace(config, shard=shard, image_root_uri="/nowhere"), "tiny", "S", load_tiny
+        )
         assert result.counts.written == len(rows) == len(rows_of(config))
 
 
@@ -115,4 +121,4 @@ def test_wrong_settings(config, load_tiny, write_shard, setting, value, message)
     shard, root = write_shard([("a.png", "Q?")])
     config = dataclasses.replace(config, shard=shard, image_root_uri=root)
     with pytest.raises(StageError, match=message):
-        run_attention(dataclasses.replace(config, **{setting: value}), load_tiny)
+        run_attention(dataclasses.replace(config, **{setting: value}), "tiny", "S", load_tiny)

@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from components.mgm_attention.model import load_mgm
 from examples.make import main, make
 from examples.scenes import make_dataset
 from free2ds_common.attention.decode import Decoder, PictureGroup, Question
-from free2ds_common.attention.prompts import build_prompt
 from free2ds_common.datasets import sha256_of_file
 from free2ds_common.images import load_image
 
@@ -66,10 +66,13 @@ def load_image_mode(path):
 def test_models_load_and_answers_differ_in_length(made, load, name):
     model = load(made / "models" / name, torch.device("cpu"), torch.float32)
     assert model.grid == 24
-    picture = next((made / "images").rglob("*.jpg"))
-    pixels = model.preprocess(load_image(str(picture.parent), picture.name))
-    questions = [Question(n, build_prompt(f"What is number {n}?", model.system, model.tokenizer)) for n in range(12)]
-    answers = list(Decoder(model, 20, 12).answer([PictureGroup(pixels, tuple(questions))]))
+    records = [r for r in json.loads((made / "dataset.json").read_text()) if "image" in r][:16]
+    groups = []
+    for number, record in enumerate(records):
+        prompt = model.prompt(record["conversations"][0]["value"])
+        pixels = model.preprocess(load_image(str(made / "images"), record["image"]))
+        groups.append(PictureGroup(pixels, (Question(number, prompt),)))
+    answers = list(Decoder(model, 20, 16).answer(groups))
     assert len({len(answer.tokens) for answer in answers}) >= 3
 
 
