@@ -6,12 +6,17 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from examples.scenes import make_dataset
+from examples.scenes import make_dataset, sample_texts
+from free2ds_common.cli import EXIT_WRONG_SETUP
+from free2ds_common.errors import StageError
+from free2ds_common.storage import atomic_writer
 
 # Raised when the same settings give other bytes than before.
-VERSION = 1
+VERSION = 2
 MARKER = ".finished.json"
+PARTS = ("dataset.json", "images", "models")
 
 
 def make(folder: Path, num_records: int, seed: int) -> None:
@@ -20,30 +25,45 @@ def make(folder: Path, num_records: int, seed: int) -> None:
     Args:
         folder: Where to write; what an earlier set left in these three places is removed.
         num_records: Records in the data set.
-        seed: Of scenes and weights.
+        seed: Of the scenes; the models are always the same.
+
+    Raises:
+        StageError: One of these places holds something that is not from here.
     """
     settings = {"num_records": num_records, "seed": seed, "version": VERSION}
-    marker = folder / MARKER
-    if marker.is_file() and json.loads(marker.read_text()) == settings:
-        print(f"example data: {folder} is there already")
-        return
-    marker.unlink(missing_ok=True)
-    for stale in ("images", "models"):
-        shutil.rmtree(folder / stale, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    finished = {**settings, "finished": True}
+    marker, places = folder / MARKER, [folder / part for part in PARTS]
+    if marker.is_file():
+        if json.loads(marker.read_text(encoding="utf-8")) == finished and all(place.exists() for place in places):
+            print(f"example data: {folder} is there already")
+            return
+        for place in places:
+            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+    for place in places:
+        if place.exists():
+            raise StageError(f"{place}: is there and was not made by examples.make. Give another --output-dir.")
+    _write_marker(marker, {**settings, "finished": False})
     records = make_dataset(folder, num_records, seed)
     pictures = len({record["image"] for record in records if "image" in record})
     print(f"example data: {len(records)} records about {pictures} drawn pictures in {folder}", flush=True)
     # Here, not at the top: --help shall not wait for torch.
+    from transformers.utils.logging import disable_progress_bar
+
     from examples.models import train_tokenizer, write_bert, write_llava, write_mgm
 
-    texts = [turn["value"] for record in records for turn in record["conversations"]]
+    disable_progress_bar()
+    texts = sample_texts()
     tokenizer = train_tokenizer(texts)
-    write_llava(folder / "models/llava", tokenizer, seed)
-    write_mgm(folder / "models/mgm", tokenizer, seed + 1)
-    write_bert(folder / "models/bert", texts, seed + 2)
-    marker.write_text(json.dumps(settings))
+    write_llava(folder / "models/llava", tokenizer)
+    write_mgm(folder / "models/mgm", tokenizer)
+    write_bert(folder / "models/bert", texts)
+    _write_marker(marker, finished)
     print(f"example models: LLaVA, MGM and BERT, tiny and with random weights, in {folder}/models")
+
+
+def _write_marker(marker: Path, content: dict[str, Any]) -> None:
+    with atomic_writer(marker, "w") as handle:
+        json.dump(content, handle)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,11 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.make", description=__doc__)
     parser.add_argument("--output-dir", type=Path, required=True, help="folder to write")
     parser.add_argument("--num-records", type=int, default=240, help="records to draw")
-    parser.add_argument("--seed", type=int, default=7, help="of scenes and weights")
+    parser.add_argument("--seed", type=int, default=7, help="of the scenes")
     options = parser.parse_args(argv)
     if options.num_records < 1:
         parser.error("--num-records: wanted at least 1")
-    make(options.output_dir, options.num_records, options.seed)
+    try:
+        make(options.output_dir, options.num_records, options.seed)
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_WRONG_SETUP
     return 0
 
 

@@ -26,8 +26,11 @@ from free2ds_common.attention.prompts import INSTRUCTION, LLAVA_SYSTEM, MGM_SYST
 
 VOCABULARY = 640
 EOS = 2
-# Rows of lm_head have unit spread; EOS's is larger, so that answers end after a few tokens, a few of them at once.
-EOS_SPREAD = 4.5
+# A share of the tokens are last words: their embeddings point far along one direction, which EOS's row of lm_head reads
+# (the other rows have length 1). So answers end after a few tokens; what the layers write along it ends a few at once.
+LAST_WORDS, LAST_WORD_LENGTH, EOS_LENGTH = 0.25, 20.0, 3.0
+# The weights do not depend on the data set's seed: these give answers of many lengths whatever is drawn.
+LLAVA_SEED, MGM_SEED, BERT_SEED = 7, 8, 9
 CLIP_NAME, CONVNEXT_NAME = "openai-clip-tiny-patch14-336", "openclip-convnext-tiny"
 _PROCESSOR = {
     "crop_size": {"height": 336, "width": 336},
@@ -62,20 +65,32 @@ def _clip_config() -> CLIPVisionConfig:
     )
 
 
-def _randomise(model: nn.Module, lm_head: nn.Linear | None, seed: int) -> None:
+@torch.no_grad()
+def _randomise(model: nn.Module, generator: torch.Generator) -> None:
     """Weights large enough that pictures and questions matter to the answers."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 1:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-            elif parameter.dim() == 2 and "embed" in name:
-                parameter.normal_(0, 1, generator=generator)
-            else:
-                parameter.normal_(0, 1.6 / parameter[0].numel() ** 0.5, generator=generator)
-        if lm_head is not None:
-            lm_head.weight.normal_(0, 1 / lm_head.in_features**0.5, generator=generator)
-            lm_head.weight[EOS] *= EOS_SPREAD
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        elif parameter.dim() == 2 and "embed" in name:
+            parameter.normal_(0, 1, generator=generator)
+        else:
+            parameter.normal_(0, 1.6 / parameter[0].numel() ** 0.5, generator=generator)
+
+
+@torch.no_grad()
+def _let_answers_end(embeddings: torch.Tensor, lm_head: torch.Tensor, generator: torch.Generator) -> None:
+    """Give a quarter of the tokens EOS as their successor.
+
+    Args:
+        embeddings: (vocabulary, hidden), changed in place.
+        lm_head: (vocabulary, hidden), written anew.
+        generator: Decides which tokens.
+    """
+    hidden = lm_head.shape[1]
+    lm_head.normal_(0, 1 / hidden**0.5, generator=generator)
+    direction = nn.functional.normalize(torch.randn(hidden, generator=generator), dim=0)
+    embeddings[torch.rand(len(embeddings), generator=generator) < LAST_WORDS] += LAST_WORD_LENGTH * direction
+    lm_head[EOS] = EOS_LENGTH * direction
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -94,9 +109,8 @@ def train_tokenizer(texts: Iterable[str]) -> bytes:
     return written.getvalue()
 
 
-def _write_llama_files(folder: Path, tokenizer: bytes, config: dict) -> None:
-    """What both language models have beside their weights."""
-    _write_json(folder / "config.json", config)
+def _write_llama_files(folder: Path, tokenizer: bytes) -> None:
+    """What both language models have beside config and weights."""
     _write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": EOS})
     _write_json(folder / "tokenizer_config.json", _TOKENIZER)
     _write_json(
@@ -105,20 +119,20 @@ def _write_llama_files(folder: Path, tokenizer: bytes, config: dict) -> None:
     (folder / "tokenizer.model").write_bytes(tokenizer)
 
 
-def write_llava(folder: Path, tokenizer: bytes, seed: int) -> None:
-    """LLaVA in the Hugging Face layout."""
+def write_llava(folder: Path, tokenizer: bytes, seed: int = LLAVA_SEED) -> None:
+    """LLaVA in the Hugging Face layout; save_pretrained gives the parameters their published names."""
     config = LlavaConfig(
         vision_config=_clip_config(), text_config=_text_config(VOCABULARY + 64), image_token_index=VOCABULARY,
         image_seq_length=576, vision_feature_layer=-2, tie_word_embeddings=False, dtype="float32",
-        architectures=["LlavaForConditionalGeneration"],
     )  # fmt: skip
-    model = LlavaForConditionalGeneration(config).eval()
-    _randomise(model, model.lm_head, seed)
-    with torch.no_grad():
-        model.lm_head.weight[VOCABULARY:] = 0
-    _write_llama_files(folder, tokenizer, config.to_dict())
+    model, generator = LlavaForConditionalGeneration(config).eval(), torch.Generator().manual_seed(seed)
+    _randomise(model, generator)
+    _let_answers_end(model.get_input_embeddings().weight, model.lm_head.weight, generator)
+    # The padding rows: never generated.
+    model.lm_head.weight.data[VOCABULARY:] = 0
+    model.save_pretrained(folder)
+    _write_llama_files(folder, tokenizer)
     _write_json(folder / "preprocessor_config.json", _PROCESSOR)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
 
 
 def published_name(name: str) -> str:
@@ -142,12 +156,13 @@ def published_name(name: str) -> str:
     return name if name.startswith(("model.", "lm_head.")) else "model." + name
 
 
-def write_mgm(folder: Path, tokenizer: bytes, seed: int) -> None:
+def write_mgm(folder: Path, tokenizer: bytes, seed: int = MGM_SEED) -> None:
     """MGM in its published layout, with both encoders as sub-folders."""
     text, clip = _text_config(VOCABULARY), _clip_config()
     convnext = ConvNextConfig(hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1], layer_norm_eps=1e-6)
-    model = Mgm(text, clip, convnext, -2).eval()
-    _randomise(model, model.lm_head, seed)
+    model, generator = Mgm(text, clip, convnext, -2).eval(), torch.Generator().manual_seed(seed)
+    _randomise(model, generator)
+    _let_answers_end(model.model.embed_tokens.weight, model.lm_head.weight, generator)
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     config = {name: getattr(text, name) for name in names} | {
         "architectures": ["MGMLlamaForCausalLM"],
@@ -171,7 +186,8 @@ def write_mgm(folder: Path, tokenizer: bytes, seed: int) -> None:
         "mm_vision_tower": CLIP_NAME,
         "mm_vision_tower_aux": CONVNEXT_NAME,
     }
-    _write_llama_files(folder, tokenizer, config)
+    _write_json(folder / "config.json", config)
+    _write_llama_files(folder, tokenizer)
     # The trunk's final norm belongs to ConvNextModel, not to MGM.
     state = {name: t.contiguous() for name, t in model.state_dict().items() if "vision_tower_aux.layernorm" not in name}
     save_file({published_name(name): tensor for name, tensor in state.items()}, folder / "model.safetensors")
@@ -192,7 +208,7 @@ def write_mgm(folder: Path, tokenizer: bytes, seed: int) -> None:
     torch.save(trunk, aux / "open_clip_pytorch_model.bin")
 
 
-def write_bert(folder: Path, texts: Iterable[str], seed: int) -> None:
+def write_bert(folder: Path, texts: Iterable[str], seed: int = BERT_SEED) -> None:
     """BERT with a WordPiece vocabulary of the example texts' words and all their characters."""
     words = sorted({word for text in texts for word in re.findall(r"[a-z]+|[^a-z\s]", text.lower())})
     letters = sorted({letter for word in words for letter in word} | set("abcdefghijklmnopqrstuvwxyz0123456789"))
@@ -205,5 +221,5 @@ def write_bert(folder: Path, texts: Iterable[str], seed: int) -> None:
         vocab_size=len(vocabulary), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128
     )
     model = BertModel(config, add_pooling_layer=False).eval()
-    _randomise(model, None, seed)
+    _randomise(model, torch.Generator().manual_seed(seed))
     model.save_pretrained(folder)

@@ -131,6 +131,17 @@ def draw_sign(rng: random.Random) -> Scene:
     )
 
 
+DRAWINGS = (draw_shapes, draw_shapes, draw_chart, draw_sign)
+
+
+def sample_texts() -> list[str]:
+    """What the tokenizers learn from: questions and answers, the same whatever the data set's seed is."""
+    rng = random.Random(0)
+    pairs = [pair for _ in range(100) for pair in rng.choice(DRAWINGS)(rng).pairs]
+    pairs += [(task.format(topic=topic), answer) for task, answer in TASKS for topic in TOPICS]
+    return [text for pair in pairs for text in pair]
+
+
 def make_dataset(folder: Path, num_records: int, seed: int) -> list[dict[str, Any]]:
     """Draw the pictures and write `dataset.json`.
 
@@ -147,7 +158,7 @@ def make_dataset(folder: Path, num_records: int, seed: int) -> list[dict[str, An
     records: list[dict[str, Any]] = []
     number = 0
     while len(records) < num_records - num_text_only:
-        scene = rng.choice((draw_shapes, draw_shapes, draw_chart, draw_sign))(rng)
+        scene = rng.choice(DRAWINGS)(rng)
         suffix = "png" if scene.picture.mode == "RGBA" else "jpg"
         image = f"{scene.source}/{number:04d}.{suffix}"
         number += 1

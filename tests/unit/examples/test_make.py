@@ -41,6 +41,23 @@ def test_finished_set_is_left_alone_and_another_is_not(tmp_path, capsys):
     assert contents(tmp_path) != first
 
 
+def test_what_is_not_from_here_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "dataset.json").write_text("[1]")
+    assert main(["--output-dir", str(tmp_path), "--num-records", "5"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/dataset.json: is there and was not made by examples.make. Give another --output-dir.\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]
+
+
+def test_a_set_that_was_cut_off_is_made_again(made, tmp_path):
+    make(tmp_path, 5, 3)
+    marker = tmp_path / ".finished.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "num_records": 60, "finished": False}))
+    make(tmp_path, 60, 3)
+    assert contents(tmp_path) == contents(made)
+
+
 def test_records_are_what_the_readme_says(tmp_path):
     records = make_dataset(tmp_path, 200, 7)
     assert len(records) == 200 == len({record["id"] for record in records})
