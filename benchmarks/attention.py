@@ -91,6 +91,7 @@ class Bench:
             eos_token_ids=frozenset([EOS]),
             max_positions=4096,
             preprocessing={},
+            folders=(),
         )
 
     @torch.no_grad()

@@ -92,6 +92,7 @@ def load_llava(
         eos_token_ids=original_layout.eos_token_ids(folder, stored),
         max_positions=config.text_config.max_position_embeddings,
         preprocessing=processor.to_dict(),
+        folders=original_layout.distinct_folders(folder, *([tower] if tower else [])),
     )
 
 

@@ -218,4 +218,5 @@ def load_mgm(
         eos_token_ids=original_layout.eos_token_ids(folder, stored),
         max_positions=text.max_position_embeddings,
         preprocessing={**processor.to_dict(), **size},
+        folders=original_layout.distinct_folders(folder, tower, aux),
     )

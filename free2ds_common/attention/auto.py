@@ -76,6 +76,7 @@ def load_auto(folder: Path, device: torch.device, dtype: torch.dtype, system: st
         eos_token_ids=original_layout.eos_token_ids(folder, decoder.config.to_dict()),
         max_positions=decoder.config.max_position_embeddings,
         preprocessing=json.loads(processor.to_json_string()),
+        folders=(folder,),
     )
     probe(loaded, str(folder))
     return loaded

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -28,6 +29,7 @@ class VisionLanguageModel:
         eos_token_ids: Tokens that end an answer.
         max_positions: The decoder's context in tokens.
         preprocessing: The picture processor's settings (JSON values).
+        folders: The folders that weights and settings were read from, none inside another.
     """
 
     decoder: PreTrainedModel
@@ -40,6 +42,7 @@ class VisionLanguageModel:
     eos_token_ids: frozenset[int]
     max_positions: int
     preprocessing: Mapping[str, object]
+    folders: tuple[Path, ...]
 
     @property
     def positions(self) -> int:

@@ -63,6 +63,11 @@ def tower_folder(folder: Path, reference: str, what: str) -> Path:
         raise StageError(f"{folder}: {what} {reference!r} is no sub-folder of the model, and {error}") from error
 
 
+def distinct_folders(folder: Path, *towers: Path) -> tuple[Path, ...]:
+    """The model's folder and those of its encoders that lie elsewhere."""
+    return (folder, *(tower for tower in towers if folder.resolve() not in tower.resolve().parents))
+
+
 def clip_config(folder: Path) -> CLIPVisionConfig:
     """A CLIP vision tower's config; a folder of the whole CLIP model will do."""
     config = read_config(folder)

@@ -108,7 +108,7 @@ def run_attention(config: AttentionConfig, own_type: str, system: str, load: Loa
     settings = {
         "model": config.model,
         "revision": config.revision,
-        "model_fingerprint": fingerprint(folder),
+        "model_fingerprint": ", ".join(map(fingerprint, model.folders)),
         "prompt": dict(model.prompt_settings),
         "max_new_tokens": config.max_new_tokens,
         "preprocessing": dict(model.preprocessing),

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -43,12 +44,13 @@ def load_tiny():
             lm_head=head,
             prompt=partial(build_prompt, system="S", tokenizer=Letters()),
             prompt_settings=method_settings("S"),
-            preprocess=lambda picture: {"p": torch.tensor(picture.resize((24, 24)).getdata()).view(576, 3) / 255},
+            preprocess=lambda picture: {"p": torch.from_numpy(np.array(picture.resize((24, 24)))).view(576, 3) / 255},
             encode_images=lambda pixels: pixels["p"].float() @ spread,
             grid=24,
             eos_token_ids=frozenset(range(2, 20)),
             max_positions=900,
             preprocessing={"size": 24},
+            folders=(folder,),
         )
 
     return load

@@ -36,6 +36,7 @@ def tiny(key_value_heads=4, seed=0):
         eos_token_ids=frozenset([EOS, 5, 6, 7]),
         max_positions=128,
         preprocessing={},
+        folders=(),
     )
     return model, wrapped
 
