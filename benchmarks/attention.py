@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -198,9 +199,25 @@ def against_plain(bounds: Bounds, size: str, repeats: int) -> None:
             f"{size} {name}: " + ", ".join(f"{way} {value / BATCH:.3f} s per record" for way, value in seconds.items())
         )
         bounds.at_most(f"time_ours_over_plain_{size}_{name}", seconds["ours"] / seconds["plain"], 1.05)
-    peaks = {way: peak_memory(size, way) for way in ("ours", "plain")}
+    peaks = {way: round(peak_memory(size, way)) for way in ("ours", "plain", "known")}
     print(f"{size}: peak memory above the model's, MB: {peaks}")
     bounds.at_most(f"memory_ours_over_plain_{size}", peaks["ours"] / peaks["plain"], 1.10)
+
+
+def table(size: str) -> None:
+    """All three ways with 1, 2 and 4 records per picture, answers of 2 to 100 tokens: one round each, no bounds."""
+    bench = Bench(size)
+    for per_picture in (1, 2, 4):
+        groups = make_groups(per_picture, spread(BATCH))
+        seconds = medians(
+            1,
+            warm_up=False,
+            plain=lambda: bench.plain(groups),  # noqa: B023
+            ours=lambda: bench.answer(groups),  # noqa: B023
+            known=lambda: bench.known(groups),  # noqa: B023
+        )
+        listed = ", ".join(f"{way} {value / BATCH:.3f}" for way, value in seconds.items())
+        print(f"{size}, {per_picture} per picture, seconds per record: {listed}", flush=True)
 
 
 def peak_memory(size: str, way: str) -> float:
@@ -217,10 +234,7 @@ def memory_of(way: str, size: str) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = resident_mb()
     groups = make_groups(1, [100] * 4 + [50] * 4)
-    if way == "ours":
-        bench.answer(groups, share=False)
-    else:
-        bench.plain(groups)
+    {"ours": partial(bench.answer, share=False), "plain": bench.plain, "known": bench.known}[way](groups)
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     print(int(peak.split()[1]) / 1024 - before)
 
@@ -376,7 +390,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small model and few repeats: to see that it runs")
     parser.add_argument("--gpu", type=int, nargs="+", help="instead: 7B shapes on a GPU at these batch sizes")
-    parser.add_argument("--memory-of", choices=("ours", "plain"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=("ours", "plain", "known"), help=argparse.SUPPRESS)
     parser.add_argument("--size", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
@@ -388,6 +402,7 @@ def main() -> int:
     small, large, repeats = ("tiny", "small", 1) if options.quick else ("small", "large", 5)
     bounds = Bounds()
     for size in (small, large):
+        table(size)
         against_plain(bounds, size, repeats)
     sharing(bounds, small, repeats)
     sharing(bounds, large, repeats)

@@ -34,15 +34,16 @@ class Bounds:
         return int(self._short)
 
 
-def medians(repeats: int, **variants: Callable[[], object]) -> dict[str, float]:
+def medians(repeats: int, *, warm_up: bool = True, **variants: Callable[[], object]) -> dict[str, float]:
     """Seconds of each variant, median of `repeats`; the variants take turns, so that noise meets all alike.
 
     Args:
-        repeats: Timed rounds, after one round that is not timed.
+        repeats: Timed rounds.
+        warm_up: Begin with one round that is not timed.
         **variants: What to run.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(repeats + 1):
+    for number in range(not warm_up, repeats + 1):
         for name, work in variants.items():
             gc.collect()
             start = time.perf_counter()

@@ -146,7 +146,11 @@ def probe(model: VisionLanguageModel, where: str) -> None:
     )
     decoder.config._attn_implementation = ATTENTION_NAME
     step = PrefillPass(
-        KeyValueSlots(1), 0, torch.tensor([inputs.shape[1]], device=model.device), [start], model.positions
+        KeyValueSlots(1, decoder.config.num_hidden_layers),
+        0,
+        torch.tensor([inputs.shape[1]], device=model.device),
+        [start],
+        model.positions,
     )
     try:
         ours = decoder(inputs_embeds=inputs, position_ids=positions, past_key_values=step, capture=step, use_cache=True)

@@ -181,7 +181,7 @@ class _Batch:
         self._admitting: list[_Row] = []
         self._model, self._max_new_tokens, self._size = model, max_new_tokens, size
         self._share_prefix = share_prefix
-        self._slots = KeyValueSlots(size)
+        self._slots = KeyValueSlots(size, model.decoder.config.num_hidden_layers)
         self._steps = torch.zeros(size, max_new_tokens, model.positions, device=model.device)
         self._last = torch.zeros(size, dtype=torch.int64, device=model.device)
 

@@ -21,7 +21,7 @@ from free2ds_common.images import ImageProblem
 from free2ds_common.models import fingerprint, resolve_model
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
-from free2ds_common.schemas import RECORDS, attention_schema
+from free2ds_common.schemas import GRID, RECORDS, attention_schema
 from free2ds_common.settings import DTYPES, require_at_least, require_choice
 from free2ds_common.storage import require_folder
 
@@ -102,6 +102,11 @@ def run_attention(config: AttentionConfig, own_type: str, system: str, load: Loa
         model = load_auto(folder, device, dtype, system, config.prompt)
     else:
         model = load(folder, device, dtype, config.vision_tower, config.vision_tower_aux)
+        if model.grid != GRID:
+            raise StageError(
+                f"{folder}: {model.grid} x {model.grid} vision tokens, wanted the {GRID} x {GRID} of the method's pair "
+                "of models. Use model_type auto to compare maps of different grids."
+            )
     records = list(shard.rows(["unique_id", "record_key", "image", "question"]))
     if any(record["image"] for record in records):
         require_folder("image_root_uri", config.image_root_uri)
@@ -123,11 +128,10 @@ def run_attention(config: AttentionConfig, own_type: str, system: str, load: Loa
     steps = 0
     with DatasetWriter(config.attention, attention_schema(model.positions), _ROWS_PER_PART) as writer:
         progress = Progress(len(records), "records", log)
-        for row in _in_order(records, _answers(records, model, config)):
+        for row in _in_order(records, _counted(_answers(records, model, config), progress)):
             writer.write([row])
             counted[row["outcome"]] += 1
             steps += row["num_steps"]
-            progress.add()
         progress.close()
         writer.manifest.update(settings, outcomes=dict(counted), records_uri=config.shard)
     with_image = sum(bool(record["image"]) for record in records)
@@ -181,6 +185,13 @@ def _answers(
         yield from at_once
         at_once.clear()
     yield from at_once
+
+
+def _counted(answers: Iterator[tuple[int, str, int, Any]], progress: Progress) -> Iterator[tuple[int, str, int, Any]]:
+    """Report answers as they come: those that wait for an earlier record of the shard are done too."""
+    for answer in answers:
+        progress.add()
+        yield answer
 
 
 def _longest_prompt(group: PictureQuestions) -> int:

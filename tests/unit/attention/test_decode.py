@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from free2ds_common.attention import capture
 from free2ds_common.attention.capture import ATTENTION_NAME
 from free2ds_common.attention.decode import Decoder, PictureGroup, Question
 from free2ds_common.attention.maps import aggregate_steps
@@ -100,6 +101,34 @@ def test_equals_the_plain_loop(models, batch_size, share):
         else:
             assert answer.outcome == "ok"
             torch.testing.assert_close(answer.map, aggregated, rtol=0, atol=1e-6)
+
+
+def test_flash_attention_gives_the_same(models, monkeypatch):
+    """What the package computes, written out: the GPU's path with everything but its kernel."""
+    calls = []
+
+    def written_out(query, keys, values, softmax_scale, causal):
+        calls.append((query.shape[1], keys.shape[1]))
+        groups = query.shape[2] // keys.shape[2]
+        query, keys, values = (held.transpose(1, 2) for held in (query, keys, values))
+        keys, values = (held.repeat_interleave(groups, dim=1) for held in (keys, values))
+        allowed = torch.ones(query.shape[2], keys.shape[2]).tril(keys.shape[2] - query.shape[2]).bool()
+        scores = (query @ keys.transpose(2, 3) * softmax_scale).masked_fill(~allowed, float("-inf"))
+        assert causal
+        return (scores.softmax(-1) @ values).transpose(1, 2)
+
+    _, wrapped = models
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1, 4, 2])
+    wanted = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups)}
+    monkeypatch.setattr(capture, "flash_attn_func", written_out)
+    assert not capture.flash_attention_fits(torch.zeros(1))  # on the CPU never
+    monkeypatch.setattr(capture, "flash_attention_fits", lambda query: True)
+    for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups):
+        assert answer.tokens == wanted[answer.index].tokens
+        if answer.map is not None:
+            torch.testing.assert_close(answer.map, wanted[answer.index].map, rtol=0, atol=1e-6)
+    assert {keys > queries for queries, keys in calls} == {True, False}
 
 
 def test_finished_answers_leave_at_once():

@@ -5,7 +5,7 @@ import pytest
 
 from free2ds_common.attention.prompts import INSTRUCTION
 from free2ds_common.attention.stage import AttentionConfig, run_attention
-from free2ds_common.datasets import open_dataset
+from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.schemas import attention_schema
 
@@ -104,6 +104,32 @@ def test_empty_shard_and_text_only_shard(config, load_tiny, write_shard):
             dataclasses.replace(config, shard=shard, image_root_uri="/nowhere"), "tiny", "S", load_tiny
         )
         assert result.counts.written == len(rows) == len(rows_of(config))
+
+
+def test_another_grid_than_the_pairs_is_refused_before_any_picture(config, load_tiny, write_shard, tmp_path):
+    shard, _ = write_shard([("a.png", "Q?")], draw=False)
+    config = dataclasses.replace(config, shard=shard, image_root_uri="/nowhere")
+
+    def load(*arguments):
+        return dataclasses.replace(load_tiny(*arguments), grid=16)
+
+    with pytest.raises(StageError, match="model: 16 x 16 vision tokens, wanted the 24 x 24 .* Use model_type auto"):
+        run_attention(config, "tiny", "S", load)
+    assert not (tmp_path / "attention").exists()
+
+
+def test_progress_counts_answers_as_they_come(config, load_tiny, write_shard, monkeypatch):
+    """The first record has the longest prompt and is answered late; the others are not waited for."""
+    shard, root = write_shard([(f"{number}.png", "why " * (9 - number)) for number in range(6)])
+    counted, counted_at_write = [], []
+    monkeypatch.setattr("free2ds_common.attention.stage.Progress.add", lambda self, count=1: counted.append(count))
+    write = DatasetWriter.write
+    monkeypatch.setattr(
+        DatasetWriter, "write", lambda self, rows: (counted_at_write.append(len(counted)), write(self, rows))
+    )
+    run_attention(dataclasses.replace(config, shard=shard, image_root_uri=root), "tiny", "S", load_tiny)
+    assert counted == [1] * 6 and len(counted_at_write) == 6
+    assert counted_at_write[0] > 4
 
 
 @pytest.mark.parametrize(
