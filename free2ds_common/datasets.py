@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -144,6 +145,23 @@ class Dataset:
         """Rows as dictionaries, in row order, streamed."""
         for batch in self.batches(columns):
             yield from batch.to_pylist()
+
+    def take(self, rows: Sequence[int] | np.ndarray, columns: list[str]) -> pa.Table:
+        """A few rows; only the files that hold one are read.
+
+        Args:
+            rows: Row numbers from 0, ascending.
+            columns: Columns to read.
+        """
+        wanted, tables, first = np.asarray(rows, np.int64), [], 0
+        for path, part in zip(self.paths(), self.manifest["parts"], strict=True):
+            inside = wanted[(wanted >= first) & (wanted < first + part["rows"])] - first
+            if len(inside):
+                tables.append(pq.read_table(path, columns=columns, partitioning=None).take(pa.array(inside)))
+            first += part["rows"]
+        if not tables:
+            return pq.read_schema(self.paths()[0]).empty_table().select(columns)
+        return pa.concat_tables(tables)
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
         """The whole table in memory."""

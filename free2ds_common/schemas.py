@@ -94,8 +94,8 @@ def kmeans_schema(dimensions: int) -> Schema:
     )
 
 
-# iou, image_score: null where a map is missing; image_score, text_score, combined: null outside the pool that is drawn
-# from. image_score = 1 - minmax(iou); text_score likewise.
+# iou, image_score: null where a map is missing; text_similarity: null where cluster_scoring has none; image_score,
+# text_score, combined: null outside the pool that is drawn from. image_score = 1 - minmax(iou); text_score likewise.
 SCORES = Schema(
     "scores/1",
     _columns(
@@ -104,7 +104,7 @@ SCORES = Schema(
         source=pa.string(),
         iou_=pa.float64(),
         image_score_=pa.float64(),
-        text_similarity=pa.float64(),
+        text_similarity_=pa.float64(),
         text_score_=pa.float64(),
         combined_=pa.float64(),
         probability=pa.float64(),

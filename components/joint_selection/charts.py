@@ -12,11 +12,15 @@ matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "free2ds", "
 
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
+from matplotlib.colors import LinearSegmentedColormap  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+
+from components.joint_selection.wording import shortened_in_the_middle  # noqa: E402
 
 POOL_COLOUR, SELECTED_COLOUR = "#8a9bb0", "#d9622b"
 _INK = "#010203"  # replaced by currentColor
-_MOST_SOURCES = 15
+_MOST_SOURCES, _MOST_LETTERS = 15, 44
+_SHARE_COLOURS = LinearSegmentedColormap.from_list("share", [POOL_COLOUR, SELECTED_COLOUR])
 
 
 def _svg(figure: Figure, label: str) -> str:
@@ -40,6 +44,12 @@ def _svg(figure: Figure, label: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest value; one of width 1 where all are the same or there is none."""
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    return low, high if high > low else low + 1
+
+
 def distribution(pool: np.ndarray, selected: np.ndarray, label: str) -> str:
     """Histogram of the pool and of the selection, each as a share of its own size.
 
@@ -50,8 +60,7 @@ def distribution(pool: np.ndarray, selected: np.ndarray, label: str) -> str:
     """
     pool, selected = pool[~np.isnan(pool)], selected[~np.isnan(selected)]
     figure, axes = plt.subplots(figsize=(4.2, 2.6))
-    low, high = (float(pool.min()), float(pool.max())) if len(pool) else (0.0, 1.0)
-    edges = np.linspace(low, high if high > low else low + 1, 31)
+    edges = np.linspace(*_range(pool), 31)
     for values, colour, name in ((pool, POOL_COLOUR, "pool"), (selected, SELECTED_COLOUR, "selected")):
         counts, _ = np.histogram(values, edges)
         shares = counts / max(1, len(values))
@@ -67,20 +76,19 @@ def distribution(pool: np.ndarray, selected: np.ndarray, label: str) -> str:
 def iou_against_text(iou: np.ndarray, text: np.ndarray, selected: np.ndarray) -> str:
     """Where pool and selection lie between the two signals, as binned counts."""
     known = ~np.isnan(iou) & ~np.isnan(text)
-    figure, axes = plt.subplots(figsize=(4.6, 3.4))
-    size = 40
-    bins = [np.linspace(0, 1, size + 1), np.linspace(0, 1, size + 1)]
-    counts, _, _ = np.histogram2d(iou[known], text[known], bins)
-    chosen, _, _ = np.histogram2d(iou[known & selected], text[known & selected], bins)
-    centres = (np.arange(size) + 0.5) / size
-    places = np.argwhere(counts)
-    if len(places):
+    figure, axes = plt.subplots(figsize=(4.2, 2.9))
+    if known.any():
+        bins = [np.linspace(*_range(values[known]), 41) for values in (iou, text)]
+        counts, _, _ = np.histogram2d(iou[known], text[known], bins)
+        chosen, _, _ = np.histogram2d(iou[known & selected], text[known & selected], bins)
+        x, y = (edges[:-1] + np.diff(edges) / 2 for edges in bins)
+        places = np.argwhere(counts)
         share = chosen[counts > 0] / counts[counts > 0]
         area = 6 + 60 * np.sqrt(counts[counts > 0] / counts.max())
-        drawn = axes.scatter(centres[places[:, 0]], centres[places[:, 1]], area, share, cmap="copper_r", vmin=0, vmax=1)
+        drawn = axes.scatter(x[places[:, 0]], y[places[:, 1]], area, share, cmap=_SHARE_COLOURS, vmin=0, vmax=1)
         bar = figure.colorbar(drawn, ax=axes)
         bar.set_label("share selected")
-    axes.set_xlabel("IoU of the two maps")
+    axes.set_xlabel("IoU of the two maps (a larger dot is more records)")
     axes.set_ylabel("text score")
     return _svg(figure, "IoU against text score")
 
@@ -98,7 +106,7 @@ def composition(sources: Mapping[str, Mapping[str, int]]) -> str:
     places = np.arange(len(names))[::-1]
     for column, colour, shift in (("pool", POOL_COLOUR, 0.2), ("selected", SELECTED_COLOUR, -0.2)):
         axes.barh(places + shift, [row[column] / total[column] for row in rows], 0.38, color=colour, label=column)
-    axes.set_yticks(places, [name if len(name) <= 34 else name[:33] + "…" for name in names], fontsize=8)
+    axes.set_yticks(places, [shortened_in_the_middle(name, _MOST_LETTERS) for name in names], fontsize=8)
     axes.set_xlabel("share of records")
     axes.legend(frameon=False, fontsize=8)
     return _svg(figure, "Composition by source")

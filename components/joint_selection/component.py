@@ -17,6 +17,7 @@ def joint_selection(
     report: dsl.Output[dsl.HTML],
     summary: dsl.Output[dsl.Metrics],
     random: dsl.Output[dsl.Dataset],
+    overview: dsl.Output[dsl.Markdown],
     image_root_uri: str,
     image_root_version: str,
     ratio: float,
@@ -45,6 +46,7 @@ def joint_selection(
         report: One self-contained HTML page.
         summary: JSON: counts, tilt, parameters; its scalars are metrics.
         random: LLaVA JSON of a random draw of the same size: the control to train against.
+        overview: The report in a few lines.
         image_root_uri: The folder that the records' images are relative to; for the pictures in the report.
         image_root_version: Any text that changes when the pictures change; decides the cache.
         ratio: Share of the records to select, in (0, 1].
@@ -86,8 +88,16 @@ def joint_selection(
         report=report.path,
         summary=summary.path,
         random=random.path,
+        overview=overview.path,
     )
     versions = {"image_root_version": image_root_version, "code_version": code_version}
     run_component(
-        lambda: run(config), versions, selected=selected, scores=scores, report=report, summary=summary, random=random
+        lambda: run(config),
+        versions,
+        selected=selected,
+        scores=scores,
+        report=report,
+        summary=summary,
+        random=random,
+        overview=overview,
     )

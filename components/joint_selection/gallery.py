@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.compute as pc
 from PIL import Image
 
-from free2ds_common.datasets import Dataset, open_dataset
+from components.joint_selection.wording import shortened, shortened_in_the_middle
+from free2ds_common.datasets import Dataset
 from free2ds_common.images import ImageProblem, load_image
-from free2ds_common.schemas import attention_schema
 
 _LOG = logging.getLogger(__name__)
 
+PLACEHOLDER = "<image>"
 _SIDE = 224
-_MOST_QUESTION = 400
+_MOST_QUESTION, _MOST_SOURCE = 400, 60
 
 
 @dataclass(frozen=True)
@@ -43,31 +43,24 @@ class Card:
     selected: bool
 
 
-def maps_of(folders: Sequence[str], unique_ids: Sequence[int]) -> dict[int, np.ndarray]:
-    """The maps of a few records, (grid, grid) each; records without one are left out."""
-    import pyarrow as pa
+def maps_of(parts: Sequence[Dataset], part: np.ndarray, unique_ids: np.ndarray) -> dict[int, np.ndarray]:
+    """The maps of a few records by unique_id, (grid, grid) each; records without one are left out.
 
-    wanted = pa.array(unique_ids)
+    Args:
+        parts: attention/1 of one model.
+        part: int32, (n,), which of them has each record's row; -1 for none.
+        unique_ids: int64, (n,).
+    """
     found: dict[int, np.ndarray] = {}
-    for folder in folders:
-        for batch in open_dataset(folder, attention_schema()).batches(["unique_id", "map"]):
-            chosen = batch.filter(pc.is_in(batch.column(0), wanted))
-            for number, values in zip(chosen.column(0).to_pylist(), chosen.column(1).to_pylist(), strict=True):
-                if values is not None:
-                    side = int(len(values) ** 0.5)
-                    found[number] = np.asarray(values, np.float32).reshape(side, side)
-    return found
-
-
-def records_of(dataset: Dataset, unique_ids: Sequence[int]) -> dict[int, dict]:
-    """Image, question, messages and source of a few records."""
-    import pyarrow as pa
-
-    wanted = pa.array(unique_ids)
-    found: dict[int, dict] = {}
-    for batch in dataset.batches(["unique_id", "image", "question", "messages", "source"]):
-        for row in batch.filter(pc.is_in(batch.column(0), wanted)).to_pylist():
-            found[row["unique_id"]] = row
+    for number in np.unique(part[part >= 0]):
+        rows = np.flatnonzero(
+            np.isin(parts[number].table(["unique_id"]).column(0).to_numpy(), unique_ids[part == number])
+        )
+        table = parts[number].take(rows, ["unique_id", "map"])
+        for unique_id, values in zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True):
+            if values is not None:
+                side = int(len(values) ** 0.5)
+                found[unique_id] = np.asarray(values, np.float32).reshape(side, side)
     return found
 
 
@@ -118,13 +111,14 @@ def _data_uri(picture: Image.Image) -> str:
 
 def card(
     image_root_uri: str,
+    unique_id: int,
     row: dict,
     maps: Sequence[tuple[str, np.ndarray | None]],
     numbers: list[tuple[str, str]],
     selected: bool,
 ) -> Card:
-    """Put a card together; a picture that cannot be shown becomes a remark."""
-    question = row["question"] or next(iter(row["messages"]), "")
+    """Put a card together of a row of records/1; a picture that cannot be shown becomes a remark."""
+    question = (row["question"] or next(iter(row["messages"]), "")).replace(PLACEHOLDER, "").strip()
     shown: list[tuple[str, str]] = []
     remark = "" if row["image"] else "no picture (text only)"
     if row["image"]:
@@ -135,5 +129,5 @@ def card(
         except OSError as error:
             _LOG.warning("gallery: %s: %s", row["image"], error)
             remark = "picture not shown: the store did not answer"
-    short = question if len(question) <= _MOST_QUESTION else question[: _MOST_QUESTION - 1] + "…"
-    return Card(row["unique_id"], short, row["source"], numbers, shown, remark, selected)
+    short, source = shortened(question, _MOST_QUESTION), shortened_in_the_middle(row["source"], _MOST_SOURCE)
+    return Card(unique_id, short, source, numbers, shown, remark, selected)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from components.joint_selection.overlap import resample, top_bits, top_k
 from free2ds_common import outcomes
@@ -44,14 +45,55 @@ class Side:
     Attributes:
         outcome: uint8, (N,), index into `outcomes.ALL`.
         bits: uint64, (N, words): top positions; zeros where there is no map.
-        manifest: Of the first part.
-        missing: Records that no part has a row for; their outcome is `outcomes.NOT_SCORED`.
+        part: int32, (N,): which of the parts has the record's row; -1 for none.
+        unknown: Rows of ids that are not in records.
     """
 
     outcome: np.ndarray
     bits: np.ndarray
+    part: np.ndarray
+    unknown: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text side.
+
+    Attributes:
+        similarity: float64, (N,), in [0, 1]; NaN for a record without one.
+        manifest: Of text_scores/1.
+        unknown: Rows of ids that are not in records.
+    """
+
+    similarity: np.ndarray
     manifest: Mapping[str, Any]
-    missing: int
+    unknown: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that was read, one row per record.
+
+    Attributes:
+        dataset: records/1.
+        records: Its columns in memory.
+        parts: attention/1 of both models.
+        sides: Both models' outcomes and bit sets.
+        text: The text side.
+        reasons: Records that cannot be used or were not scored, by reason.
+    """
+
+    dataset: Dataset
+    records: Records
+    parts: tuple[list[Dataset], list[Dataset]]
+    sides: tuple[Side, Side]
+    text: Text
+    reasons: Mapping[str, int]
+
+    @property
+    def grids(self) -> tuple[int, int]:
+        """Vision tokens per side of each model."""
+        return int(self.parts[0][0].manifest["grid"]), int(self.parts[1][0].manifest["grid"])
 
 
 def read_records(folder: str) -> tuple[Dataset, Records]:
@@ -68,58 +110,54 @@ def read_records(folder: str) -> tuple[Dataset, Records]:
     return dataset, Records(table.column("unique_id").to_numpy(), table.column("record_key").combine_chunks(), source)
 
 
-def grid_of(folders: Sequence[str], side: str) -> int:
-    """Vision tokens per side of a model's maps.
+def open_attention(folders: Sequence[str], side: str) -> list[Dataset]:
+    """Open one model's attention/1 folders.
 
     Raises:
         StageError: No folder, or parts of different models or settings.
     """
     if not folders:
         raise StageError(f"{side}: no attention folder given, wanted one per shard.")
-    manifests = [open_manifest(folder) for folder in folders]
-    for folder, manifest in zip(folders, manifests, strict=True):
+    parts = [open_dataset(folder, attention_schema()) for folder in folders]
+    first = parts[0]
+    for part in parts[1:]:
         for name in SAME_IN_ALL_PARTS:
-            if manifest.get(name) != manifests[0].get(name):
+            if part.manifest.get(name) != first.manifest.get(name):
                 raise StageError(
-                    f"{side}: parts of different runs, {name} {manifests[0].get(name)!r} in {folders[0]} but "
-                    f"{manifest.get(name)!r} in {folder}. Score all shards with the same model and settings."
+                    f"{side}: parts of different runs, {name} {first.manifest.get(name)!r} in {first.folder} but "
+                    f"{part.manifest.get(name)!r} in {part.folder}. Score all shards with the same model and settings."
                 )
-    return int(manifests[0]["grid"])
+    return parts
 
 
-def open_manifest(folder: str) -> Mapping[str, Any]:
-    """The manifest of an attention/1 folder, its checks done."""
-    return open_dataset(folder, attention_schema()).manifest
-
-
-def read_side(folders: Sequence[str], side: str, records: Records, grid: int, top_percent: float) -> Side:
+def read_side(parts: Sequence[Dataset], side: str, records: Records, grid: int, top_percent: float) -> Side:
     """Read one model's parts, a batch of maps in memory at a time.
 
     Args:
-        folders: attention/1 folders in any order.
+        parts: attention/1, in any order.
         side: Name for messages.
         records: What they belong to.
         grid: Compare on a grid of this size; larger maps are resampled to it.
         top_percent: Share of the positions that count as looked at.
 
     Raises:
-        StageError: Rows that belong to no record, twice, or to another record of the same id.
+        StageError: Rows that are there twice, or of another record with the same id.
     """
     count, positions = len(records.unique_id), grid * grid
     k = top_k(positions, top_percent)
     outcome = np.full(count, outcomes.ALL.index(outcomes.NOT_SCORED), np.uint8)
     bits = np.zeros((count, -(-positions // 64)), np.uint64)
-    seen = np.zeros(count, bool)
-    for folder in folders:
-        dataset = open_dataset(folder, attention_schema())
-        own = int(dataset.manifest["grid"])
-        for batch in dataset.batches(["unique_id", "record_key", "outcome", "map"], _BATCH_ROWS):
-            rows = locate(records, batch.column(0), batch.column(1), f"{side}: {folder}")
-            again = rows[seen[rows]]
+    part_of = np.full(count, -1, np.int32)
+    unknown: list[np.ndarray] = []
+    for number, part in enumerate(parts):
+        own = int(part.manifest["grid"])
+        for batch in part.batches(["unique_id", "record_key", "outcome", "map"], _BATCH_ROWS):
+            rows, batch = locate(records, batch, f"{side}: {part.folder}", unknown)
+            again = rows[part_of[rows] >= 0]
             if len(again) or len(np.unique(rows)) < len(rows):
                 some = again if len(again) else rows
-                raise StageError(f"{side}: {folder}: {_ids(records, some)} there twice. Give every shard once.")
-            seen[rows] = True
+                raise StageError(f"{side}: {part.folder}: {_ids(records, some)} there twice. Give every shard once.")
+            part_of[rows] = number
             coded = batch.column(2).dictionary_encode()
             known = np.array([outcomes.ALL.index(word) for word in coded.dictionary.to_pylist()], np.uint8)
             outcome[rows] = known[coded.indices.to_numpy()]
@@ -128,62 +166,74 @@ def read_side(folders: Sequence[str], side: str, records: Records, grid: int, to
             if valid.any():
                 maps = column.flatten().to_numpy().reshape(-1, own * own)
                 if not np.isfinite(maps).all():
-                    raise StageError(f"{side}: {folder}: a map is not finite. Score that shard again.")
+                    raise StageError(f"{side}: {part.folder}: a map is not finite. Score that shard again.")
                 bits[rows[valid]] = top_bits(resample(maps, own, grid), k)
-    missing = int(count - seen.sum())
-    if missing:
-        _LOG.warning("%s: no row for %s", side, _ids(records, np.flatnonzero(~seen)))
-    return Side(outcome, bits, open_manifest(folders[0]), missing)
+    missing = np.flatnonzero(part_of < 0)
+    if len(missing):
+        _LOG.warning("%s: no row for %s", side, _ids(records, missing))
+    return Side(outcome, bits, part_of, _count_unknown(unknown, side))
 
 
-def read_text(folder: str, records: Records) -> np.ndarray:
-    """Text similarity per record, float64, (N,).
+def read_text(folder: str, records: Records) -> Text:
+    """Text similarity per record.
 
     Raises:
-        StageError: Scores are missing, there twice, of other records, or not in [0, 1].
+        StageError: Scores are there twice, of other records, or not in [0, 1].
     """
     similarity = np.full(len(records.unique_id), np.nan)
-    for batch in open_dataset(folder, TEXT_SCORES).batches(["unique_id", "record_key", "text_similarity"], 65_536):
-        rows = locate(records, batch.column(0), batch.column(1), f"text_scores: {folder}")
+    unknown: list[np.ndarray] = []
+    where = f"text_scores: {folder}"
+    dataset = open_dataset(folder, TEXT_SCORES)
+    for batch in dataset.batches(["unique_id", "record_key", "text_similarity"], 65_536):
+        rows, batch = locate(records, batch, where, unknown)
         if (again := rows[~np.isnan(similarity[rows])]).size:
-            raise StageError(f"text_scores: {folder}: {_ids(records, again)} there twice. Rerun cluster_scoring.")
+            raise StageError(f"{where}: {_ids(records, again)} there twice. Rerun cluster_scoring.")
         values = batch.column(2).to_numpy()
         wrong = ~((values >= 0) & (values <= 1))
         if wrong.any():
-            raise StageError(
-                f"text_scores: {folder}: {_ids(records, rows[wrong])} outside [0, 1]. Rerun cluster_scoring."
-            )
+            raise StageError(f"{where}: {_ids(records, rows[wrong])} outside [0, 1]. Rerun cluster_scoring.")
         similarity[rows] = values
-    absent = np.flatnonzero(np.isnan(similarity))
-    if len(absent):
-        raise StageError(
-            f"text_scores: {folder}: {len(records.unique_id) - len(absent)} ids here but {len(records.unique_id)} in "
-            f"records ({_ids(records, absent)} missing). Rerun bert_features and cluster_scoring on these records."
-        )
-    return similarity
+    missing = np.flatnonzero(np.isnan(similarity))
+    if len(missing):
+        _LOG.warning("text_scores: no score for %s", _ids(records, missing))
+    return Text(similarity, dataset.manifest, _count_unknown(unknown, "text_scores"))
 
 
-def locate(records: Records, unique_ids: pa.Array, keys: pa.Array, where: str) -> np.ndarray:
-    """Row numbers of ids, int64.
+def locate(
+    records: Records, batch: pa.RecordBatch, where: str, unknown: list[np.ndarray]
+) -> tuple[np.ndarray, pa.RecordBatch]:
+    """Row numbers of a batch's ids.
+
+    Args:
+        records: What the ids belong to.
+        batch: unique_id and record_key are its first two columns.
+        where: For messages.
+        unknown: Gets the ids that are not in records.
+
+    Returns:
+        int64 row numbers, and the batch without the rows of unknown ids.
 
     Raises:
-        StageError: An id is unknown, or its record_key is another record's.
+        StageError: A record_key is another record's.
     """
-    wanted = unique_ids.to_numpy()
+    wanted = batch.column(0).to_numpy()
     rows = np.searchsorted(records.unique_id, wanted)
-    unknown = (rows == len(records.unique_id)) | (
-        records.unique_id[np.minimum(rows, len(records.unique_id) - 1)] != wanted
-    )
-    if unknown.any():
-        first = ", ".join(str(number) for number in wanted[unknown][:_NAMED_IDS])
-        raise StageError(
-            f"{where}: {unknown.sum()} ids that are not in records (first: {first}). Use one run's folders."
-        )
-    expected = records.record_key.take(pa.array(rows))
-    differs = pa.compute.not_equal(expected, keys).to_numpy(zero_copy_only=False)
+    inside = records.unique_id[np.minimum(rows, len(records.unique_id) - 1)] == wanted
+    if not inside.all():
+        unknown.append(wanted[~inside])
+        rows, batch = rows[inside], batch.filter(pa.array(inside))
+    differs = pc.not_equal(records.record_key.take(pa.array(rows)), batch.column(1)).to_numpy(zero_copy_only=False)
     if differs.any():
         raise StageError(f"{where}: {_ids(records, rows[differs])} scored for other records. Use one run's folders.")
-    return rows
+    return rows, batch
+
+
+def _count_unknown(unknown: Sequence[np.ndarray], where: str) -> int:
+    ids = np.concatenate([np.empty(0, np.int64), *unknown])
+    if len(ids):
+        first = ", ".join(map(str, ids[:_NAMED_IDS]))
+        _LOG.warning("%s: %d ids that are not in records (first: %s)", where, len(ids), first)
+    return len(ids)
 
 
 def _ids(records: Records, rows: np.ndarray) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from free2ds_common.datasets import MANIFEST, DatasetWriter, open_dataset, sha256_of_file
 from free2ds_common.errors import StageError
-from free2ds_common.schemas import RECORDS, TEXT_SCORES, attention_schema
+from free2ds_common.schemas import RECORDS, TEXT_SCORES, Schema, attention_schema
 
 ROWS = [
     {"unique_id": number, "record_key": f"k{number}", "num_turns": number, "text_similarity": number / 8}
@@ -154,3 +154,12 @@ def test_a_manifest_cannot_point_outside_its_folder(folder, tmp_path):
     change_manifest(folder, lambda manifest: manifest["parts"][0].update(file="../part-00000.parquet"))
     with pytest.raises(StageError, match="part-00000.parquet is missing"):
         open_dataset(folder, TEXT_SCORES)
+
+
+def test_take_reads_rows_across_parts(tmp_path):
+    schema = Schema("t/1", pa.schema([pa.field("n", pa.int64(), nullable=False)]))
+    with DatasetWriter(tmp_path, schema, rows_per_part=3) as writer:
+        writer.write([{"n": 10 * number} for number in range(8)])
+    dataset = open_dataset(tmp_path, schema)
+    assert dataset.take([0, 2, 3, 7], ["n"]).column(0).to_pylist() == [0, 20, 30, 70]
+    assert dataset.take([], ["n"]).num_rows == 0

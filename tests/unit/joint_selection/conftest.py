@@ -28,6 +28,7 @@ class Inputs:
             self.outcomes[0][record] = self.outcomes[1][record] = "text_only"
         self.outcomes[0][7] = "eos_only"
         self.shards = shards
+        self.records_manifest = {}
         self.manifest = {"grid": 24, "model": "m", "model_fingerprint": "f", "dtype": "float32"}
 
     def key(self, record):
@@ -43,11 +44,12 @@ class Inputs:
             image = None if record in (3, 4, 5) else "ab"[record % 2] + ".png"
             rows.append(
                 dict(unique_id=place, record_key=self.key(record), image=image, source=["x", "y", "z"][record % 3],
-                     question=f"Question {record}?", messages=[f"Question {record}?"],
+                     question=f"<image>\nQuestion {record}?", messages=[f"Question {record}?"],
                      raw=json.dumps({"id": str(record), "image": image, "note": "ü \ud800"}))
             )  # fmt: skip
         with DatasetWriter(folder / "records", RECORDS) as writer:
             writer.write(rows)
+            writer.manifest.update(self.records_manifest)
         for side, name in enumerate(("llava", "mgm")):
             for shard in range(self.shards):
                 with DatasetWriter(folder / f"{name}{shard}", attention_schema()) as writer:
@@ -89,7 +91,7 @@ class Inputs:
             text_normalization="reference", top_percent=30,
             stratify="", max_reject_fraction=0.05, seed=42, selected=str(folder / "selected.json"),
             scores=str(folder / "scores"), report=str(folder / "report.html"), summary=str(folder / "summary.json"),
-            random=str(folder / "random.json"), kmeans="",
+            random=str(folder / "random.json"), kmeans="", overview="",
         )  # fmt: skip
         return dataclasses.replace(config, **changes)
 

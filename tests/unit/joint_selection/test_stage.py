@@ -135,7 +135,9 @@ def test_unusable_pictures_are_rejected_and_counted(make_inputs):
     assert read(config.summary)["reasons"] == {"image_missing": 1, "image_unreadable": 1}
     rows = table_of(config)
     assert not rows[9]["selected"] and rows[9]["probability"] == 0
-    with pytest.raises(StageError, match="attention: 2 of 40 records rejected .image_missing 1, image_unreadable 1."):
+    with pytest.raises(
+        StageError, match="attention and text scores: 2 of 40 records rejected .image_missing 1, image_unreadable 1."
+    ):
         run(inputs.config(max_reject_fraction=0.01))
 
 
@@ -248,11 +250,74 @@ def test_attention_of_other_records(inputs, make_inputs):
         run(inputs.config(mgm_attention=shuffled.config().mgm_attention))
 
 
-def test_text_scores_of_fewer_records(inputs, make_inputs):
+def test_missing_text_scores_are_rejected_counted_and_named(inputs, make_inputs, caplog):
     few = make_inputs(order=range(30)).write()
-    with pytest.raises(
-        StageError, match=r"30 ids here but 40 in records \(10 records \(first ids: 31, 32, 33, 34, 35\)"
+    config = inputs.config(text_scores=few.config().text_scores, max_reject_fraction=0.25)
+    result = run(config)
+    assert "text_scores: no score for 10 records (first ids: 31, 32, 33, 34, 35)" in caplog.text
+    assert (result.counts.read, result.counts.written, result.counts.rejected) == (40, 7, 10)
+    assert read(config.summary)["reasons"] == {"no_text_score": 10}
+    rows = table_of(config)
+    assert all(row["text_similarity"] is None and not row["selected"] for row in rows[30:])
+    assert sum(row["probability"] for row in rows) == pytest.approx(1)
+    with pytest.raises(StageError, match="10 of 40 records rejected .no_text_score 10., more than max_reject_fraction"):
+        run(inputs.config(text_scores=config.text_scores))
+
+
+@pytest.mark.parametrize("port", ["text_scores", "llava_attention", "mgm_attention"])
+def test_ids_that_are_not_in_records_are_counted_and_named(inputs, make_inputs, caplog, port):
+    few = make_inputs(order=range(30)).write()
+    foreign = {port: getattr(inputs.config(), port)}
+    config = few.config(**foreign, max_reject_fraction=0.5)
+    wanted = chosen_after(few.config(max_reject_fraction=0.5))
+    assert chosen_after(config) == wanted
+    assert read(config.summary)["unknown_ids"][port] == 10
+    assert re.search(rf"{port}: 10 ids that are not in records \(first: 3\d, 3\d", caplog.text)
+    assert f"{port} holds 10 ids that are not in the data set" in open(config.report).read()
+    with pytest.raises(StageError, match=f"{port}: 10 ids that are not in records, 30 that are; more than"):
+        run(few.config(**foreign))
+
+
+def chosen_after(config):
+    run(config)
+    return chosen_ids(config)
+
+
+def test_overview_and_counted_steps(make_inputs):
+    inputs = make_inputs()
+    inputs.outcomes[0][9] = "image_missing"
+    inputs.records_manifest = {
+        "counts": {"read": 43, "written": 40, "dropped": 0, "rejected": 3},
+        "reject_reasons": {"image_missing": 2, "not_json": 1},
+        "dataset_uri": "gs://b/d.json",
+    }
+    config = inputs.write().config(overview=str(inputs.folder / "overview.md"), missing_iou="exclude")
+    run(config)
+    lines = open(config.overview).read().splitlines()
+    for line in (
+        "| read from the data set | 43 |  |",
+        "| rejected by ingest | 3 | image_missing 2, not_json 1 |",
+        "| usable | 40 |  |",
+        "| rejected later | 1 | image_missing 1 |",
+        "| left out | 4 | no IoU, and missing_iou is exclude |",
+        "| could be drawn | 35 |  |",
+        "| selected | 8 |  |",
     ):
-        run(inputs.config(text_scores=few.config().text_scores))
-    with pytest.raises(StageError, match=r"10 ids that are not in records \(first: 31, 32"):
-        run(few.config(text_scores=inputs.config().text_scores))
+        assert line in lines
+    page = open(config.report).read()
+    assert "gs://b/d.json" in page and "image_missing 2, not_json 1" in page
+
+
+def test_report_names_models_and_versions(make_inputs):
+    inputs = make_inputs()
+    inputs.manifest["model_fingerprint"] = "sha256 abc"
+    config = inputs.write().config()
+    run(config)
+    page = open(config.report).read()
+    assert page.count("sha256 abc") == 2 and "<th>pyarrow</th>" in page
+
+
+def test_placeholders_are_not_shown_in_the_report(make_inputs):
+    config = make_inputs().write().config()
+    run(config)
+    assert "&lt;image&gt;" not in open(config.report).read()

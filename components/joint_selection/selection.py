@@ -1,0 +1,165 @@
+"""From IoU and text similarity of every record to the draw: the method's section 5 in one place."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from components.joint_selection.draw import SAMPLERS, STRATIFY, draw, take_top
+from components.joint_selection.scoring import (
+    MISSING_IOU,
+    TEXT_NORMALIZATION,
+    combine,
+    image_score,
+    text_score,
+    tilt,
+)
+from free2ds_common.errors import StageError
+from free2ds_common.settings import require_choice, require_fraction
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """What decides the selection, given IoU and text similarity.
+
+    Attributes:
+        ratio: Share of the records to select, in (0, 1].
+        num_samples: Exact number to select; 0 means "use ratio".
+        alpha: Weight of the text side, in [0, 1].
+        temperature: Of the softmax, above 0.
+        sampler: One of `SAMPLERS`.
+        missing_iou: One of `MISSING_IOU`.
+        text_normalization: One of `TEXT_NORMALIZATION`.
+        stratify: "source" draws within each source in proportion; empty draws over all.
+        seed: Of the draw and of the random control.
+    """
+
+    ratio: float
+    num_samples: int
+    alpha: float
+    temperature: float
+    sampler: str
+    missing_iou: str
+    text_normalization: str
+    stratify: str
+    seed: int
+
+    def check(self) -> None:
+        """Refuse settings out of range.
+
+        Raises:
+            StageError: One of them is.
+        """
+        require_fraction("ratio", self.ratio, zero_allowed=False)
+        require_fraction("alpha", self.alpha)
+        if not 0 < self.temperature < float("inf"):
+            raise StageError(f"temperature: got {self.temperature:g}, wanted a number above 0.")
+        if self.num_samples < 0:
+            raise StageError(f"num_samples: got {self.num_samples}, wanted 0 (use ratio) or the number to select.")
+        if not 0 <= self.seed < 2**32:
+            raise StageError(f"seed: got {self.seed}, wanted an integer from 0 to 4294967295.")
+        require_choice("sampler", self.sampler, SAMPLERS)
+        require_choice("missing_iou", self.missing_iou, MISSING_IOU)
+        require_choice("text_normalization", self.text_normalization, TEXT_NORMALIZATION)
+        require_choice("stratify", self.stratify, STRATIFY)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What is drawn from, in input order.
+
+    Attributes:
+        iou: float64, (N,); NaN where a map is missing.
+        text_similarity: float64, (N,), in [0, 1]; NaN only where `rejected`.
+        rejected: bool, (N,): cannot be used.
+        source: Arrow strings, dictionary-encoded, (N,).
+        noise: uint64, (N, 3), of `draw.record_noise`.
+    """
+
+    iou: np.ndarray
+    text_similarity: np.ndarray
+    rejected: np.ndarray
+    source: pa.DictionaryArray
+    noise: np.ndarray
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Every record's scores and whether it was drawn, in input order; NaN where there is no score.
+
+    Attributes:
+        image_score: float64, (N,), in [0, 1].
+        text_score: float64, (N,), in [0, 1].
+        combined: float64, (N,); NaN outside the pool.
+        probability: float64, (N,); 0 outside the pool.
+        in_pool: bool, (N,): may be drawn.
+        selected: bool, (N,).
+        control: bool, (N,): the random control.
+        tilt: How far the draw leans, see `scoring.tilt`.
+    """
+
+    image_score: np.ndarray
+    text_score: np.ndarray
+    combined: np.ndarray
+    probability: np.ndarray
+    in_pool: np.ndarray
+    selected: np.ndarray
+    control: np.ndarray
+    tilt: dict[str, float]
+
+
+def select(settings: DrawSettings, records: Candidates) -> Selection:
+    """Score and draw.
+
+    Args:
+        settings: Checked.
+        records: What is drawn from.
+
+    Raises:
+        StageError: More records wanted than the pool has, or none at all.
+
+    Source:
+        method.md section 5; section 6 for what differs from the reference.
+    """
+    count = len(records.iou)
+    in_pool = ~records.rejected
+    if settings.missing_iou == "exclude":
+        in_pool &= ~np.isnan(records.iou)
+    pool = np.flatnonzero(in_pool)
+    wanted = settings.num_samples or int(len(pool) * settings.ratio)
+    if wanted > len(pool):
+        raise StageError(f"num_samples: got {wanted}, but only {len(pool)} records can be drawn. Ask for fewer.")
+    if wanted == 0:
+        raise StageError(
+            f"ratio: {settings.ratio:g} of {len(pool)} records is no record at all. Raise ratio or num_samples."
+        )
+    image, text, combined = (np.full(count, np.nan) for _ in range(3))
+    image[pool] = image_score(records.iou[pool], settings.missing_iou)
+    text[pool] = text_score(records.text_similarity[pool], settings.text_normalization)
+    combined[pool] = scores = combine(image[pool], text[pool], settings.alpha)
+    noise = records.noise[pool]
+    strata = np.zeros(len(pool), np.int64)
+    if settings.stratify == "source":
+        strata = records.source.indices.to_numpy()[pool].astype(np.int64)
+    chosen, p, _ = draw(scores, settings.temperature, wanted, settings.sampler, noise, strata, settings.seed)
+    probability = np.zeros(count)
+    probability[pool] = p
+    selected, control = np.zeros(count, bool), np.zeros(count, bool)
+    selected[pool[chosen]] = True
+    control[pool[take_top(noise[:, 1].astype(np.float64), noise[:, 2], wanted)]] = True
+    best = take_top(scores, noise[:, 2], wanted)
+    leaning = tilt(scores, p, chosen, best, settings.temperature)
+    return Selection(image, text, combined, probability, in_pool, selected, control, leaning)
+
+
+def by_source(source: pa.DictionaryArray, **columns: np.ndarray) -> dict[str, dict[str, int]]:
+    """Records per source in several sets, the largest source of the first set first.
+
+    Args:
+        source: Dictionary-encoded strings, (N,).
+        **columns: bool, (N,), by name.
+    """
+    codes, names = source.indices.to_numpy(), source.dictionary.to_pylist()
+    sizes = {name: np.bincount(codes[mask], minlength=len(names)) for name, mask in columns.items()}
+    order = np.argsort(-next(iter(sizes.values())), kind="stable")
+    return {names[code]: {name: int(size[code]) for name, size in sizes.items()} for code in order}
