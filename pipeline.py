@@ -30,6 +30,7 @@ from components.mgm_attention.component import mgm_attention
 from components.split.component import split
 from free2ds_common import __version__, defaults
 from free2ds_common.cli import EXIT_WRONG_SETUP
+from free2ds_common.docker_run import require_images
 from free2ds_common.errors import StageError
 from free2ds_common.local_run import run_locally
 from free2ds_common.settings import DTYPES, require_at_least, require_choice
@@ -407,6 +408,12 @@ def released_images(registry: str, tag: str, digests: Mapping[str, str] | None) 
     return name
 
 
+def images_of(spec: Mapping[str, Any]) -> list[str]:
+    """The images of a compiled pipeline, one per stage."""
+    executors = spec["deploymentSpec"]["executors"].values()
+    return sorted(executor["container"]["image"] for executor in executors if "container" in executor)
+
+
 def write_package(path: Path, spec: dict[str, Any], platform: dict[str, Any]) -> None:
     """Write a compiled pipeline the way the KFP compiler does: two YAML documents."""
     with atomic_writer(path, "w") as handle:
@@ -486,7 +493,7 @@ def check_settings(values: Mapping[str, Any]) -> None:
 
     every = {name: definition.default for name, definition in free2ds.component_spec.inputs.items()} | dict(values)
     names = [field.name for field in dataclasses.fields(selection.JointSelectionConfig)]
-    selection.check_settings(selection.JointSelectionConfig(**{name: every.get(name) for name in names}))
+    selection.JointSelectionConfig(**{name: every.get(name) for name in names}).check()
     check_num_shards(every["num_shards"])
     at_least_one = ("attention_batch_size", "bert_batch_tokens", "max_new_tokens", "num_clusters", "num_iterations")
     for name in (*at_least_one, "gpu_count"):
@@ -569,12 +576,21 @@ def local_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
 def run_command(arguments: argparse.Namespace) -> int:
     """Run the whole pipeline on this machine."""
     values = local_arguments(read_parameters(arguments))
+    in_images = arguments.runner == "docker"
+    if not in_images and (arguments.registry or arguments.network):
+        raise StageError("--registry and --network: only --runner docker uses images. Add it, or leave them out.")
+    spec, platform = release(arguments)
+    if in_images:
+        require_images(images_of(spec), local_only=not arguments.registry)
     return run_locally(
-        *compiled_pipeline(),
+        spec,
+        platform,
         values,
         values.get("num_shards", defaults.NUM_SHARDS),
         Path(arguments.output_dir).resolve(),
         keep_work=arguments.keep_work,
+        in_images=in_images,
+        network=arguments.network,
     )
 
 
@@ -727,9 +743,15 @@ def command_line() -> argparse.ArgumentParser:
         added.set_defaults(work=work)
         return added
 
-    run = command("run", run_command, parameters)
+    run = command("run", run_command, parameters, images)
     run.add_argument("--output-dir", required=True, help="gets selected.json, scores/, rejects.jsonl, report.html, ...")
-    run.add_argument("--runner", choices=["subprocess"], default="subprocess", help="how kfp.local starts a stage")
+    run.add_argument(
+        "--runner",
+        choices=["subprocess", "docker"],
+        default="subprocess",
+        help="each stage as a process or in its image",
+    )
+    run.add_argument("--network", default="", help="Docker network of the stages (--runner docker)")
     run.add_argument("--keep-work", action="store_true", help="keep what the stages hand to each other")
     command("compile", compile_command, images).add_argument("--output", default="free2ds.yaml", help="the file")
     command("submit", submit_command, parameters, images, cluster)

@@ -1,5 +1,6 @@
 """The BERT encoder: tokens in, CLS vectors out."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from free2ds_common.errors import StageError
 
+# Memory of one forward pass on a CPU, whatever the batch setting: larger passes are not faster there.
+CPU_ACTIVATION_BYTES = 512 << 20
 # The method's truncation; a model with fewer positions truncates earlier.
 MAX_TOKENS = 512
 _ENCODERS = ("bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
@@ -30,7 +33,14 @@ class Tokens:
 
 
 class Encoder:
-    """A loaded encoder in eval mode."""
+    """A loaded encoder in eval mode.
+
+    Attributes:
+        max_tokens: Longer messages are cut.
+        dimensions: Of an embedding.
+        dtype: Of weights and arithmetic.
+        most_batch_tokens: Most tokens of one forward pass that memory is meant for.
+    """
 
     def __init__(self, model: PreTrainedModel, tokenizer, max_tokens: int) -> None:  # noqa: ANN001
         """Wrap a model.
@@ -42,6 +52,10 @@ class Encoder:
         """
         self._model, self._tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.dimensions: int = model.config.hidden_size
+        # In one layer a token has its states, queries, keys, values and output, and the wide feed-forward part twice.
+        bytes_per_token = 4 * 16 * self.dimensions
+        on_gpu = model.device.type != "cpu"
+        self.most_batch_tokens = sys.maxsize if on_gpu else CPU_ACTIVATION_BYTES // bytes_per_token
         self.dtype: torch.dtype = model.dtype
 
     def tokenize(self, messages: list[str]) -> Tokens:

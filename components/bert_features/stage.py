@@ -1,6 +1,7 @@
 """Embeddings of what the humans say: each distinct message once, and a table of who said it."""
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from components.bert_features.encoder import Encoder, Tokens, load_encoder
-from free2ds_common.datasets import DatasetWriter, open_dataset
+from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.models import fingerprint, resolve_model
 from free2ds_common.result import Counts, StageResult
@@ -27,6 +28,8 @@ _WINDOW = 16_384
 _MAX_PADDING = 0.05
 # A pass this full of one length is worth running by itself.
 _WITHOUT_MASK = 0.25
+# Of a message's hash; two of 100 million messages share so much with a probability of 1e-23.
+_SEEN_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -91,75 +94,145 @@ def run(config: BertFeaturesConfig) -> StageResult:
         "part": config.part,
         "records_uri": config.records,
     }
-    messages: dict[str, str] = {}
-    num_turns = 0
-    with DatasetWriter(Path(config.features) / "turns", TEXT_TURNS) as writer:
-        for batch in records.batches(["unique_id", "record_key", "messages"]):
-            rows = []
-            for record in batch.to_pylist():
-                for turn, message in enumerate(record["messages"]):
-                    key = hashlib.sha256(message.encode()).hexdigest()
-                    if int(key[:15], 16) % parts == part:
-                        messages.setdefault(key, message)
-                        rows.append(
-                            {
-                                "unique_id": record["unique_id"],
-                                "record_key": record["record_key"],
-                                "turn": turn,
-                                "message_key": key,
-                            }
-                        )
-            writer.write(rows)
-            num_turns += len(rows)
-        writer.manifest.update(settings, num_records=records.num_rows)
-    _LOG.info("%d turns of %d records, %d distinct messages", num_turns, records.num_rows, len(messages))
-    padding = _embed(messages, encoder, config, settings)
-    metrics = {"turns": float(num_turns), "distinct_messages": float(len(messages)), "padding_share": padding}
+    batch_tokens = min(config.batch_tokens, encoder.most_batch_tokens)
+    if batch_tokens < config.batch_tokens:
+        _LOG.info("%d tokens a pass instead of %d: more would not be faster here", batch_tokens, config.batch_tokens)
+    output = Path(config.features)
+    with (
+        DatasetWriter(output / "turns", TEXT_TURNS) as turns,
+        DatasetWriter(output / "messages", text_messages_schema(encoder.dimensions)) as embeddings,
+    ):
+        source = MessageSource(records, turns, part, parts)
+        padding = _embed(source, encoder, batch_tokens, embeddings)
+        turns.manifest.update(settings, num_records=records.num_rows)
+        embeddings.manifest.update(settings)
+    _LOG.info("%d turns of %d records, %d distinct messages", source.num_turns, records.num_rows, source.num_distinct)
+    if torch.cuda.is_available():
+        _LOG.info("peak GPU memory %.2f GiB", torch.cuda.max_memory_allocated() / 2**30)
+    metrics = {
+        "turns": float(source.num_turns),
+        "distinct_messages": float(source.num_distinct),
+        "padding_share": padding,
+    }
     return StageResult(Counts(read=records.num_rows, written=records.num_rows), metrics, settings)
 
 
-def _embed(messages: dict[str, str], encoder: Encoder, config: BertFeaturesConfig, settings: dict) -> float:
+class MessageSource:
+    """The distinct messages of all records as a stream; on the way it writes the table of who said them.
+
+    Of a message that was seen only its hash is kept, so memory does not grow with the texts.
+
+    Attributes:
+        num_records: Records read so far.
+        num_turns: Turns of the part so far.
+    """
+
+    def __init__(self, records: Dataset, turns: DatasetWriter, part: int, parts: int) -> None:
+        """Prepare.
+
+        Args:
+            records: records/1.
+            turns: Gets a text_turns/1 row per turn of the part.
+            part: Which messages to take: those whose hash falls into this part.
+            parts: Number of parts.
+        """
+        self._records, self._turns, self._part, self._parts = records, turns, part, parts
+        self._seen: set[bytes] = set()
+        self.num_records = self.num_turns = 0
+
+    @property
+    def total_records(self) -> int:
+        """Records that there are to read."""
+        return self._records.num_rows
+
+    @property
+    def num_distinct(self) -> int:
+        """Distinct messages so far."""
+        return len(self._seen)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Key and text of every message that was not seen before."""
+        for batch in self._records.batches(["unique_id", "record_key", "messages"]):
+            owners: list[int] = []
+            numbers: list[int] = []
+            keys: list[str] = []
+            for row, said in enumerate(batch.column(2).to_pylist()):
+                for turn, message in enumerate(said):
+                    digest = hashlib.sha256(message.encode())
+                    key = digest.hexdigest()
+                    if int(key[:15], 16) % self._parts != self._part:
+                        continue
+                    owners.append(row)
+                    numbers.append(turn)
+                    keys.append(key)
+                    short = digest.digest()[:_SEEN_BYTES]
+                    if short not in self._seen:
+                        self._seen.add(short)
+                        yield key, message
+                self.num_records += 1
+            picked = pa.array(owners, pa.int64())
+            columns = [batch.column(0).take(picked), batch.column(1).take(picked), pa.array(numbers, pa.int32())]
+            self._turns.write(pa.table([*columns, pa.array(keys, pa.string())], names=TEXT_TURNS.arrow.names))
+            self.num_turns += len(keys)
+
+
+def _embed(source: MessageSource, encoder: Encoder, batch_tokens: int, writer: DatasetWriter) -> float:
     """Write every message with its embedding; returns the share of padding in what the model read."""
-    progress = Progress(len(messages), "messages", _LOG)
+    progress = Progress(source.total_records, "records", _LOG)
     real = padded = 0
-    with DatasetWriter(Path(config.features) / "messages", text_messages_schema(encoder.dimensions)) as writer:
-        for keys, tokens in _windows(messages, encoder):
-            embeddings = np.empty((len(keys), encoder.dimensions), dtype=np.float32)
-            for chosen in token_batches(tokens.lengths, config.batch_tokens):
-                embeddings[chosen] = encoder.embed(tokens, chosen)
-                real += int(tokens.lengths[chosen].sum())
-                padded += len(chosen) * int(tokens.lengths[chosen].max())
-                progress.add(len(chosen))
-            if not np.isfinite(embeddings).all():
-                raise RuntimeError("the encoder gave NaN or infinite embeddings; try --dtype float32")
-            columns = [
-                pa.array(keys),
-                pa.array([messages[key] for key in keys]),
-                pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), encoder.dimensions),
-            ]
-            writer.write(pa.table(columns, names=["message_key", "message", "embedding"]))
-        writer.manifest.update(settings)
+    for window in _windows(source, encoder):
+        lengths = window.tokens.lengths
+        embeddings = np.empty((len(lengths), encoder.dimensions), dtype=np.float32)
+        for chosen in token_batches(lengths, batch_tokens):
+            embeddings[chosen] = encoder.embed(window.tokens, chosen)
+            real += int(lengths[chosen].sum())
+            padded += len(chosen) * int(lengths[chosen].max())
+        if not np.isfinite(embeddings).all():
+            raise RuntimeError("the encoder gave NaN or infinite embeddings; try --dtype float32")
+        columns = [
+            pa.array(window.keys),
+            pa.array(window.messages),
+            pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), encoder.dimensions),
+        ]
+        writer.write(pa.table(columns, names=["message_key", "message", "embedding"]))
+        progress.add(window.num_records)
     progress.close()
-    if torch.cuda.is_available():
-        _LOG.info("peak GPU memory %.2f GiB", torch.cuda.max_memory_allocated() / 2**30)
     return 1 - real / padded if padded else 0.0
 
 
-def _windows(messages: dict[str, str], encoder: Encoder) -> Iterator[tuple[list[str], Tokens]]:
-    """Keys and tokens, window by window; the next window is tokenised while the model works on this one."""
-    keys = list(messages)
+@dataclass(frozen=True)
+class Window:
+    """Messages that are sorted by length and embedded together.
 
-    def prepare(start: int) -> tuple[list[str], Tokens]:
-        chosen = keys[start : start + _WINDOW]
-        return chosen, encoder.tokenize([messages[key] for key in chosen])
+    Attributes:
+        keys: Of the messages.
+        messages: Texts.
+        tokens: Their token ids.
+        num_records: Records that were read for it.
+    """
+
+    keys: tuple[str, ...]
+    messages: tuple[str, ...]
+    tokens: Tokens
+    num_records: int
+
+
+def _windows(source: MessageSource, encoder: Encoder) -> Iterator[Window]:
+    """Window by window; the next one is read and tokenised while the model works on this one."""
+    stream = iter(source)
+
+    def prepare() -> Window | None:
+        before = source.num_records
+        pairs = list(itertools.islice(stream, _WINDOW))
+        if not pairs:
+            return None
+        keys, messages = zip(*pairs, strict=True)
+        return Window(keys, messages, encoder.tokenize(list(messages)), source.num_records - before)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer") as pool:
-        pending = pool.submit(prepare, 0) if keys else None
-        for start in range(_WINDOW, len(keys) + _WINDOW, _WINDOW):
-            assert pending is not None
-            window = pending.result()
-            if start < len(keys):
-                pending = pool.submit(prepare, start)
+        pending = pool.submit(prepare)
+        while (window := pending.result()) is not None:
+            pending = pool.submit(prepare)
             yield window
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from components.bert_features.encoder import Encoder
 from components.bert_features.stage import BertFeaturesConfig, parse_part, run, token_batches
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
@@ -66,6 +67,44 @@ def test_embeddings_are_the_models_cls_whatever_the_batch(config, bert, batch_to
         with torch.inference_mode():
             wanted = model(**inputs).last_hidden_state[0, 0].numpy()
         np.testing.assert_allclose(row["embedding"], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_windows_do_not_change_what_is_written(config, monkeypatch, window):
+    run(config)
+    wanted, wanted_turns = tables(config)
+    monkeypatch.setattr("components.bert_features.stage._WINDOW", window)
+    result = run(config)
+    messages, turns = tables(config)
+    assert list(messages) == list(wanted) and turns == wanted_turns
+    assert (result.metrics["turns"], result.metrics["distinct_messages"]) == (6, 5)
+    for text, row in messages.items():
+        np.testing.assert_allclose(row["embedding"], wanted[text]["embedding"], atol=1e-6)
+
+
+def test_a_failure_leaves_no_finished_folder(config, monkeypatch):
+    monkeypatch.setattr(
+        "components.bert_features.encoder.Encoder.embed",
+        lambda self, tokens, chosen: np.full((len(chosen), 16), np.nan, np.float32),
+    )
+    with pytest.raises(RuntimeError, match="NaN or infinite embeddings; try --dtype float32"):
+        run(config)
+    for name, schema in (("turns", TEXT_TURNS), ("messages", text_messages_schema(16))):
+        with pytest.raises(StageError, match="no _manifest.json"):
+            open_dataset(f"{config.features}/{name}", schema)
+
+
+def test_a_pass_on_a_cpu_has_an_upper_size(config, monkeypatch):
+    monkeypatch.setattr("components.bert_features.encoder.CPU_ACTIVATION_BYTES", 4 * 16 * 16 * 50)
+    sizes = []
+    embed = Encoder.embed
+    monkeypatch.setattr(
+        Encoder,
+        "embed",
+        lambda self, tokens, chosen: (sizes.append(tokens.lengths[chosen]), embed(self, tokens, chosen))[1],
+    )
+    run(dataclasses.replace(config, batch_tokens=1_000_000))
+    assert sum(map(len, sizes)) == 5 and all(len(lengths) * lengths.max() <= 50 for lengths in sizes)
 
 
 def test_parts_together_are_the_whole(config):
