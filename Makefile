@@ -4,7 +4,18 @@ BIN := .venv/bin
 READY := .venv/.ready
 OUT := demo/out
 
-.PHONY: demo test check lint fast compile
+# Of `make images`: images/README.md explains them.
+REGISTRY :=
+TAG := dev
+VARIANT := cuda
+FAISS := faiss-cpu
+BASE_IMAGE := python:3.11-slim-bookworm
+EXTRA_INDEX :=
+PUSH :=
+BUILD = $(PYTHON) images/build.py --registry "$(REGISTRY)" --tag "$(TAG)" --faiss "$(FAISS)" \
+    --base-image "$(BASE_IMAGE)" --extra-index "$(EXTRA_INDEX)" $(if $(PUSH),--push)
+
+.PHONY: demo test check lint fast compile locks images images-offline bench-attention bench-text bench-selection
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; give it as: make PYTHON=/path/to/python3.11")'
@@ -38,3 +49,21 @@ fast: $(READY)
 
 compile: $(READY)
 	@$(BIN)/python pipeline.py compile --output free2ds.yaml
+
+# Every stage's image.
+images:
+	@$(BUILD) --variant "$(VARIANT)"
+
+# The same without an image registry: the base image from Debian's packages, torch's CPU build from where pip finds it.
+images-offline:
+	@sh images/make_base.sh "$(BASE_IMAGE)"
+	@$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
+	    --dest images/wheels "$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' images/constraints.txt)"
+	@$(BUILD) --variant cpu --network host
+
+# The locks of the images; run it after a change of pyproject.toml or of a requirements.in.
+locks: $(READY)
+	@$(BIN)/python images/lock.py
+
+bench-attention bench-text bench-selection: bench-%: $(READY)
+	@$(BIN)/python -m benchmarks.$*

@@ -29,9 +29,11 @@ from transformers import (
 )
 
 from benchmarks.bounds import Bounds, medians
+from free2ds_common import defaults
 from free2ds_common.attention.capture import ATTENTION_NAME
 from free2ds_common.attention.decode import Answer, Decoder, PictureGroup, Question
 from free2ds_common.attention.feed import PictureQuestions, feed
+from free2ds_common.attention.few_rows import FewRowsLinear
 from free2ds_common.attention.maps import aggregate_steps
 from free2ds_common.attention.model import VisionLanguageModel
 from free2ds_common.attention.prompts import Prompt
@@ -43,6 +45,7 @@ COUNTDOWN = 100
 SYSTEM_TOKENS, QUESTION_TOKENS = 33, 24
 MAX_NEW_TOKENS = 100
 BATCH = 8
+PARTS = ("table", "plain", "sharing", "known", "long", "same", "pictures", "memory")
 
 
 class Bench:
@@ -110,8 +113,12 @@ class Bench:
             layer.mlp.down_proj.weight.mul_(0.1)
 
     def implementation(self, name: str) -> None:
-        """Choose the decoder's attention."""
+        """Choose the decoder's attention, and for others than ours take our linear layers out again."""
         self.model.model.language_model.config._attn_implementation = name
+        if name != ATTENTION_NAME:
+            for layer in self.model.modules():
+                if type(layer) is FewRowsLinear:
+                    layer.__class__ = torch.nn.Linear
 
     def answer(self, groups: Sequence[PictureGroup], batch: int = BATCH, share: bool = True) -> list[Answer]:
         """Our way."""
@@ -253,18 +260,19 @@ def sharing(bounds: Bounds, size: str, repeats: int) -> None:
 
 
 def against_known(bounds: Bounds, size: str, repeats: int) -> None:
-    """The known way and ours, two records per picture."""
+    """The known way and ours at the stage's default batch size, two records per picture."""
     bench = Bench(size)
-    lengths = spread(BATCH)
+    batch = defaults.ATTENTION_BATCH_SIZE
+    lengths = spread(batch)
     groups = make_groups(2, lengths)
-    seconds = medians(repeats, ours=lambda: bench.answer(groups), known=lambda: bench.known(groups))
-    found = {answer.index: answer.map for answer in bench.answer(groups)}
+    seconds = medians(repeats, ours=lambda: bench.answer(groups, batch), known=lambda: bench.known(groups))
+    found = {answer.index: answer.map for answer in bench.answer(groups, batch)}
     worst = max(
         float((found[index] - wanted).abs().max())
         for index, wanted in enumerate(bench.known(groups))
         if wanted is not None
     )
-    print(f"{size}: " + ", ".join(f"{way} {value / BATCH:.3f} s per record" for way, value in seconds.items()))
+    print(f"{size}: " + ", ".join(f"{way} {value / batch:.3f} s per record" for way, value in seconds.items()))
     bounds.at_least(f"speed_ours_over_known_{size}", seconds["known"] / seconds["ours"], 2)
     bounds.at_most(f"maps_against_known_{size}", worst, 1e-6)
 
@@ -389,6 +397,7 @@ def main() -> int:
     """Run everything; returns 1 when a bound is not kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small model and few repeats: to see that it runs")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="some parts only")
     parser.add_argument("--gpu", type=int, nargs="+", help="instead: 7B shapes on a GPU at these batch sizes")
     parser.add_argument("--memory-of", choices=("ours", "plain", "known"), help=argparse.SUPPRESS)
     parser.add_argument("--size", help=argparse.SUPPRESS)
@@ -401,17 +410,18 @@ def main() -> int:
         return 0
     small, large, repeats = ("tiny", "small", 1) if options.quick else ("small", "large", 5)
     bounds = Bounds()
-    for size in (small, large):
-        table(size)
-        against_plain(bounds, size, repeats)
-    sharing(bounds, small, repeats)
-    sharing(bounds, large, repeats)
-    against_known(bounds, large, repeats)
-    one_long_answer(bounds, small, repeats)
-    for size in (small, large):
-        same_maps(bounds, size)
-    pictures(bounds, large)
-    flat_memory(bounds, 1000 if options.quick else 10_000)
+    parts: dict[str, Callable[[], object]] = {
+        "table": lambda: [table(size) for size in (small, large)],
+        "plain": lambda: [against_plain(bounds, size, repeats) for size in (small, large)],
+        "sharing": lambda: [sharing(bounds, size, repeats) for size in (small, large)],
+        "known": lambda: against_known(bounds, large, repeats),
+        "long": lambda: one_long_answer(bounds, small, repeats),
+        "same": lambda: [same_maps(bounds, size) for size in (small, large)],
+        "pictures": lambda: pictures(bounds, large),
+        "memory": lambda: flat_memory(bounds, 1000 if options.quick else 10_000),
+    }
+    for name in options.only or parts:
+        parts[name]()
     return bounds.report()
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -146,17 +145,17 @@ class Dataset:
         for batch in self.batches(columns):
             yield from batch.to_pylist()
 
-    def take(self, rows: Sequence[int] | np.ndarray, columns: list[str]) -> pa.Table:
+    def take(self, rows: Sequence[int], columns: list[str]) -> pa.Table:
         """A few rows; only the files that hold one are read.
 
         Args:
             rows: Row numbers from 0, ascending.
             columns: Columns to read.
         """
-        wanted, tables, first = np.asarray(rows, np.int64), [], 0
+        tables, first = [], 0
         for path, part in zip(self.paths(), self.manifest["parts"], strict=True):
-            inside = wanted[(wanted >= first) & (wanted < first + part["rows"])] - first
-            if len(inside):
+            inside = [row - first for row in rows if first <= row < first + part["rows"]]
+            if inside:
                 tables.append(pq.read_table(path, columns=columns, partitioning=None).take(pa.array(inside)))
             first += part["rows"]
         if not tables:

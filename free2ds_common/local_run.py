@@ -17,11 +17,13 @@ from typing import Any
 import yaml
 
 from free2ds_common.cli import EXIT_WRONG_SETUP
+from free2ds_common.docker_run import container_arguments, stop_containers
 from free2ds_common.errors import StageError
 
 # kfp.local runs at most two turns of a loop side by side.
 SIDE_BY_SIDE = 2
 STOP_TIMEOUT_S = 5.0
+CONTAINERS = "containers.json"
 
 LOG_LINE = re.compile(
     r"\S+ (?P<time>\d\d:\d\d:\d\d)\S* (?P<level>[A-Z]+) (?:components|free2ds_common)\.(?P<where>\w+)\S*: "
@@ -42,6 +44,9 @@ RESULTS = {
 def execute_graph(work: str) -> None:
     """Run work/free2ds.yaml with work/arguments.json through kfp.local; outputs.json says where its outputs are.
 
+    With work/containers.json, which holds what every container is started with, each task runs in its image; without
+    it, each is a process.
+
     `run_locally` starts this in a process of its own: kfp.local changes process-wide state, prints a page per task, and
     its tasks can only be stopped together as a process group.
 
@@ -52,11 +57,16 @@ def execute_graph(work: str) -> None:
     from kfp import local
 
     folder = Path(work)
-    # The runner replaces the word python3 by this in everything that it hands to a task, paths in parameters included
-    # (/usr/lib/python3/...). As it stands here nothing changes, and `run_graph` sees to it that python3 is this python.
-    sys.executable = "python3"
+    if (folder / CONTAINERS).exists():
+        runner = local.DockerRunner(**json.loads((folder / CONTAINERS).read_text(encoding="utf-8")))
+    else:
+        runner = local.SubprocessRunner(use_venv=False)
+        # It replaces the word python3 by this in everything that it hands to a task, paths in parameters included
+        # (/usr/lib/python3/...). As it stands here nothing changes, and `run_graph` sees to it that python3 is this
+        # python.
+        sys.executable = "python3"
     local.init(
-        local.SubprocessRunner(use_venv=False),
+        runner,
         pipeline_root=str(folder / "tasks"),
         # kfp.local caches by name and URI, not by content: a changed file would go unnoticed.
         enable_caching=False,
@@ -222,23 +232,29 @@ def run_locally(
     output_dir: Path,
     *,
     keep_work: bool,
+    in_images: bool = False,
+    network: str = "",
 ) -> int:
     """Run the whole pipeline and leave its results in a folder.
 
     Args:
-        spec: The compiled pipeline.
+        spec: The compiled pipeline, with the images that are to be used.
         platform: Its second document.
         values: The parameters that are not left at their defaults.
         num_shards: Turns of the loop.
         output_dir: Gets the results; what an earlier run left there stays until this one has succeeded.
         keep_work: Keep what the stages handed to each other, in a folder below `output_dir`.
+        in_images: Run every stage in its image instead of as a process.
+        network: Docker network of the containers; empty for Docker's own.
 
     Returns:
         0, or what the command exits with after one sentence on stderr.
 
     Raises:
-        StageError: The folder cannot be written to.
+        StageError: The folder cannot be written to, or Docker does not answer.
     """
+    # More threads than cores make both shards slower.
+    threads = max(1, (os.cpu_count() or 1) // min(SIDE_BY_SIDE, num_shards))
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=output_dir, prefix="work-"))
@@ -251,8 +267,10 @@ def run_locally(
         with (work / "free2ds.yaml").open("w", encoding="utf-8") as handle:
             yaml.safe_dump_all([without_retries(spec), platform], handle)
         (work / "arguments.json").write_text(json.dumps(values), encoding="utf-8")
-        # More threads than cores make both shards slower.
-        run_graph(work, log_path, max(1, (os.cpu_count() or 1) // min(SIDE_BY_SIDE, num_shards)))
+        if in_images:
+            containers = container_arguments(values, work.name, threads, network)
+            (work / CONTAINERS).write_text(json.dumps(containers), encoding="utf-8")
+        run_graph(work, log_path, threads)
         publish_results(json.loads((work / "outputs.json").read_text(encoding="utf-8")), output_dir)
     except GraphFailed as failure:
         message = str(failure)
@@ -264,6 +282,8 @@ def run_locally(
         print(f"error: {message}", file=sys.stderr)
         return failure.exit_code
     finally:
+        if in_images:
+            stop_containers(work.name)
         if not keep_work:
             shutil.rmtree(work, ignore_errors=True)
     print_results(output_dir, time.monotonic() - start)

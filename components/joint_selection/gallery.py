@@ -56,7 +56,7 @@ def maps_of(parts: Sequence[Dataset], part: np.ndarray, unique_ids: np.ndarray) 
         rows = np.flatnonzero(
             np.isin(parts[number].table(["unique_id"]).column(0).to_numpy(), unique_ids[part == number])
         )
-        table = parts[number].take(rows, ["unique_id", "map"])
+        table = parts[number].take(rows.tolist(), ["unique_id", "map"])
         for unique_id, values in zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True):
             if values is not None:
                 side = int(len(values) ** 0.5)

@@ -174,7 +174,7 @@ def _galleries(
     }
     rows = np.unique(np.concatenate([pick for _, pick in picks.values()]).astype(np.int64))
     ids = inputs.records.unique_id[rows]
-    found = inputs.dataset.take(rows, ["image", "question", "messages", "source"]).to_pylist()
+    found = inputs.dataset.take(rows.tolist(), ["image", "question", "messages", "source"]).to_pylist()
     maps = [
         (f"{name} looks here", gallery.maps_of(parts, side.part[rows], ids))
         for name, parts, side in zip(("LLaVA", "MGM"), inputs.parts, inputs.sides, strict=True)

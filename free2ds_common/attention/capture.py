@@ -33,36 +33,42 @@ class KeyValueSlots:
         self._max_rows, self._num_layers = max_rows, num_layers
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
+    def reserve(self, layer: int, length: int, like: torch.Tensor, used_rows: int) -> None:
+        """Have room for `length` tokens in a layer; growing copies the `used_rows` first rows of that one layer."""
+        if not self._layers:
+            # All layers at once, before the pass makes what it soon frees: laid between such blocks, one layer at a
+            # time, they left gaps that the allocator could not fill (peak 1.65 instead of 1.17 GB at 16 layers).
+            self._layers = [(self._room(length, like), self._room(length, like)) for _ in range(self._num_layers)]
+        held = self._layers[layer][0].shape[2]
+        if held < length:
+            # Keys first, so that only one of the two is held twice at a time.
+            for place in (0, 1):
+                grown = self._room(length, like)
+                grown[:used_rows, :, :held] = self._layers[layer][place][:used_rows]
+                grown[:used_rows, :, held:] = 0
+                pair = list(self._layers[layer])
+                pair[place] = grown
+                self._layers[layer] = (pair[0], pair[1])
+
+    def _room(self, length: int, like: torch.Tensor) -> torch.Tensor:
+        """Without values, since an answer clears its own row: rows that no answer uses cost no memory."""
+        return like.new_empty(self._max_rows, like.shape[1], length + self.GROWTH, like.shape[3])
+
     def store(self, layer: int, rows: slice, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write a block of tokens.
+        """Write the last tokens of new answers, behind `start` tokens that are there already.
 
         Args:
             layer: Decoder layer.
-            rows: Answers to write.
+            rows: Answers to write; those before them are in use.
             start: First position.
             keys: (rows, key-value heads, tokens, head size).
             values: The same shape.
         """
-        self.reserve(layer, start + keys.shape[2], keys)
+        stop = start + keys.shape[2]
+        self.reserve(layer, stop, keys, rows.stop if start else rows.start)
         for held, new in zip(self._layers[layer], (keys, values), strict=True):
-            held[rows, :, start : start + new.shape[2]] = new
-
-    def reserve(self, layer: int, length: int, like: torch.Tensor) -> None:
-        """Have room for `length` tokens in a layer; grows by copying that one layer."""
-        if not self._layers:
-            # All layers at once, before the pass makes what it soon frees: laid between such blocks, one layer at a
-            # time, they left gaps that the allocator could not fill (peak 1.65 instead of 1.17 GB at 16 layers).
-            shape = (self._max_rows, like.shape[1], length + self.GROWTH, like.shape[3])
-            self._layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(self._num_layers)]
-        capacity = self._layers[layer][0].shape[2]
-        if capacity < length:
-            # functional.pad copies once; keys first, so that only one of the two is held twice at a time.
-            for_keys = functional.pad(self._layers[layer][0], (0, 0, 0, length + self.GROWTH - capacity))
-            self._layers[layer] = (for_keys, self._layers[layer][1])
-            self._layers[layer] = (
-                for_keys,
-                functional.pad(self._layers[layer][1], (0, 0, 0, for_keys.shape[2] - capacity)),
-            )
+            held[rows, :, start:stop] = new
+            held[rows, :, stop:] = 0
 
     def append(self, layer: int, positions: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write one token per answer, each at its own position.
@@ -77,10 +83,10 @@ class KeyValueSlots:
         for held, new in zip(self._layers[layer], (keys, values), strict=True):
             held[rows, :, positions] = new[:, :, 0]
 
-    def view(self, layer: int, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the first `rows` answers and `length` tokens, without a copy."""
+    def view(self, layer: int, rows: slice, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of some answers and their first `length` tokens, without a copy."""
         keys, values = self._layers[layer]
-        return keys[:rows, :, :length], values[:rows, :, :length]
+        return keys[rows, :, :length], values[rows, :, :length]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy one answer's `length` tokens to another row."""
@@ -196,19 +202,20 @@ class PrefillPass(Pass):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put the prefix in front and store the whole."""
-        if self._prefix is not None:
-            held = self._prefix[layer_idx]
-            key_states, value_states = (
-                torch.cat([before[self._prefix_of_row], new], dim=2)
-                for before, new in zip(held, (key_states, value_states), strict=True)
-            )
+        """Store the new tokens behind the prefix, if there is one, and attend to both."""
         if self._slots is None:
             self.layers.append((key_states, value_states))
-        else:
-            rows = slice(self._first_row, self._first_row + len(key_states))
+            return key_states, value_states
+        rows = slice(self._first_row, self._first_row + len(key_states))
+        if self._prefix is None:
             self._slots.store(layer_idx, rows, 0, key_states, value_states)
-        return key_states, value_states
+            return key_states, value_states
+        before = [held[self._prefix_of_row] for held in self._prefix[layer_idx]]
+        start, total = before[0].shape[2], before[0].shape[2] + key_states.shape[2]
+        self._slots.reserve(layer_idx, total, key_states, rows.start)
+        self._slots.store(layer_idx, rows, 0, before[0], before[1])
+        self._slots.store(layer_idx, rows, start, key_states, value_states)
+        return self._slots.view(layer_idx, rows, total)
 
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, groups: int
@@ -284,9 +291,9 @@ class DecodePass(Pass):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the token of each answer."""
-        self._slots.reserve(layer_idx, self._total, key_states)
+        self._slots.reserve(layer_idx, self._total, key_states, len(key_states))
         self._slots.append(layer_idx, self.positions, key_states, value_states)
-        return self._slots.view(layer_idx, len(key_states), self._total)
+        return self._slots.view(layer_idx, slice(len(key_states)), self._total)
 
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, groups: int

@@ -159,6 +159,21 @@ def test_non_finite_attention_is_an_outcome_and_spreads_to_no_one():
         assert found[index].outcome == clean[index].outcome
 
 
+def test_memory_without_values_reaches_no_answer(models, monkeypatch):
+    """Slots start as whatever the memory holds, here NaN, also after they have grown."""
+    _, wrapped = models
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1, 4, 2, 9, 1, 5])
+    wanted = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 6).answer(groups)}
+    monkeypatch.setattr(capture.KeyValueSlots, "GROWTH", 1)
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda self, *shape: self.new_full(shape, float("nan")), raising=False
+    )
+    for answer in Decoder(wrapped, MAX_NEW_TOKENS, 6).answer(groups):
+        assert (answer.tokens, answer.outcome) == (wanted[answer.index].tokens, wanted[answer.index].outcome)
+        assert answer.map is None or torch.isfinite(answer.map).all()
+
+
 def test_out_of_memory_halves_the_batch_and_loses_nothing(caplog):
     _, wrapped = tiny()
     wrapped.decoder.config._attn_implementation = ATTENTION_NAME

@@ -1,0 +1,193 @@
+"""joint_selection at full size against the plain way, and ten times that.
+
+    python -m benchmarks.selection [--records 665298] [--quick]
+
+The plain way: per-record Python sets of the top positions, timed on a sample. The maps are synthetic. Each size runs in
+a process of its own, so that its peak memory is its own.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.bounds import Bounds
+from components.joint_selection import stage
+from components.joint_selection.stage import JointSelectionConfig, run
+from free2ds_common import defaults
+from free2ds_common.attention.stage import CAPTURE_VERSION
+from free2ds_common.datasets import DatasetWriter
+from free2ds_common.schemas import RECORDS, TEXT_SCORES, attention_schema
+
+POSITIONS = 576
+PARTS = 64
+SOURCES = ("coco", "gqa", "ocr_vqa", "textvqa", "vg", "text-only")
+# Of the records, as in LLaVA-665K: without a picture.
+TEXT_ONLY = 40_688 / 665_298
+PLAIN_SAMPLE = 3_000
+TOP_K = 172
+
+
+def write_inputs(folder: Path, records: int, templates: int) -> None:
+    """Synthetic input folders of the stage.
+
+    Args:
+        folder: Where.
+        records: How many.
+        templates: Different maps; 0 makes every map a new one.
+    """
+    rng = np.random.default_rng(0)
+    keys = [f"{number:064x}" for number in range(records)]
+    text_only = rng.random(records) < TEXT_ONLY
+    sources = rng.integers(0, len(SOURCES) - 1, records)
+    with DatasetWriter(folder / "records", RECORDS) as writer:
+        for start in range(0, records, 50_000):
+            rows = range(start, min(start + 50_000, records))
+            said = [f"What is in picture {number}?" for number in rows]
+            columns = [
+                pa.array([number + 1 for number in rows], pa.int64()),
+                pa.array(keys[start : start + 50_000]),
+                pa.array([None if text_only[number] else f"coco/{number}.jpg" for number in rows], pa.string()),
+                pa.array([SOURCES[-1] if text_only[number] else SOURCES[sources[number]] for number in rows]),
+                pa.array(said),
+                pa.array([[text] for text in said]),
+                pa.array([json.dumps({"id": str(number), "conversations": [{"from": "human", "value": text}]})
+                          for number, text in zip(rows, said, strict=True)]),
+            ]  # fmt: skip
+            writer.write(pa.table(columns, names=RECORDS.arrow.names))
+    pool = rng.dirichlet(np.ones(POSITIONS), size=templates).astype(np.float32) if templates else None
+    for side in ("llava", "mgm"):
+        for part in range(PARTS):
+            write_part(folder / f"{side}{part:02d}", np.arange(part, records, PARTS), keys, text_only, rng, pool)
+    with DatasetWriter(folder / "text", TEXT_SCORES) as writer:
+        columns = [
+            pa.array(np.arange(1, records + 1)), pa.array(keys), pa.array(np.full(records, 5, np.int32)),
+            pa.array(rng.beta(4, 2, records)),
+        ]  # fmt: skip
+        writer.write(pa.table(columns, names=TEXT_SCORES.arrow.names))
+
+
+def write_part(
+    folder: Path,
+    numbers: np.ndarray,
+    keys: Sequence[str],
+    text_only: np.ndarray,
+    rng: np.random.Generator,
+    pool: np.ndarray | None,
+) -> None:
+    """One attention/1 folder."""
+    with DatasetWriter(folder, attention_schema(), 10_000) as writer:
+        for start in range(0, len(numbers), 10_000):
+            rows = numbers[start : start + 10_000]
+            if pool is None:
+                maps = rng.exponential(size=(len(rows), POSITIONS)).astype(np.float32)
+                maps /= maps.sum(axis=1, keepdims=True)
+            else:
+                # Runs of one template are small on disk, and as large as any in memory.
+                maps = pool[np.repeat(rng.integers(0, len(pool), len(rows) // 50 + 1), 50)[: len(rows)]]
+            missing = text_only[rows]
+            column = pa.FixedSizeListArray.from_arrays(pa.array(maps.reshape(-1)), POSITIONS, mask=pa.array(missing))
+            columns = [
+                pa.array(rows + 1), pa.array([keys[number] for number in rows]),
+                pa.array(np.where(missing, 0, 4).astype(np.int32)),
+                pa.array(np.where(missing, "text_only", "ok").tolist()), column,
+            ]  # fmt: skip
+            writer.write(pa.table(columns, names=attention_schema().arrow.names))
+        writer.manifest.update(grid=24, capture_version=CAPTURE_VERSION, model="synthetic", model_fingerprint="none")
+
+
+def measure(folder: Path) -> None:
+    """Child process: run the stage and print seconds, seconds of the report and peak MB as JSON."""
+    report_s = 0.0
+    write_report = stage.write_report
+
+    def timed_report(*arguments) -> None:  # noqa: ANN002
+        nonlocal report_s
+        start = time.perf_counter()
+        write_report(*arguments)
+        report_s = time.perf_counter() - start
+
+    stage.write_report = timed_report
+    config = JointSelectionConfig(
+        records=str(folder / "records"),
+        llava_attention=[str(folder / f"llava{part:02d}") for part in range(PARTS)],
+        mgm_attention=[str(folder / f"mgm{part:02d}") for part in range(PARTS)],
+        text_scores=str(folder / "text"), image_root_uri=str(folder), kmeans="",
+        ratio=defaults.RATIO, num_samples=0, alpha=defaults.ALPHA, temperature=defaults.TEMPERATURE,
+        sampler=defaults.SAMPLER, missing_iou=defaults.MISSING_IOU, text_normalization=defaults.TEXT_NORMALIZATION,
+        stratify="", seed=42, top_percent=defaults.TOP_PERCENT, max_reject_fraction=0.05,
+        selected=str(folder / "selected.json"), scores=str(folder / "scores"), report=str(folder / "report.html"),
+        summary=str(folder / "summary.json"), random=str(folder / "random.json"), overview="",
+    )  # fmt: skip
+    Path("/proc/self/clear_refs").write_text("5")
+    start = time.perf_counter()
+    run(config)
+    seconds = time.perf_counter() - start
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
+    size = (folder / "report.html").stat().st_size
+    print(json.dumps({"seconds": seconds, "report_s": report_s, "peak_mb": peak, "report_mb": size / 1e6}))
+
+
+def measured(records: int, templates: int) -> dict[str, float]:
+    """Write inputs of a size and measure the stage on them in a process of its own."""
+    with tempfile.TemporaryDirectory() as place:
+        start = time.perf_counter()
+        write_inputs(Path(place), records, templates)
+        print(f"{records} records written in {time.perf_counter() - start:.0f} s", flush=True)
+        command = [sys.executable, "-m", "benchmarks.selection", "--measure", place]
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        found = json.loads(printed.splitlines()[-1])
+        print(f"{records} records: " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()), flush=True)
+        shutil.rmtree(place, ignore_errors=True)
+        return found
+
+
+def plain_seconds_per_record() -> float:
+    """Sorting both maps of a record and comparing Python sets."""
+    rng = np.random.default_rng(1)
+    pairs = rng.random((PLAIN_SAMPLE, 2, POSITIONS)).astype(np.float32)
+    start = time.perf_counter()
+    for one, other in pairs:
+        a, b = (
+            set(position for position, _ in sorted(enumerate(values.tolist()), key=lambda pair: -pair[1])[:TOP_K])
+            for values in (one, other)
+        )
+        len(a & b) / len(a | b)
+    return (time.perf_counter() - start) / PLAIN_SAMPLE
+
+
+def main() -> int:
+    """Run everything; returns 1 when a bound is not kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=int, default=665_298)
+    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        measure(options.measure)
+        return 0
+    records = 20_000 if options.quick else options.records
+    bounds = Bounds()
+    plain = plain_seconds_per_record()
+    print(f"plain: {plain * 1000:.2f} ms per record, {plain * records:.0f} s for {records}")
+    full = measured(records, 0)
+    bounds.at_least("joint_selection_over_plain", plain * records / full["seconds"], 60)
+    bounds.at_most("joint_selection_peak_mb", full["peak_mb"], 2048)
+    bounds.at_most("report_s", full["report_s"], 60)
+    bounds.at_most("report_mb", full["report_mb"], 8)
+    one, ten = (measured(times * records, 1000) for times in (1, 10))
+    bounds.at_most("ten_times_the_records_over_ten_times_the_time", ten["seconds"] / (10 * one["seconds"]), 1.15)
+    return bounds.report()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Every stage in its image, on a read-only root without network; and the whole pipeline through Docker."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+
+import pytest
+
+import pipeline
+from images import build
+from tests.images.conftest import BASE_IMAGE, REPOSITORY, docker
+
+EMULATOR_PORT = 9023
+
+
+def run_pipeline(output_dir, parameters, *options):
+    given = [option for name, value in parameters.items() for option in ("--param", f"{name}={value}")]
+    return pipeline.main(["run", "--output-dir", str(output_dir), *given, *options])
+
+
+@pytest.fixture(scope="module")
+def by_processes(parameters, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("processes")
+    assert run_pipeline(output_dir, parameters) == 0
+    return output_dir
+
+
+def test_every_stage_alone_on_a_read_only_root_without_network(example, by_processes, tmp_path):
+    """The seven commands of the READMEs, each in its image, give the selection that the pipeline gives."""
+    tmp_path.chmod(0o777)
+    options = ["--rm", "--read-only", "--tmpfs", "/tmp", "--network", "none", "--user", f"{os.getuid()}:{os.getgid()}"]
+    mounts = ["-v", f"{example}:/in:ro", "-v", f"{tmp_path}:/out"]
+
+    def run(stage, *arguments):
+        return docker("run", *options, *mounts, build.image_name(stage, "", "dev"), *arguments).stdout
+
+    run(
+        "ingest", "--dataset-uri", "/in/dataset.json", "--image-root-uri", "/in/images", "--records", "/out/records",
+        "--rejects", "/out/rejects.jsonl",
+    )  # fmt: skip
+    printed = run("split", "--records", "/out/records", "--num-shards", "2", "--shards", "/out/shards")
+    shards = [line for line in printed.splitlines() if line.startswith("/out/shards/")]
+    assert len(shards) == 2
+    for side in ("llava", "mgm"):
+        for number, shard in enumerate(shards):
+            run(
+                f"{side}_attention", "--shard", shard, "--image-root-uri", "/in/images", "--model",
+                f"/in/models/{side}", "--max-new-tokens", "8", "--attention", f"/out/{side}{number}",
+            )  # fmt: skip
+    run("bert_features", "--records", "/out/records", "--model", "/in/models/bert", "--features", "/out/features")
+    run(
+        "cluster_scoring", "--features", "/out/features", "--num-clusters", "5", "--scores", "/out/text",
+        "--kmeans", "/out/kmeans",
+    )  # fmt: skip
+    run(
+        "joint_selection", "--records", "/out/records", "--llava-attention", "/out/llava0", "/out/llava1",
+        "--mgm-attention", "/out/mgm0", "/out/mgm1", "--text-scores", "/out/text", "--kmeans", "/out/kmeans",
+        "--image-root-uri", "/in/images", "--selected", "/out/selected.json", "--scores", "/out/scores",
+        "--report", "/out/report.html", "--summary", "/out/summary.json",
+    )  # fmt: skip
+    assert (tmp_path / "selected.json").read_bytes() == (by_processes / "selected.json").read_bytes()
+    assert "data:image/jpeg;base64," in (tmp_path / "report.html").read_text()
+
+
+def containers():
+    return docker("ps", "--quiet", "--filter", "label=free2ds.run").stdout
+
+
+def test_the_pipeline_through_docker_selects_the_same(parameters, by_processes, tmp_path):
+    assert run_pipeline(tmp_path / "out", parameters, "--runner", "docker") == 0
+    for name in ("selected.json", "random.json", "rejects.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (by_processes / name).read_bytes()
+    owners = {(path.stat().st_uid, path.stat().st_gid) for path in (tmp_path / "out").rglob("*")}
+    assert owners == {(os.getuid(), os.getgid())}
+    assert containers() == ""
+
+
+def test_a_stage_that_fails_in_its_container_is_one_sentence(parameters, tmp_path, capsys):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/config.json").write_text('{"architectures": ["Other"]}')
+    parameters = {**parameters, "mgm_model": tmp_path / "broken"}
+    assert run_pipeline(tmp_path / "out", parameters, "--runner", "docker") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/broken: architecture Other, wanted MGMLlamaForCausalLM")
+    assert containers() == ""
+
+
+def test_interrupting_a_run_stops_its_containers(parameters, tmp_path):
+    given = [option for name, value in parameters.items() for option in ("--param", f"{name}={value}")]
+    command = [sys.executable, "pipeline.py", "run", "--runner", "docker", "--output-dir", str(tmp_path), *given]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not containers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert containers(), "no container was started"
+    process.terminate()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted; every stage was stopped" in error
+    assert containers() == ""
+
+
+@pytest.fixture
+def bucket(example):
+    """The example in a bucket of a storage emulator, in a container on a Docker network of its own."""
+    name = f"free2ds-test-{os.getpid()}"
+    docker(
+        "build", "--quiet", "--network", "host", "--build-arg", f"BASE_IMAGE={BASE_IMAGE}", "--tag",
+        "free2ds-test-gcs", REPOSITORY / "tests/images/gcs",
+    )  # fmt: skip
+    docker("network", "create", name)
+    try:
+        docker("run", "--detach", "--rm", "--name", name, "--network", name, "free2ds-test-gcs")
+        address = docker(
+            "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name
+        ).stdout.strip()
+        upload(example, f"http://{address}:{EMULATOR_PORT}")
+        yield name, f"http://{name}:{EMULATOR_PORT}"
+    finally:
+        docker("rm", "--force", name, check=False)
+        docker("network", "rm", name, check=False)
+
+
+def upload(example, endpoint):
+    def post(path, content, kind):
+        request = urllib.request.Request(f"{endpoint}{path}", content, {"Content-Type": kind})
+        urllib.request.urlopen(request, timeout=10).close()
+
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            post("/storage/v1/b?project=test", b'{"name": "data"}', "application/json")
+            break
+        except OSError:
+            assert time.monotonic() < deadline, "the storage emulator does not answer"
+            time.sleep(0.2)
+    for path in example.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            name = urllib.parse.quote(str(path.relative_to(example)), safe="")
+            post(
+                f"/upload/storage/v1/b/data/o?uploadType=media&name={name}",
+                path.read_bytes(),
+                "application/octet-stream",
+            )
+
+
+def test_input_and_models_from_an_object_store(parameters, by_processes, bucket, tmp_path, monkeypatch):
+    network, endpoint = bucket
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+    parameters = {
+        **parameters,
+        "dataset_uri": "gs://data/dataset.json",
+        "image_root_uri": "gs://data/images",
+        "bert_model": "gs://data/models/bert",
+    }
+    assert run_pipeline(tmp_path / "out", parameters, "--runner", "docker", "--network", network) == 0
+    assert (tmp_path / "out/selected.json").read_bytes() == (by_processes / "selected.json").read_bytes()
