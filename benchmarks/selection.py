@@ -2,13 +2,14 @@
 
     python -m benchmarks.selection [--records 665298] [--quick]
 
-The plain way: per-record Python sets of the top positions, timed on a sample. The maps are synthetic. Each size runs in
-a process of its own, so that its peak memory is its own.
+Two plain ways: the one that issue 4 states (1,840 s for 665,298 records; the bound), and one that is timed here on the
+rows of one part: rows as Python objects, the top positions sorted and put into sets. The maps are synthetic. Each size
+runs in a process of its own, so that its peak memory is its own.
 """
 
 import argparse
+import itertools
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from components.joint_selection import stage
 from components.joint_selection.stage import JointSelectionConfig, run
 from free2ds_common import defaults
 from free2ds_common.attention.stage import CAPTURE_VERSION
-from free2ds_common.datasets import DatasetWriter
+from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.schemas import RECORDS, TEXT_SCORES, attention_schema
 
 POSITIONS = 576
@@ -34,6 +35,7 @@ SOURCES = ("coco", "gqa", "ocr_vqa", "textvqa", "vg", "text-only")
 TEXT_ONLY = 40_688 / 665_298
 PLAIN_SAMPLE = 3_000
 TOP_K = 172
+STATED_PLAIN_S = 1840 / 665_298
 
 
 def write_inputs(folder: Path, records: int, templates: int) -> None:
@@ -137,32 +139,31 @@ def measure(folder: Path) -> None:
     print(json.dumps({"seconds": seconds, "report_s": report_s, "peak_mb": peak, "report_mb": size / 1e6}))
 
 
-def measured(records: int, templates: int) -> dict[str, float]:
+def measured(records: int, templates: int, *, with_plain: bool = False) -> dict[str, float]:
     """Write inputs of a size and measure the stage on them in a process of its own."""
     with tempfile.TemporaryDirectory() as place:
         start = time.perf_counter()
         write_inputs(Path(place), records, templates)
         print(f"{records} records written in {time.perf_counter() - start:.0f} s", flush=True)
+        found = {"plain_s": plain_seconds_per_record(Path(place)) * records} if with_plain else {}
         command = [sys.executable, "-m", "benchmarks.selection", "--measure", place]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        found = json.loads(printed.splitlines()[-1])
+        found |= json.loads(printed.splitlines()[-1])
         print(f"{records} records: " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()), flush=True)
-        shutil.rmtree(place, ignore_errors=True)
         return found
 
 
-def plain_seconds_per_record() -> float:
-    """Sorting both maps of a record and comparing Python sets."""
-    rng = np.random.default_rng(1)
-    pairs = rng.random((PLAIN_SAMPLE, 2, POSITIONS)).astype(np.float32)
+def plain_seconds_per_record(folder: Path) -> float:
+    """Row by row through one part of each side: top positions of both maps as Python sets, and their IoU."""
+    sides = [open_dataset(folder / f"{side}00", attention_schema()).rows() for side in ("llava", "mgm")]
     start = time.perf_counter()
-    for one, other in pairs:
-        a, b = (
-            set(position for position, _ in sorted(enumerate(values.tolist()), key=lambda pair: -pair[1])[:TOP_K])
-            for values in (one, other)
-        )
-        len(a & b) / len(a | b)
-    return (time.perf_counter() - start) / PLAIN_SAMPLE
+    count = 0
+    for one, other in itertools.islice(zip(*sides, strict=True), PLAIN_SAMPLE):
+        count += 1
+        if one["map"] is not None and other["map"] is not None:
+            a, b = (set(sorted(range(POSITIONS), key=row["map"].__getitem__)[-TOP_K:]) for row in (one, other))
+            len(a & b) / len(a | b)
+    return (time.perf_counter() - start) / count
 
 
 def main() -> int:
@@ -177,10 +178,9 @@ def main() -> int:
         return 0
     records = 20_000 if options.quick else options.records
     bounds = Bounds()
-    plain = plain_seconds_per_record()
-    print(f"plain: {plain * 1000:.2f} ms per record, {plain * records:.0f} s for {records}")
-    full = measured(records, 0)
-    bounds.at_least("joint_selection_over_plain", plain * records / full["seconds"], 60)
+    full = measured(records, 0, with_plain=True)
+    print(f"over the plain way timed here: {full['plain_s'] / full['seconds']:.1f} times")
+    bounds.at_least("joint_selection_over_stated_plain", STATED_PLAIN_S * records / full["seconds"], 60)
     bounds.at_most("joint_selection_peak_mb", full["peak_mb"], 2048)
     bounds.at_most("report_s", full["report_s"], 60)
     bounds.at_most("report_mb", full["report_mb"], 8)
