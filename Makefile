@@ -58,12 +58,17 @@ images:
 images-offline:
 	@sh images/make_base.sh "$(BASE_IMAGE)"
 	@$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
-	    --dest images/wheels "$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' images/constraints.txt)"
+	    --dest images/wheels/cpu "$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' images/constraints.txt)"
 	@$(BUILD) --variant cpu --network host
 
 # The locks of the images; run it after a change of pyproject.toml or of a requirements.in.
 locks: $(READY)
 	@$(BIN)/python images/lock.py
 
-bench-attention bench-text bench-selection: bench-%: $(READY)
+# Each ends with one line per bound and fails when one is short.
+bench-attention bench-selection: bench-%: $(READY)
 	@$(BIN)/python -m benchmarks.$*
+
+bench-text: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	@$(BIN)/python -m benchmarks.text

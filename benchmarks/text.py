@@ -140,9 +140,7 @@ def features(bounds: Bounds, dataset: Path, turns: int, plain_batches: int) -> N
 def sentence_transformers(bounds: Bounds, folder: Path, flat: list[str], ours: float) -> None:
     """The library's own `encode`, which sorts by length, on the same model and messages."""
     if find_spec("sentence_transformers") is None:
-        print(
-            "sentence-transformers is not installed: pip install --no-deps sentence-transformers; comparison left out"
-        )
+        print("sentence-transformers is not installed: pip install -e '.[bench]'; comparison left out")
         return
     from sentence_transformers import SentenceTransformer
 

@@ -1,5 +1,6 @@
 """How a local run starts its stages in their images: what they see of this machine, and that none outlives the run."""
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -74,14 +75,18 @@ def read_only_paths(values: Mapping[str, Any]) -> list[str]:
     Returns:
         Existing paths, none below another.
     """
-    found = {value for value in values.values() if isinstance(value, str) and os.path.isabs(value)}
-    found = {path for path in found if os.path.exists(path)}
-    for name, value in values.items():
+    texts = {name: value.removeprefix("file://") for name, value in values.items() if isinstance(value, str)}
+    found = {path for path in texts.values() if os.path.isabs(path) and os.path.exists(path)}
+    for name, path in texts.items():
         # A folder of the hub's cache is nothing but links.
-        if value in found and not name.endswith("_uri") and os.path.isdir(value):
-            links = (path for path in Path(value).rglob("*") if path.is_symlink())
-            found |= {str(path.resolve().parent) for path in links if path.exists()}
+        if path in found and not name.endswith("_uri") and os.path.isdir(path):
+            targets = (link.resolve() for link in Path(path).rglob("*") if link.is_symlink() and link.exists())
+            found |= {str(target if target.is_dir() else target.parent) for target in targets}
     return sorted(path for path in found if not any(str(parent) in found for parent in Path(path).parents))
+
+
+def _may_be_hub_id(name: str, value: Any) -> bool:
+    return name.endswith("_model") and "://" not in str(value) and not os.path.exists(str(value))
 
 
 def container_arguments(values: Mapping[str, Any], run: str, threads: int, network: str) -> dict[str, Any]:
@@ -94,18 +99,21 @@ def container_arguments(values: Mapping[str, Any], run: str, threads: int, netwo
         network: Docker network; empty for Docker's own.
 
     Raises:
-        StageError: No Docker engine answers, or it has no such network.
+        StageError: No Docker engine answers, it has no such network, or the credentials are not there.
     """
     client = connect()
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     environment["OMP_NUM_THREADS"] = str(threads)
     mounts = dict.fromkeys(read_only_paths(values), True)
     if credentials := os.environ.get(CREDENTIAL_FILE):
+        if not os.path.isfile(credentials):
+            raise StageError(f"{CREDENTIAL_FILE}: {credentials} is not there. Mend the variable, or unset it.")
         environment[CREDENTIAL_FILE] = os.path.abspath(credentials)
         mounts[environment[CREDENTIAL_FILE]] = True
-    hub_cache = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
-    if os.path.isdir(hub_cache):
+    hub_cache = os.path.abspath(os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"))
+    if any(_may_be_hub_id(name, value) for name, value in values.items()):
         # Downloads of models outlive the containers.
+        os.makedirs(hub_cache, exist_ok=True)
         environment["HF_HOME"] = hub_cache
         mounts[hub_cache] = False
     arguments: dict[str, Any] = {
@@ -136,8 +144,9 @@ def stop_containers(run: str) -> None:
     """End what is left of a run: stopping kfp.local does not stop the containers that it started."""
     import docker
 
-    for container in connect().containers.list(filters={"label": f"{LABEL}={run}"}):
-        try:
-            container.kill()
-        except docker.errors.APIError:
-            continue  # it ended by itself just now
+    client = connect()
+    # Again until there is none: one may be just about to start.
+    while found := client.containers.list(all=True, filters={"label": f"{LABEL}={run}"}):
+        for container in found:
+            with contextlib.suppress(docker.errors.APIError):  # it is gone by itself just now
+                container.remove(force=True)

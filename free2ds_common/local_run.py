@@ -24,6 +24,7 @@ from free2ds_common.errors import StageError
 SIDE_BY_SIDE = 2
 STOP_TIMEOUT_S = 5.0
 CONTAINERS = "containers.json"
+TASKS = "tasks"
 
 LOG_LINE = re.compile(
     r"\S+ (?P<time>\d\d:\d\d:\d\d)\S* (?P<level>[A-Z]+) (?:components|free2ds_common)\.(?P<where>\w+)\S*: "
@@ -67,7 +68,7 @@ def execute_graph(work: str) -> None:
         sys.executable = "python3"
     local.init(
         runner,
-        pipeline_root=str(folder / "tasks"),
+        pipeline_root=str(folder / TASKS),
         # kfp.local caches by name and URI, not by content: a changed file would go unnoticed.
         enable_caching=False,
     )
@@ -197,7 +198,13 @@ def publish_results(outputs: Mapping[str, str], output_dir: Path) -> None:
     Args:
         outputs: Paths by output name.
         output_dir: On the same file system.
+
+    Raises:
+        GraphFailed: An output is missing: kfp.local takes a container that is gone before it looks for a finished one.
     """
+    for name in RESULTS:
+        if not os.path.exists(outputs[name]):
+            raise GraphFailed(f"kfp.local: the run ended without its output {name}; perhaps a stage was killed.", 1)
     for name, (file_name, _) in RESULTS.items():
         target = output_dir / file_name
         if target.is_dir():
@@ -267,6 +274,8 @@ def run_locally(
         with (work / "free2ds.yaml").open("w", encoding="utf-8") as handle:
             yaml.safe_dump_all([without_retries(spec), platform], handle)
         (work / "arguments.json").write_text(json.dumps(values), encoding="utf-8")
+        # Or Docker makes it, and then it belongs to root.
+        (work / TASKS).mkdir()
         if in_images:
             containers = container_arguments(values, work.name, threads, network)
             (work / CONTAINERS).write_text(json.dumps(containers), encoding="utf-8")
@@ -282,10 +291,12 @@ def run_locally(
         print(f"error: {message}", file=sys.stderr)
         return failure.exit_code
     finally:
-        if in_images:
-            stop_containers(work.name)
-        if not keep_work:
-            shutil.rmtree(work, ignore_errors=True)
+        try:
+            if in_images:
+                stop_containers(work.name)
+        finally:
+            if not keep_work:
+                shutil.rmtree(work, ignore_errors=True)
     print_results(output_dir, time.monotonic() - start)
     return 0
 

@@ -4,7 +4,7 @@ OK = "ok"
 TEXT_ONLY = "text_only"  # no image: nothing to look at
 EOS_ONLY = "eos_only"  # G = 1: the method defines no map
 NO_QUESTION = "no_question"  # no human turn is directly followed by a gpt turn
-PROMPT_TOO_LONG = "prompt_too_long"  # prompt and answer do not fit the model's context
+PROMPT_TOO_LONG = "prompt_too_long"  # the prompt does not fit the model's context
 NON_FINITE = "non_finite"  # NaN or infinity in the attention
 
 NOT_SCORED = "not_scored"  # no attention part has a row for the record; never written by the attention stages

@@ -6,6 +6,7 @@ Needs Python and Docker only. What is built, and the build arguments, is the sam
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,21 @@ def image_name(stage: str, registry: str, tag: str) -> str:
 
 
 def git(*arguments: str) -> str:
-    """What git prints, or nothing outside a checkout."""
-    result = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True)
+    """What git prints, or nothing outside a checkout and without git."""
+    try:
+        result = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
     return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def public_source(remote: str) -> str:
+    """A remote's address without user name and password; "unknown" for a path on this machine."""
+    scheme, found, rest = remote.partition("://")
+    if not found or scheme == "file":
+        return "unknown"
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def labels() -> dict[str, str]:
@@ -40,9 +53,8 @@ def labels() -> dict[str, str]:
     revision = git("rev-parse", "HEAD") or "unknown"
     if git("status", "--porcelain"):
         revision += "-dirty"
-    remote = git("config", "--get", "remote.origin.url")
     return {
-        "SOURCE": remote if "://" in remote or "@" in remote else "unknown",
+        "SOURCE": public_source(git("config", "--get", "remote.origin.url")),
         "REVISION": revision,
         "VERSION": version[1],
     }
@@ -73,9 +85,18 @@ def push(stage: str, options: argparse.Namespace) -> str:
         ["docker", "image", "inspect", "--format", "{{json .RepoDigests}}", name],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    repository = name.rpartition(":")[0]
-    (digest,) = {found for found in json.loads(shown.stdout) if found.startswith(f"{repository}@")}
-    return digest.rpartition("@")[2]
+    return digest_of(json.loads(shown.stdout), name)
+
+
+def digest_of(repository_digests: list[str], name: str) -> str:
+    """The digest under which an image was pushed, sha256:...
+
+    Args:
+        repository_digests: What docker knows of the image, repository@sha256:..., the latest push last.
+        name: The name that was pushed, with its tag. Docker leaves "docker.io/" out.
+    """
+    repository = name.rpartition(":")[0].removeprefix("docker.io/")
+    return [found for found in repository_digests if found.startswith(f"{repository}@")][-1].rpartition("@")[2]
 
 
 def main() -> int:
@@ -98,6 +119,9 @@ def main() -> int:
         "BASE_IMAGE": options.base_image, "VARIANT": options.variant, "FAISS": options.faiss,
         "EXTRA_INDEX": options.extra_index, **labels(),
     }  # fmt: skip
+    if shutil.which("docker") is None:
+        print("error: docker is not installed.", file=sys.stderr)
+        return 2
     digests = {}
     for number, stage in enumerate(stages(), start=1):
         name = image_name(stage, options.registry, options.tag)

@@ -1,21 +1,21 @@
 #!/bin/sh
 # install.sh VENV PIP_ARGUMENT...: a virtual environment with what a run needs and nothing else.
 #
-# No pip, tests or caches in it; of kfp only the package itself, which is all that a task uses. Byte code is checked by
-# content, not by time stamps, so that the same packages give the same files in every build.
-# BESIDE: an environment whose packages count as installed. EXTRA_INDEX: a second package index.
+# No pip, tests or caches in it; of kfp only the package itself, which is all that a task uses. Byte code names its source
+# by a hash instead of a time stamp, so that the same packages give the same files in every build.
+# BESIDE: an environment whose packages count as installed. EXTRA_INDEX: a second package index. VARIANT: cpu or cuda,
+# whose wheels in images/wheels are preferred to the index.
 set -eu
 venv=$1
 shift
 site=$venv/lib/python3.11/site-packages
-mkdir -p /build/wheels
 python3 -m venv --without-pip "$venv"
 [ -d /build/pip ] || python3 -m venv /build/pip
 [ -z "${BESIDE:-}" ] || echo "$BESIDE/lib/python3.11/site-packages" > "$site/beside.pth"
 install() {
     /build/pip/bin/pip --python "$venv/bin/python" install --quiet --no-cache-dir --no-compile \
-        --disable-pip-version-check --root-user-action=ignore --find-links /build/wheels \
-        ${EXTRA_INDEX:+--extra-index-url "$EXTRA_INDEX"} -c /build/constraints.txt "$@"
+        --disable-pip-version-check --root-user-action=ignore \
+        ${VARIANT:+--find-links "/build/wheels/$VARIANT"} ${EXTRA_INDEX:+--extra-index-url "$EXTRA_INDEX"} -c /build/constraints.txt "$@"
 }
 install "$@"
 install --no-deps kfp

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from free2ds_common.errors import StageError
@@ -116,7 +117,7 @@ def load_encoder(folder: Path, dtype: str) -> Encoder:
             folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StageError(f"{folder}: cannot be loaded as a BERT encoder ({reason}).") from error
     missing = sorted(name for name in loading["missing_keys"] if "position_ids" not in name and "pooler" not in name)

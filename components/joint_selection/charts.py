@@ -9,6 +9,8 @@ import matplotlib
 matplotlib.use("svg")
 # Text stays text: small, searchable, and it takes the page's colour.
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "free2ds", "font.family": "sans-serif"})
+# Names of sources are the data set's: a "$" in them is a dollar.
+matplotlib.rcParams["text.parse_math"] = False
 
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402

@@ -126,8 +126,9 @@ def card(
             shown = pictures_of(image_root_uri, row["image"], maps)
         except ImageProblem as problem:
             remark = f"picture not shown: {problem.reason}"
-        except OSError as error:
-            _LOG.warning("gallery: %s: %s", row["image"], error)
+        except Exception as error:
+            # Stores have error classes of their own; a picture in the report is worth no failed selection.
+            _LOG.warning("gallery: %s: %s: %s", row["image"], type(error).__name__, error)
             remark = "picture not shown: the store did not answer"
     short, source = shortened(question, _MOST_QUESTION), shortened_in_the_middle(row["source"], _MOST_SOURCE)
     return Card(unique_id, short, source, numbers, shown, remark, selected)

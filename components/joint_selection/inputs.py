@@ -163,6 +163,11 @@ def read_side(parts: Sequence[Dataset], side: str, records: Records, grid: int, 
             outcome[rows] = known[coded.indices.to_numpy()]
             column = batch.column(3)
             valid = column.is_valid().to_numpy(zero_copy_only=False)
+            if (wrong := rows[(outcome[rows] == outcomes.ALL.index(outcomes.OK)) != valid]).size:
+                raise StageError(
+                    f"{side}: {part.folder}: {_ids(records, wrong)} with outcome ok and no map, or a map and another "
+                    "outcome. Score that shard again."
+                )
             if valid.any():
                 maps = column.flatten().to_numpy().reshape(-1, own * own)
                 if not np.isfinite(maps).all():

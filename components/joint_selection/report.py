@@ -98,14 +98,14 @@ def counted_steps(summary: Mapping[str, Any]) -> list[tuple[str, int, str]]:
         steps.append(("read from the data set", ingest["counts"]["read"], ""))
         steps.append(("rejected by ingest", ingest["counts"]["rejected"], _listed(ingest["reject_reasons"])))
     steps.append(("usable", counts["read"], ""))
+    if missing := summary["reasons"].get(outcomes.NOT_SCORED):
+        steps.append(("of these without a row in the attention parts", missing, ""))
     rejected = {reason: count for reason, count in summary["reasons"].items() if reason != outcomes.NOT_SCORED}
     steps.append(("rejected later", counts["rejected"], _listed(rejected)))
     excluded = counts["read"] - counts["rejected"] - summary["pool"]
     if excluded:
         steps.append(("left out", excluded, "no IoU, and missing_iou is exclude"))
     steps.append(("could be drawn", summary["pool"], ""))
-    if missing := summary["reasons"].get(outcomes.NOT_SCORED):
-        steps.append(("of these without a row in the attention parts", missing, ""))
     steps.append(("of these without an IoU", summary["without_iou"], ""))
     steps.append(("selected", counts["written"], ""))
     return steps
@@ -158,11 +158,19 @@ def _galleries(
     with_iou = np.flatnonzero(selection.in_pool & ~np.isnan(records.iou))
     order = with_iou[np.argsort(-selection.combined[with_iou], kind="stable")]
     chosen = order[selection.selected[order]]
-    # The deterministic line: what `sampler=top` would just take and just leave.
-    line = max(0, min(int(selection.selected[order].sum()), len(order)) - _CARDS // 2)
+    # The lowest score that `sampler=top` would take, over the whole pool.
+    scores = np.sort(selection.combined[selection.in_pool])
+    edge = scores[-int(selection.selected.sum())]
+    line = max(0, int(np.searchsorted(-selection.combined[order], -edge, side="right")) - _CARDS // 2)
     picks = {
-        "Highest combined score": ("The models look at different places, or the text is unusual.", order[:_CARDS]),
-        "Lowest combined score": ("The models look at the same place and the text is typical.", order[::-1][:_CARDS]),
+        "Highest combined score": (
+            "With an IoU: the models look at different places, or the text is unusual.",
+            order[:_CARDS],
+        ),
+        "Lowest combined score": (
+            "With an IoU: the models look at the same place and the text is typical.",
+            order[::-1][:_CARDS],
+        ),
         "Near the line": (
             "Around the score at which the deterministic sampler (top) would stop.",
             order[line : line + _CARDS],

@@ -87,7 +87,7 @@ def tilt(
 
     Args:
         combined: float64, (pool,).
-        probability: float64, (pool,), of the softmax over the pool or over each stratum.
+        probability: float64, (pool,), sum 1.
         selected: int, (n,), positions in the pool.
         best: int, (n,), what the deterministic sampler would have taken.
         temperature: Of the softmax.
@@ -95,8 +95,7 @@ def tilt(
     Returns:
         mean_combined_pool, mean_combined_selected, overlap_with_top (share of the selection that is also in `best`),
         overlap_by_chance (n / pool), weight_ratio (largest to smallest weight, at most the largest float),
-        effective_sample_size (squared sum over sum of squares of the probabilities: the pool's size when all weights
-        are equal).
+        effective_sample_size (1 / sum of squared probabilities: the pool's size when all weights are equal).
     """
     exponent = (float(combined.max()) - float(combined.min())) / temperature
     return {
@@ -105,5 +104,5 @@ def tilt(
         "overlap_with_top": len(np.intersect1d(selected, best)) / len(selected),
         "overlap_by_chance": len(selected) / len(combined),
         "weight_ratio": math.exp(exponent) if exponent < 709 else sys.float_info.max,
-        "effective_sample_size": float(probability.sum() ** 2 / np.square(probability).sum()),
+        "effective_sample_size": float(1 / np.square(probability).sum()),
     }

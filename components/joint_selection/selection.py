@@ -147,8 +147,9 @@ def select(settings: DrawSettings, records: Candidates) -> Selection:
     selected, control = np.zeros(count, bool), np.zeros(count, bool)
     selected[pool[chosen]] = True
     control[pool[take_top(noise[:, 1].astype(np.float64), noise[:, 2], wanted)]] = True
-    best = take_top(scores, noise[:, 2], wanted)
-    leaning = tilt(scores, p, chosen, best, settings.temperature)
+    best, _, _ = draw(scores, settings.temperature, wanted, "top", noise, strata, settings.seed)
+    # Each stratum's probabilities sum to 1; weighted by its share of the pool they are one distribution.
+    leaning = tilt(scores, p * np.bincount(strata)[strata] / len(pool), chosen, best, settings.temperature)
     return Selection(image, text, combined, probability, in_pool, selected, control, leaning)
 
 

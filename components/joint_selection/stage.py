@@ -178,10 +178,15 @@ def _check_rejects(config: JointSelectionConfig, sides: Sequence[Side], text: Te
             reasons[word] = int((mask & ~bad).sum())
             bad[mask] = True
 
-    for word in (*outcomes.IMAGE_FAILURES, outcomes.NOT_SCORED):
+    def either_side(word: str) -> np.ndarray:
         code = outcomes.ALL.index(word)
-        count(word, (sides[0].outcome == code) | (sides[1].outcome == code))
+        return (sides[0].outcome == code) | (sides[1].outcome == code)
+
+    for word in outcomes.IMAGE_FAILURES:
+        count(word, either_side(word))
     count(NO_TEXT_SCORE, np.isnan(text.similarity))
+    # Last: only these are not rejected.
+    count(outcomes.NOT_SCORED, either_side(outcomes.NOT_SCORED))
     counted = Counts(read=len(bad), written=int((~bad).sum()), rejected=int(bad.sum()))
     check_reject_fraction(counted, config.max_reject_fraction, reasons, "attention and text scores")
     for name, unknown in (
@@ -249,9 +254,14 @@ def tilt_in_words(summary: Mapping[str, Any]) -> list[str]:
         f"{values['mean_combined_pool']:.4f} in the pool.",
         f"{values['overlap_with_top']:.1%} of the selection is in the deterministic top {counts['written']}; "
         f"a purely random draw would have {values['overlap_by_chance']:.1%}.",
-        f"The most probable record is {values['weight_ratio']:.3g} times as likely as the least probable one; "
-        f"the effective sample size is {values['effective_sample_size']:.0f} of {summary['pool']}.",
     ]
+    if summary["parameters"]["sampler"] == "top":
+        lines.append("Nothing was drawn at random: the highest scores were taken.")
+    else:
+        lines.append(
+            f"The most probable record is {values['weight_ratio']:.3g} times as likely as the least probable one; "
+            f"the effective sample size is {values['effective_sample_size']:.0f} of {summary['pool']}."
+        )
     if summary["all_scores_equal"]:
         lines.append("All scores are equal: the draw is uniform.")
     return lines

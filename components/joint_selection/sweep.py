@@ -61,7 +61,7 @@ def run(config: SweepConfig) -> dict[str, Any]:
 
     Returns:
         settings: the combinations; tilt: of each; overlap: share of each selection that is in each other one; sources:
-        by name, pool and selected records under each setting.
+        by name, records that any setting may draw, and selected records under each setting.
 
     Raises:
         StageError: Wrong settings, or no such scores.
@@ -84,7 +84,7 @@ def run(config: SweepConfig) -> dict[str, Any]:
         "settings": [asdict(one) for one in settings],
         "tilt": tilts,
         "overlap": common,
-        "sources": by_source(records.source, pool=pools[0], **columns),
+        "sources": by_source(records.source, pool=np.logical_or.reduce(pools), **columns),
     }
     if config.output:
         with atomic_writer(config.output, "w") as handle:

@@ -111,6 +111,8 @@ class Decoder:
             torch.OutOfMemoryError: A single record does not fit.
         """
         source = iter(groups)
+        # Taken from the source, but their pictures are not encoded yet: still there after running out of memory.
+        pending: list[PictureGroup] = []
         waiting: deque[_Waiting] = deque()
         exhausted = False
         while True:
@@ -118,9 +120,10 @@ class Decoder:
             try:
                 while True:
                     while not exhausted and sum(len(questions) for _, questions in waiting) < self.batch_size:
-                        arrived = self._take(source)
-                        exhausted = not arrived
-                        waiting.extend(self._cut(arrived))
+                        self._take(source, pending)
+                        exhausted = not pending
+                        waiting.extend(self._cut(self._encoded(pending)))
+                        pending.clear()
                     batch.admit(waiting)
                     if not batch.rows:
                         return
@@ -142,14 +145,16 @@ class Decoder:
             for start in range(0, len(questions), self.batch_size):
                 yield features, questions[start : start + self.batch_size]
 
-    def _take(self, source: Iterator[PictureGroup]) -> list[_Waiting]:
-        """Encode the next pictures, enough for one batch."""
-        groups: list[PictureGroup] = []
-        while sum(len(group.questions) for group in groups) < self.batch_size:
+    def _take(self, source: Iterator[PictureGroup], pending: list[PictureGroup]) -> None:
+        """Take the next pictures, enough for one batch together with those that are pending."""
+        while sum(len(group.questions) for group in pending) < self.batch_size:
             group = next(source, None)
             if group is None:
-                break
-            groups.append(group)
+                return
+            pending.append(group)
+
+    def _encoded(self, groups: Sequence[PictureGroup]) -> list[_Waiting]:
+        """Groups with their pictures' features."""
         if not groups:
             return []
         device = self._model.device
@@ -292,15 +297,13 @@ class _Batch:
         for row, token in zip(rows, tokens.tolist(), strict=True):
             row.tokens.append(token)
 
-    def collect(self) -> list[Answer]:
+    def collect(self) -> Iterator[Answer]:
         """Take finished answers out; the last rows move into their places."""
-        done: list[Answer] = []
         for index in reversed(range(len(self.rows))):
             row = self.rows[index]
             if len(row.tokens) < self._max_new_tokens and row.tokens[-1] not in self._model.eos_token_ids:
                 continue
             answer = self._answer(index)
-            done.append(answer)
             if answer.outcome == outcomes.NON_FINITE:
                 self._slots.clear(index)
             last = self.rows.pop()
@@ -309,7 +312,7 @@ class _Batch:
                 self._steps[index] = self._steps[len(self.rows)]
                 self._last[index] = self._last[len(self.rows)]
                 self.rows[index] = last
-        return done
+            yield answer
 
     def _answer(self, index: int) -> Answer:
         row = self.rows[index]

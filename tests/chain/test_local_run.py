@@ -130,6 +130,12 @@ def test_results_replace_those_of_an_earlier_run(tmp_path):
     assert {path.read_text() for path in output_dir.iterdir() if path.is_file()} == {"new"}
 
 
+def test_a_run_without_an_output_has_failed(tmp_path):
+    outputs = {name: str(tmp_path / "work" / file) for name, (file, _) in RESULTS.items()}
+    with pytest.raises(GraphFailed, match="the run ended without its output selected; perhaps a stage was killed"):
+        publish_results(outputs, tmp_path)
+
+
 def test_a_missing_data_set_leaves_earlier_results_alone(tmp_path, capsys):
     output_dir = tmp_path / "out"
     output_dir.mkdir()

@@ -8,6 +8,12 @@ import pipeline
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
+def test_nothing_was_left_to_fill_in():
+    for path in README.parent.glob("**/README.md"):
+        if ".venv" not in path.parts:
+            assert "@@" not in path.read_text(encoding="utf-8"), path
+
+
 def test_every_parameter_with_its_default_and_meaning_is_in_the_table():
     wanted = []
     for name, value in pipeline.free2ds.component_spec.inputs.items():

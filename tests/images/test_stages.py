@@ -10,6 +10,7 @@ import urllib.request
 import pytest
 
 import pipeline
+from free2ds_common import docker_run, local_run
 from images import build
 from tests.images.conftest import BASE_IMAGE, REPOSITORY, docker
 
@@ -76,6 +77,25 @@ def test_the_pipeline_through_docker_selects_the_same(parameters, by_processes, 
     owners = {(path.stat().st_uid, path.stat().st_gid) for path in (tmp_path / "out").rglob("*")}
     assert owners == {(os.getuid(), os.getgid())}
     assert containers() == ""
+
+
+def test_outputs_belong_to_a_caller_who_is_not_root(parameters, by_processes, tmp_path, monkeypatch):
+    """The folder of the tasks is given to somebody; what the containers write there is theirs."""
+    caller = 54321
+    seen = set()
+
+    def run_graph(work, log_path, threads):
+        tasks = work / local_run.TASKS
+        os.chown(tasks, caller, caller)
+        started(work, log_path, threads)
+        seen.update((path.stat().st_uid, path.stat().st_gid) for path in tasks.rglob("*") if path.is_file())
+
+    started = local_run.run_graph
+    monkeypatch.setattr(local_run, "run_graph", run_graph)
+    monkeypatch.setattr(docker_run.os, "getuid", lambda: caller)
+    monkeypatch.setattr(docker_run.os, "getgid", lambda: caller)
+    assert run_pipeline(tmp_path / "out", parameters, "--runner", "docker") == 0
+    assert seen == {(caller, caller)}
 
 
 def test_a_stage_that_fails_in_its_container_is_one_sentence(parameters, tmp_path, capsys):

@@ -14,5 +14,6 @@ def test_no_known_vulnerabilities():
     result = subprocess.run(command, capture_output=True, text=True)
     printed = result.stdout + result.stderr
     assert "known vulnerabilit" not in printed or "No known vulnerabilities found" in printed, printed
+    assert "usage:" not in printed and "No module named" not in printed, printed
     if result.returncode or "could not be audited" in printed:
         pytest.skip(f"pip-audit does not reach its data: {printed.strip().splitlines()[-1]}")

@@ -1,10 +1,12 @@
 """The batched, shared, fused path against a plain loop with full attention matrices, on a random tiny decoder."""
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from free2ds_common.attention import capture
+from free2ds_common.attention import capture, decode
 from free2ds_common.attention.capture import ATTENTION_NAME
 from free2ds_common.attention.decode import Decoder, PictureGroup, Question
 from free2ds_common.attention.maps import aggregate_steps
@@ -191,6 +193,39 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(caplog):
     assert decoder.batch_size == 2
     assert {answer.index: answer.tokens for answer in found} == wanted and len(found) == len(wanted)
     assert "out of memory: going on with 2 answers at a time" in caplog.text
+
+
+def test_out_of_memory_on_the_way_to_the_decoder_loses_nothing():
+    """While pictures are encoded, and while a finished answer is put together."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1] * 12)
+    wanted = {answer.index: answer.tokens for answer in Decoder(wrapped, MAX_NEW_TOKENS, 4).answer(groups)}
+    calls = []
+
+    def encode(pixels):
+        calls.append(len(pixels["pixel_values"]))
+        if len(calls) in (2, 3, 4):  # together, and in halves down to one
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return wrapped.encode_images(pixels)
+
+    decoder = Decoder(dataclasses.replace(wrapped, encode_images=encode), MAX_NEW_TOKENS, 4)
+    found = [(answer.index, answer.tokens) for answer in decoder.answer(groups)]
+    assert sorted(found) == sorted(wanted.items())
+    assert decoder.batch_size == 2 and calls[1:4] == [4, 2, 1]
+
+    decoder, aggregated = Decoder(wrapped, MAX_NEW_TOKENS, 4), []
+
+    def aggregate(steps):
+        aggregated.append(len(steps))
+        if len(aggregated) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return aggregate_steps(steps)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "aggregate_steps", aggregate)
+        found = [(answer.index, answer.tokens) for answer in decoder.answer(groups)]
+    assert sorted(found) == sorted(wanted.items()) and decoder.batch_size == 2
 
 
 def test_out_of_memory_at_one_record_is_an_error():

@@ -173,6 +173,10 @@ def no_weights(folder):
     (folder / "model.safetensors").unlink()
 
 
+def torn_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"torn")
+
+
 def another_depth(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
@@ -183,6 +187,7 @@ def another_depth(folder):
     [
         (another_architecture, "model type gpt2, wanted one of bert"),
         (no_weights, "cannot be loaded as a BERT encoder"),
+        (torn_weights, "cannot be loaded as a BERT encoder"),
         (another_depth, "no weights for .*layer.2.*The checkpoint is incomplete"),
     ],
 )

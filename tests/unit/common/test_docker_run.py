@@ -51,6 +51,9 @@ def test_paths_that_parameters_name_are_mounted_once(tmp_path):
         "mgm_model": "org/hub-id",
         "bert_model": f"{tmp_path}/is/not/there",
         "num_shards": 2,
+        "node_selector": {"a": "b"},
+        "tolerations": [],
+        "mgm_vision_tower": f"file://{tmp_path}/model",
     }
     assert docker_run.read_only_paths(values) == [f"{tmp_path}/data", f"{tmp_path}/model"]
 
@@ -86,16 +89,35 @@ def test_gpus_are_passed_on_where_the_engine_has_them(monkeypatch, engine):
 
 
 def test_credentials_and_the_hub_cache_come_along(engine, tmp_path, monkeypatch):
-    (tmp_path / "hub").mkdir()
     (tmp_path / "key.json").write_text("{}")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", f"{tmp_path}/key.json")
     monkeypatch.setenv("HF_HOME", f"{tmp_path}/hub")
-    arguments = docker_run.container_arguments({}, "r", 1, "")
+    arguments = docker_run.container_arguments({"mgm_model": "org/name"}, "r", 1, "")
     assert {mount["Source"]: mount["ReadOnly"] for mount in arguments["mounts"]} == {
         f"{tmp_path}/key.json": True,
         f"{tmp_path}/hub": False,
     }
     assert arguments["environment"]["HF_HOME"] == f"{tmp_path}/hub"
+
+
+def test_credentials_that_are_not_there(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", f"{tmp_path}/none.json")
+    with pytest.raises(StageError, match="GOOGLE_APPLICATION_CREDENTIALS: .*none.json is not there"):
+        docker_run.container_arguments({}, "r", 1, "")
+
+
+def test_stopping_waits_for_containers_that_were_about_to_start(monkeypatch):
+    left = [["one"], ["two"], []]
+    removed = []
+
+    class Containers:
+        def list(self, all, filters):
+            assert all and filters == {"label": "free2ds.run=r"}
+            return [SimpleNamespace(remove=lambda force, name=name: removed.append(name)) for name in left.pop(0)]
+
+    monkeypatch.setattr(docker_run, "connect", lambda: SimpleNamespace(containers=Containers()))
+    docker_run.stop_containers("r")
+    assert removed == ["one", "two"]
 
 
 def test_an_unknown_network_is_refused(engine):

@@ -103,6 +103,27 @@ def test_labels_say_what_was_built():
 
 
 @pytest.mark.parametrize(
+    ("remote", "source"),
+    [
+        ("https://user:secret@host.example/team/repo.git", "https://host.example/team/repo.git"),
+        ("https://host.example/team/repo", "https://host.example/team/repo"),
+        ("ssh://git@host.example:22/repo", "ssh://host.example:22/repo"),
+        ("/home/me/repo", "unknown"),
+        ("file:///home/me/repo", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_no_password_gets_into_a_label(remote, source):
+    assert build.public_source(remote) == source
+
+
+def test_the_digest_of_a_push():
+    known = ["other.example/free2ds-split@sha256:1", "team/free2ds-split@sha256:2", "team/free2ds-split@sha256:3"]
+    assert build.digest_of(known, "docker.io/team/free2ds-split:1.2") == "sha256:3"
+    assert build.digest_of(known, "other.example/free2ds-split:1.2") == "sha256:1"
+
+
+@pytest.mark.parametrize(
     ("registry", "name"), [("", "free2ds-mgm-attention:1"), ("r.example/t/", "r.example/t/free2ds-mgm-attention:1")]
 )
 def test_image_names_are_the_pipelines(registry, name):

@@ -29,6 +29,7 @@ class Inputs:
         self.outcomes[0][7] = "eos_only"
         self.shards = shards
         self.records_manifest = {}
+        self.sources = ["x", "y", "z"]
         self.manifest = {"grid": 24, "model": "m", "model_fingerprint": "f", "dtype": "float32"}
 
     def key(self, record):
@@ -43,7 +44,7 @@ class Inputs:
         for place, record in enumerate(self.order, start=1):
             image = None if record in (3, 4, 5) else "ab"[record % 2] + ".png"
             rows.append(
-                dict(unique_id=place, record_key=self.key(record), image=image, source=["x", "y", "z"][record % 3],
+                dict(unique_id=place, record_key=self.key(record), image=image, source=self.sources[record % 3],
                      question=f"<image>\nQuestion {record}?", messages=[f"Question {record}?"],
                      raw=json.dumps({"id": str(record), "image": image, "note": "ü \ud800"}))
             )  # fmt: skip

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from components.joint_selection.stage import run
-from free2ds_common.datasets import open_dataset
+from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
-from free2ds_common.schemas import SCORES
+from free2ds_common.schemas import SCORES, attention_schema
 
 
 def read(path):
@@ -124,6 +124,18 @@ def test_stratified(inputs):
     assert {name: row["selected"] for name, row in sources.items()} == {"x": 7, "y": 7, "z": 6}
 
 
+def test_tilt_of_strata_is_that_of_one_distribution(make_inputs):
+    inputs = make_inputs()
+    inputs.maps[:] = inputs.maps[0, 0]
+    inputs.similarity[:] = 0.5
+    for sampler, overlap in (("top", 1.0), ("gumbel", None)):
+        config = inputs.write().config(stratify="source", sampler=sampler)
+        run(config)
+        tilt = read(config.summary)["tilt"]
+        assert tilt["effective_sample_size"] == pytest.approx(40)
+        assert overlap is None or tilt["overlap_with_top"] == overlap
+
+
 def test_unusable_pictures_are_rejected_and_counted(make_inputs):
     inputs = make_inputs()
     inputs.outcomes[0][9] = "image_missing"
@@ -167,9 +179,6 @@ def test_all_scores_equal(make_inputs):
 def test_another_grid_is_compared_on_the_smaller(make_inputs):
     inputs = make_inputs()
     inputs.write()
-    from free2ds_common.datasets import DatasetWriter
-    from free2ds_common.schemas import attention_schema
-
     for shard in range(2):
         rows = []
         for row in open_dataset(inputs.folder / f"mgm{shard}", attention_schema()).rows():
@@ -315,6 +324,47 @@ def test_report_names_models_and_versions(make_inputs):
     run(config)
     page = open(config.report).read()
     assert page.count("sha256 abc") == 2 and "<th>pyarrow</th>" in page
+
+
+def test_sources_may_hold_dollars(make_inputs):
+    inputs = make_inputs()
+    inputs.sources = ["a_$5/b_$6", "cost$_$", "z"]
+    config = inputs.write().config()
+    run(config)
+    assert "a_$5/b_$6" in open(config.report).read()
+
+
+def test_a_store_that_does_not_answer_costs_pictures_not_the_selection(inputs, monkeypatch, caplog):
+    class HttpError(Exception):
+        """As gcsfs has one: no OSError."""
+
+    def refuse(image_root_uri, image):
+        raise HttpError("503")
+
+    monkeypatch.setattr("components.joint_selection.gallery.load_image", refuse)
+    config = inputs.config()
+    run(config)
+    assert "picture not shown: the store did not answer" in open(config.report).read()
+    assert "b.png: HttpError: 503" in caplog.text and len(chosen_ids(config)) == 10
+
+
+@pytest.mark.parametrize("change", [{"map": None}, {"outcome": "eos_only"}])
+def test_a_map_without_its_outcome_is_refused(inputs, change):
+    folder = inputs.folder / "mgm0"
+    rows = list(open_dataset(folder, attention_schema()).rows())
+    rows[0] = {**rows[0], **change}
+    with DatasetWriter(folder, attention_schema()) as writer:
+        writer.write(rows)
+        writer.manifest.update(inputs.manifest)
+    with pytest.raises(StageError, match=r"mgm_attention: .*1 records \(first ids: 2\) with outcome ok and no map, or"):
+        run(inputs.config())
+
+
+def test_top_is_not_called_a_draw(inputs):
+    config = inputs.config(sampler="top")
+    run(config)
+    page = open(config.report).read()
+    assert "Nothing was drawn at random: the highest scores were taken." in page and "times as likely" not in page
 
 
 def test_placeholders_are_not_shown_in_the_report(make_inputs):
