@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -137,10 +138,13 @@ def read_inputs(config: JointSelectionConfig) -> Inputs:
     folders = dict(zip(SIDES, (config.llava_attention, config.mgm_attention), strict=True))
     llava, mgm = (open_attention(folders[side], f"{side}_attention") for side in SIDES)
     grid = min(int(part.manifest["grid"]) for part in (llava[0], mgm[0]))
-    sides = (
-        read_side(llava, "llava_attention", records, grid, config.top_percent),
-        read_side(mgm, "mgm_attention", records, grid, config.top_percent),
-    )
+    with ThreadPoolExecutor(len(SIDES)) as pool:
+        # Side by side: reading, decompressing and partitioning all let other threads run.
+        llava_side, mgm_side = (
+            pool.submit(read_side, parts, f"{side}_attention", records, grid, config.top_percent)
+            for side, parts in zip(SIDES, (llava, mgm), strict=True)
+        )
+        sides = llava_side.result(), mgm_side.result()
     text = read_text(config.text_scores, records)
     reasons = _check_rejects(config, sides, text)
     return Inputs(dataset, records, (llava, mgm), sides, text, reasons)
