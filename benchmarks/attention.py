@@ -6,6 +6,7 @@ Every comparison is a ratio within one run. Peak memory is measured in a fresh p
 """
 
 import argparse
+import copy
 import itertools
 import json
 import resource
@@ -33,10 +34,10 @@ from free2ds_common import defaults
 from free2ds_common.attention.capture import ATTENTION_NAME
 from free2ds_common.attention.decode import Answer, Decoder, PictureGroup, Question
 from free2ds_common.attention.feed import PictureQuestions, feed
-from free2ds_common.attention.few_rows import FewRowsLinear
 from free2ds_common.attention.maps import aggregate_steps
 from free2ds_common.attention.model import VisionLanguageModel
 from free2ds_common.attention.prompts import Prompt
+from free2ds_common.packed_linear import pack_linear_layers
 
 SIZES = {"tiny": (64, 2), "small": (256, 8), "large": (1024, 16), "7b": (4096, 32)}
 VOCABULARY, IMAGE_TOKEN, EOS, PAD = 2000, 1999, 2, 1998
@@ -81,15 +82,17 @@ class Bench:
         with torch.device(device):
             self.model = LlavaForConditionalGeneration(config).to(dtype).eval()
         self._count_down()
-        decoder = self.model.model.language_model
+        # A copy, as the loaders leave it: what they do to the linear layers must not speed up the other ways.
+        captured = self.model if device == "cuda" else copy.deepcopy(self.model)
+        pack_linear_layers(captured)
         self.ours = VisionLanguageModel(
-            decoder=decoder,
-            lm_head=self.model.lm_head,
+            decoder=captured.model.language_model,
+            lm_head=captured.lm_head,
             prompt=None,
             prompt_settings={},
             preprocess=None,
             encode_images=lambda pixels: torch.stack(
-                self.model.get_image_features(pixels["pixel_values"].to(dtype)).pooler_output
+                captured.get_image_features(pixels["pixel_values"].to(dtype)).pooler_output
             ),
             grid=24,
             eos_token_ids=frozenset([EOS]),
@@ -112,17 +115,9 @@ class Bench:
             layer.self_attn.o_proj.weight.mul_(0.1)
             layer.mlp.down_proj.weight.mul_(0.1)
 
-    def implementation(self, name: str) -> None:
-        """Choose the decoder's attention, and for others than ours take our linear layers out again."""
-        self.model.model.language_model.config._attn_implementation = name
-        if name != ATTENTION_NAME:
-            for layer in self.model.modules():
-                if type(layer) is FewRowsLinear:
-                    layer.__class__ = torch.nn.Linear
-
     def answer(self, groups: Sequence[PictureGroup], batch: int = BATCH, share: bool = True) -> list[Answer]:
         """Our way."""
-        self.implementation(ATTENTION_NAME)
+        self.ours.decoder.config._attn_implementation = ATTENTION_NAME
         return list(Decoder(self.ours, MAX_NEW_TOKENS, batch, share).answer(groups))
 
     def batches(self, groups: Sequence[PictureGroup], batch: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -144,13 +139,13 @@ class Bench:
     @torch.inference_mode()
     def plain(self, groups: Sequence[PictureGroup], batch: int = BATCH) -> list[torch.Tensor]:
         """Greedy generation without any attention."""
-        self.implementation("sdpa")
+        self.model.model.language_model.config._attn_implementation = "sdpa"
         return [self._generate(inputs) for inputs in self.batches(groups, batch)]
 
     @torch.inference_mode()
     def known(self, groups: Sequence[PictureGroup]) -> list[torch.Tensor | None]:
         """The known way: one record at a time, eager attention, every matrix of every step kept."""
-        self.implementation("eager")
+        self.model.model.language_model.config._attn_implementation = "eager"
         maps = []
         for inputs in self.batches(groups, 1):
             output = self._generate(inputs, output_attentions=True, return_dict_in_generate=True)
@@ -320,7 +315,7 @@ def flat_memory(bounds: Bounds, records: int) -> None:
                 tuple(replace(question, index=index + n) for n, question in enumerate(template.questions)),
             )
 
-    bench.implementation(ATTENTION_NAME)
+    bench.ours.decoder.config._attn_implementation = ATTENTION_NAME
     after_first = 0.0
     for number, _ in enumerate(Decoder(bench.ours, MAX_NEW_TOKENS, 16).answer(groups()), start=1):
         if number == 500:
@@ -340,7 +335,7 @@ def pictures(bounds: Bounds, size: str) -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     bench = Bench(size)
-    bench.implementation(ATTENTION_NAME)
+    bench.ours.decoder.config._attn_implementation = ATTENTION_NAME
     processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     questions = [question for group in make_groups(1, [2 + n % 4 for n in range(32)]) for question in group.questions]
     waited = 0.0

@@ -3,19 +3,24 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch import nn
+from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from free2ds_common.errors import StageError
+from free2ds_common.packed_linear import PackedLinear, pack_linear_layers
 
 # Memory of one forward pass on a CPU, whatever the batch setting: larger passes are not faster there.
 CPU_ACTIVATION_BYTES = 512 << 20
 # The method's truncation; a model with fewer positions truncates earlier.
 MAX_TOKENS = 512
-_ENCODERS = ("bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+_BERT_LAYERS = ("bert", "electra", "roberta", "xlm-roberta")
+_ENCODERS = (*_BERT_LAYERS, "distilbert", "mpnet")
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Encoder:
         on_gpu = model.device.type != "cpu"
         self.most_batch_tokens = sys.maxsize if on_gpu else CPU_ACTIVATION_BYTES // bytes_per_token
         self.dtype: torch.dtype = model.dtype
+        _speed_up(model)
 
     def tokenize(self, messages: list[str]) -> Tokens:
         """Token ids with CLS and SEP, cut at `max_tokens`."""
@@ -95,6 +101,50 @@ class Encoder:
         return states[:, 0].float().cpu().numpy()
 
 
+class _ClsLayer(nn.Module):
+    """A last BERT layer that computes CLS only: queries, output and feed-forward part of one token per message."""
+
+    def __init__(self, layer: Any) -> None:  # noqa: ANN401
+        super().__init__()
+        self.layer = layer
+
+    def forward(
+        self,
+        states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *args: None,
+        **kwargs: object,
+    ) -> torch.Tensor:
+        """(n, tokens, dimensions) to (n, 1, dimensions); what follows the mask is for decoders."""
+        attention = self.layer.attention.self
+        shape = (len(states), -1, attention.num_attention_heads, attention.attention_head_size)
+        cls = states[:, :1]
+        query, key, value = (
+            project(read).view(shape).transpose(1, 2)
+            for project, read in ((attention.query, cls), (attention.key, states), (attention.value, states))
+        )
+        mask = None if attention_mask is None else attention_mask[:, :, :1]
+        context = functional.scaled_dot_product_attention(query, key, value, mask)
+        attended = self.layer.attention.output(context.transpose(1, 2).flatten(2), cls)
+        return self.layer.feed_forward_chunk(attended)
+
+
+def _speed_up(model: PreTrainedModel) -> None:
+    """Leave out what CLS does not need, and on a CPU multiply in oneDNN's order with GELU in the same pass.
+
+    Of a 6-layer model the last layer without its other tokens saves 14 % of the arithmetic.
+    """
+    pack_linear_layers(model)
+    if model.config.model_type not in _BERT_LAYERS:
+        return
+    layers: Any = model.encoder.layer
+    for layer in layers:
+        if isinstance(layer.intermediate.dense, PackedLinear) and model.config.hidden_act == "gelu":
+            layer.intermediate.dense.activation = "gelu"
+            layer.intermediate.intermediate_act_fn = nn.Identity()
+    layers[-1] = _ClsLayer(layers[-1])
+
+
 def load_encoder(folder: Path, dtype: str) -> Encoder:
     """Load a BERT-like encoder.
 
@@ -111,7 +161,7 @@ def load_encoder(folder: Path, dtype: str) -> Encoder:
     try:
         config = AutoConfig.from_pretrained(folder)
         if config.model_type not in _ENCODERS:
-            raise StageError(f"{folder}: model type {config.model_type}, wanted one of {', '.join(_ENCODERS)}.")
+            raise StageError(f"{folder}: model type {config.model_type}, wanted one of {', '.join(sorted(_ENCODERS))}.")
         options = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
         model, loading = AutoModel.from_pretrained(
             folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True, **options

@@ -15,6 +15,7 @@ from free2ds_common.attention.prompts import LLAVA_SYSTEM, build_prompt, method_
 from free2ds_common.attention.tokenizers import load_tokenizer
 from free2ds_common.attention.weights import ParameterFiller, empty_model
 from free2ds_common.errors import StageError
+from free2ds_common.packed_linear import pack_linear_layers
 
 # Stored name to transformers' name; the first that matches counts. Hugging Face layouts old and new, then the original.
 _RENAMES = [
@@ -72,6 +73,7 @@ def load_llava(
     if tower is not None and filler.missing:
         filler.fill(tower, _tower_parameter_name, only_missing=True)
     filler.check(str(folder))
+    pack_linear_layers(model)
     decoder = model.model.language_model
     decoder.config._attn_implementation = ATTENTION_NAME
 

@@ -19,6 +19,7 @@ from free2ds_common.attention.prompts import MGM_SYSTEM, build_prompt, method_se
 from free2ds_common.attention.tokenizers import load_tokenizer
 from free2ds_common.attention.weights import ParameterFiller, empty_model, stored_tensors
 from free2ds_common.errors import StageError
+from free2ds_common.packed_linear import pack_linear_layers
 
 # timm's ConvNeXt uses this everywhere; transformers' default differs for the final norm only, which MGM does not use.
 _CONVNEXT_EPSILON = 1e-6
@@ -201,6 +202,7 @@ def load_mgm(
     filler.fill(tower, _clip_file_name, only_missing=True)
     filler.fill(aux, _open_clip_name, only_missing=True)
     filler.check(str(folder))
+    pack_linear_layers(model)
     model.model.config._attn_implementation = ATTENTION_NAME
     size: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
 

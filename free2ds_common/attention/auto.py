@@ -18,6 +18,7 @@ from free2ds_common.attention.model import Pixels, VisionLanguageModel
 from free2ds_common.attention.prompts import PLACEHOLDER, Prompt, build_prompt, method_settings
 from free2ds_common.attention.tokenizers import load_tokenizer
 from free2ds_common.errors import StageError
+from free2ds_common.packed_linear import pack_linear_layers
 
 # Largest accepted difference of a captured weight from the eager one, by type of arithmetic.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -49,6 +50,8 @@ def load_auto(folder: Path, device: torch.device, dtype: torch.dtype, system: st
     decoder = getattr(getattr(model, "model", model), "language_model", None)
     if decoder is None or not hasattr(model, "get_image_features"):
         raise StageError(f"{folder}: {type(model).__name__} has no decoder that reads picture features as tokens.")
+    # Not the picture encoder, of which it is not known whether it only calls its layers.
+    pack_linear_layers(decoder, model.get_output_embeddings())
 
     def preprocess(picture: Image.Image) -> Pixels:
         return {"pixel_values": processor(picture, return_tensors="pt").pixel_values[0]}

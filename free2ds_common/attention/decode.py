@@ -13,7 +13,6 @@ import torch
 
 from free2ds_common import outcomes
 from free2ds_common.attention.capture import DecodePass, KeyValueSlots, Pass, PrefillPass
-from free2ds_common.attention.few_rows import speed_up_few_rows
 from free2ds_common.attention.maps import aggregate_steps
 from free2ds_common.attention.model import Pixels, VisionLanguageModel
 from free2ds_common.attention.prompts import Prompt
@@ -98,7 +97,6 @@ class Decoder:
         """
         self.batch_size = batch_size
         self._model, self._max_new_tokens, self._share_prefix = model, max_new_tokens, share_prefix
-        speed_up_few_rows(model.decoder, model.lm_head)
 
     @torch.inference_mode()
     def answer(self, groups: Iterable[PictureGroup]) -> Iterator[Answer]:

@@ -1,0 +1,45 @@
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+
+from components.bert_features.encoder import Encoder, Tokens
+
+SIZES = dict(
+    vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+    max_position_embeddings=40, pad_token_id=1, embedding_size=16,
+)  # fmt: skip
+DISTILBERT = dict(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=40)
+MODELS = [
+    ("bert", SIZES),
+    ("bert", {**SIZES, "hidden_act": "relu"}),
+    ("bert", {**SIZES, "num_hidden_layers": 1}),
+    ("electra", SIZES),
+    ("roberta", SIZES),
+    ("xlm-roberta", SIZES),
+    ("mpnet", SIZES),
+    ("distilbert", {**DISTILBERT, "pad_token_id": 1}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("kind", "settings"), MODELS)
+@torch.inference_mode()
+def test_gives_the_plain_models_cls_for_every_kind(kind, settings, dtype):
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **settings)).eval()
+    for parameter in model.parameters():
+        parameter.normal_(0, 0.5)
+    model = model.to(dtype)
+    rows = [torch.randint(2, 50, (length,)) for length in (3, 9, 9, 1)]
+    wanted = np.stack([model(row[None]).last_hidden_state[0, 0].float() for row in rows])
+    lengths = np.array([len(row) for row in rows])
+    tokens = Tokens(torch.cat(rows).numpy(), np.cumsum(lengths) - lengths, lengths)
+    encoder = Encoder(copy.deepcopy(model), SimpleNamespace(pad_token_id=1), 40)
+    for chosen in ([0, 1, 2, 3], [2, 1], [0]):
+        found = encoder.embed(tokens, np.array(chosen))
+        np.testing.assert_allclose(found, wanted[chosen], atol=1e-5)
+    assert np.abs(wanted[0] - wanted[1]).max() > 0.01
