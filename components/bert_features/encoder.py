@@ -52,7 +52,7 @@ class Encoder:
         """Wrap a model.
 
         Args:
-            model: Its `last_hidden_state` is (n, tokens, dimensions).
+            model: Its `last_hidden_state` is (n, tokens, dimensions). It is changed in place and serves only here then.
             tokenizer: transformers' fast tokenizer.
             max_tokens: Longer messages are cut.
         """

@@ -15,6 +15,7 @@ import torch
 from components.bert_features.encoder import Encoder, Tokens, load_encoder
 from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
+from free2ds_common.heap import reuse_freed_memory
 from free2ds_common.models import fingerprint, resolve_model
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
@@ -84,6 +85,7 @@ def run(config: BertFeaturesConfig) -> StageResult:
     part, parts = parse_part(config.part)
     records = open_dataset(config.records, RECORDS)
     folder = Path(resolve_model(config.model, config.revision))
+    reuse_freed_memory()
     encoder = load_encoder(folder, config.dtype)
     settings = {
         "model": config.model,

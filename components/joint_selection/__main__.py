@@ -3,23 +3,10 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from components.joint_selection.options import DRAW_OPTIONS, SWEPT
 from free2ds_common import defaults
 from free2ds_common.cli import run_stage, stage_parser
 from free2ds_common.result import StageResult
-
-# Of each: default, type, and help. sweep takes several values of the first five.
-DRAW_OPTIONS: dict[str, tuple[object, Callable, str]] = {
-    "alpha": (defaults.ALPHA, float, "weight of the text side, in [0, 1]"),
-    "temperature": (defaults.TEMPERATURE, float, "of the softmax, above 0; small is steep"),
-    "sampler": (defaults.SAMPLER, str, "gumbel, reference (numpy's draw, bit for bit) or top"),
-    "missing-iou": (defaults.MISSING_IOU, str, "text (rank by text alone), reference (0) or exclude"),
-    "text-normalization": (defaults.TEXT_NORMALIZATION, str, "reference (min-max) or rank"),
-    "ratio": (defaults.RATIO, float, "share of the records to select, in (0, 1]"),
-    "num-samples": (defaults.NUM_SAMPLES, int, 'exact number to select; 0 means "use ratio"'),
-    "stratify": (defaults.STRATIFY, str, '"source": draw within each source in proportion; empty: over all'),
-    "seed": (defaults.SEED, int, "of the draw and of the random control"),
-}
-SWEPT = list(DRAW_OPTIONS)[:5]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +58,7 @@ def _sweep(argv: Sequence[str]) -> int:
     parser = stage_parser("joint_selection sweep", "What other settings would select, as tables; no model is run.")
     parser.add_argument("--scores", required=True, help="scores/1 folder of an earlier selection")
     for name, (default, kind, text) in DRAW_OPTIONS.items():
-        if name in SWEPT:
+        if name.replace("-", "_") in SWEPT:
             several = _list_of(kind)
             parser.add_argument(f"--{name}", type=several, default=str(default), help=f"{text}; several with commas")
         else:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from components.joint_selection.draw import record_noise
+from components.joint_selection.options import SWEPT
 from components.joint_selection.selection import Candidates, DrawSettings, by_source, select
 from components.joint_selection.wording import shortened_in_the_middle
 from free2ds_common import outcomes
@@ -17,8 +18,6 @@ from free2ds_common.errors import StageError
 from free2ds_common.schemas import SCORES
 from free2ds_common.storage import atomic_writer
 
-# The settings of which several values may be given.
-SWEPT = ("alpha", "temperature", "sampler", "missing_iou", "text_normalization")
 _SOURCES_SHOWN, _SOURCE_LENGTH = 20, 60
 
 

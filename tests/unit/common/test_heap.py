@@ -1,0 +1,28 @@
+import subprocess
+import sys
+
+import pytest
+
+# Frees a large block from below a small one and looks whether the kernel got it back.
+SCRIPT = """
+import ctypes, sys
+from free2ds_common.heap import reuse_freed_memory
+if sys.argv[1] == "reuse":
+    reuse_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+size = 64 << 20
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
+block = libc.malloc(size)
+ctypes.memset(ctypes.c_void_p(block), 1, size)
+before = resident()
+libc.free(block)
+print(before - resident() > size // 2)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's heap")
+@pytest.mark.parametrize(("how", "given_back"), [("reuse", "False"), ("default", "True")])
+def test_freed_memory_stays(how, given_back):
+    ran = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == given_back
