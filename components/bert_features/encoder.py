@@ -1,5 +1,6 @@
 """The BERT encoder: tokens in, CLS vectors out."""
 
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from free2ds_common.packed_linear import PackedLinear, pack_linear_layers
 
 # Memory of one forward pass on a CPU, whatever the batch setting: larger passes are not faster there.
 CPU_ACTIVATION_BYTES = 512 << 20
+# The tokenizer keeps far more than ids of what it has in hand.
+_TOKENIZED_AT_ONCE = 4096
 # The method's truncation; a model with fewer positions truncates earlier.
 MAX_TOKENS = 512
 _BERT_LAYERS = ("bert", "electra", "roberta", "xlm-roberta")
@@ -67,16 +70,19 @@ class Encoder:
 
     def tokenize(self, messages: list[str]) -> Tokens:
         """Token ids with CLS and SEP, cut at `max_tokens`."""
-        rows = self._tokenizer(
-            messages,
-            truncation=True,
-            max_length=self.max_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        ).input_ids
-        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        ids = np.fromiter((token for row in rows for token in row), dtype=np.int64, count=int(lengths.sum()))
-        return Tokens(ids, np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
+        ids, lengths = [], []
+        for start in range(0, len(messages), _TOKENIZED_AT_ONCE):
+            rows = self._tokenizer(
+                messages[start : start + _TOKENIZED_AT_ONCE],
+                truncation=True,
+                max_length=self.max_tokens,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            ).input_ids
+            lengths.append(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)))
+            ids.append(np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int64))
+        all_lengths = np.concatenate(lengths)
+        return Tokens(np.concatenate(ids), np.cumsum(all_lengths) - all_lengths, all_lengths)
 
     @torch.inference_mode()
     def embed(self, tokens: Tokens, chosen: np.ndarray) -> np.ndarray:

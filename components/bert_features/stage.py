@@ -24,11 +24,9 @@ from free2ds_common.settings import DTYPES, require_at_least, require_choice
 
 _LOG = logging.getLogger(__name__)
 
-# Messages tokenised, sorted by length and embedded together: enough for batches of one length, little memory.
-_WINDOW = 16_384
+# Messages sorted by length and embedded together: enough for batches of one length, 200 MB of BERT-base's embeddings.
+_WINDOW = 65_536
 _MAX_PADDING = 0.05
-# A pass this full of one length is worth running by itself.
-_WITHOUT_MASK = 0.25
 # Of a message's hash; two of 100 million messages share so much with a probability of 1e-23.
 _SEEN_BYTES = 16
 
@@ -241,7 +239,8 @@ def _windows(source: MessageSource, encoder: Encoder) -> Iterator[Window]:
 def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
     """Rows for one forward pass each: neighbours in length, at most `batch_tokens` tokens and little padding.
 
-    Rows of one length need no mask, which the fused kernel likes; lengths are mixed where one of them is too rare.
+    A pass is filled up with shorter rows, so passes of a length mostly have the same size: on a CPU, kernels are
+    compiled and kept for each size, and the heap serves the same sizes again.
 
     Args:
         lengths: int, (n,), tokens per message.
@@ -257,11 +256,7 @@ def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray
         longest = int(sorted_lengths[start])
         most = max(1, batch_tokens // max(1, longest))
         chosen = sorted_lengths[start : start + most]
-        alike = int((chosen == longest).sum())
-        if alike * longest >= batch_tokens * _WITHOUT_MASK:
-            stop = start + alike
-        else:
-            padded = longest * np.arange(1, len(chosen) + 1)
-            stop = start + int(np.flatnonzero(np.cumsum(chosen) >= padded * (1 - _MAX_PADDING))[-1]) + 1
+        padded = longest * np.arange(1, len(chosen) + 1)
+        stop = start + int(np.flatnonzero(np.cumsum(chosen) >= padded * (1 - _MAX_PADDING))[-1]) + 1
         yield order[start:stop]
         start = stop
