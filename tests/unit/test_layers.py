@@ -10,7 +10,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = sorted(path.parent for path in (REPOSITORY / "components").glob("*/__init__.py"))
 # The heavy code that the two GPU stages share, imported by them alone.
-HEAVY = "free2ds_common.attention"
+HEAVY = ("free2ds_common.attention", "free2ds_common.packed_linear")
 
 
 def packages(nodes) -> set[str]:
