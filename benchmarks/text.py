@@ -122,10 +122,9 @@ def features(bounds: Bounds, dataset: Path, turns: int | None, plain_batches: in
         )
     bounds.at_most("padding_share", result.metrics["padding_share"], 0.05)
     bounds.at_most("bert_features_peak_mb_above_model", peak, 2048)
-    for batch, wanted in ((512, 25), (32, 8)):
-        # The plain way at full length would take hours: some batches, evenly spread, tell its speed; twice as many
-        # turns in small batches, which differ more.
-        count = plain_batches * (1 if batch == 512 else 2 * 512 // batch)
+    # The plain way at full length would take hours: some batches, evenly spread, tell its speed; twice as many turns in
+    # small batches, which differ more.
+    for batch, count, wanted in ((512, plain_batches, 25), (32, 32 * plain_batches, 8)):
         starts = np.linspace(0, max(0, len(flat) - batch), count).astype(int)
         start = time.perf_counter()
         parts = [plain(model, tokenizer, flat[first : first + batch], batch) for first in starts]

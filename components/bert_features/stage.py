@@ -183,10 +183,14 @@ def _embed(source: MessageSource, encoder: Encoder, batch_tokens: int, writer: D
     for window in _windows(source, encoder):
         lengths = window.tokens.lengths
         embeddings = np.empty((len(lengths), encoder.dimensions), dtype=np.float32)
+        embedded = 0
         for chosen in token_batches(lengths, batch_tokens):
             embeddings[chosen] = encoder.embed(window.tokens, chosen)
             real += int(lengths[chosen].sum())
             padded += len(chosen) * int(lengths[chosen].max())
+            # A window may take minutes: its records count as done in step with its messages.
+            before, embedded = embedded, embedded + len(chosen)
+            progress.add(window.num_records * embedded // len(lengths) - window.num_records * before // len(lengths))
         if not np.isfinite(embeddings).all():
             raise RuntimeError("the encoder gave NaN or infinite embeddings; try --dtype float32")
         columns = [
@@ -195,7 +199,6 @@ def _embed(source: MessageSource, encoder: Encoder, batch_tokens: int, writer: D
             pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), encoder.dimensions),
         ]
         writer.write(pa.table(columns, names=["message_key", "message", "embedding"]))
-        progress.add(window.num_records)
     progress.close()
     return 1 - real / padded if padded else 0.0
 

@@ -82,6 +82,13 @@ def test_windows_do_not_change_what_is_written(config, monkeypatch, window):
         np.testing.assert_allclose(row["embedding"], wanted[text]["embedding"], atol=1e-6)
 
 
+def test_progress_moves_within_a_window(config, monkeypatch):
+    reported = []
+    monkeypatch.setattr("components.bert_features.stage.Progress.add", lambda self, count: reported.append(count))
+    run(dataclasses.replace(config, batch_tokens=1))
+    assert len(reported) == 5 and sum(reported) == 4
+
+
 def test_a_failure_leaves_no_finished_folder(config, monkeypatch):
     monkeypatch.setattr(
         "components.bert_features.encoder.Encoder.embed",

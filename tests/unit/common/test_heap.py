@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-# Frees a large block from below a small one and looks whether the kernel got it back.
+# Frees a large block and looks whether the kernel got it back.
 SCRIPT = """
 import ctypes, sys
 from free2ds_common.heap import reuse_freed_memory
