@@ -7,7 +7,6 @@ Every comparison is a ratio within one run. Peak memory is measured in a fresh p
 
 import argparse
 import copy
-import itertools
 import json
 import resource
 import subprocess
@@ -31,13 +30,16 @@ from transformers import (
 
 from benchmarks.bounds import Bounds, medians
 from free2ds_common import defaults
+from free2ds_common.attention import stage
 from free2ds_common.attention.capture import ATTENTION_NAME
 from free2ds_common.attention.decode import Answer, Decoder, PictureGroup, Question
 from free2ds_common.attention.feed import PictureQuestions, feed
 from free2ds_common.attention.maps import aggregate_steps
 from free2ds_common.attention.model import VisionLanguageModel
 from free2ds_common.attention.prompts import Prompt
+from free2ds_common.datasets import DatasetWriter
 from free2ds_common.packed_linear import pack_linear_layers
+from free2ds_common.schemas import RECORDS
 
 SIZES = {"tiny": (64, 2), "small": (256, 8), "large": (1024, 16), "7b": (4096, 32)}
 VOCABULARY, IMAGE_TOKEN, EOS, PAD = 2000, 1999, 2, 1998
@@ -82,8 +84,8 @@ class Bench:
         with torch.device(device):
             self.model = LlavaForConditionalGeneration(config).to(dtype).eval()
         self._count_down()
-        # A copy, as the loaders leave it: what they do to the linear layers must not speed up the other ways.
-        captured = self.model if device == "cuda" else copy.deepcopy(self.model)
+        # A copy, as the loaders leave it: the other ways can be measured with transformers' own linear layers.
+        captured = self.packed = self.model if device == "cuda" else copy.deepcopy(self.model)
         pack_linear_layers(captured)
         self.ours = VisionLanguageModel(
             decoder=captured.model.language_model,
@@ -137,10 +139,11 @@ class Bench:
             }
 
     @torch.inference_mode()
-    def plain(self, groups: Sequence[PictureGroup], batch: int = BATCH) -> list[torch.Tensor]:
-        """Greedy generation without any attention."""
-        self.model.model.language_model.config._attn_implementation = "sdpa"
-        return [self._generate(inputs) for inputs in self.batches(groups, batch)]
+    def plain(self, groups: Sequence[PictureGroup], batch: int = BATCH, packed: bool = False) -> list[torch.Tensor]:
+        """Greedy generation without any attention, `packed` with the same linear layers as ours."""
+        model = self.packed if packed else self.model
+        model.model.language_model.config._attn_implementation = "sdpa"
+        return [self._generate(inputs, model) for inputs in self.batches(groups, batch)]
 
     @torch.inference_mode()
     def known(self, groups: Sequence[PictureGroup]) -> list[torch.Tensor | None]:
@@ -148,14 +151,16 @@ class Bench:
         self.model.model.language_model.config._attn_implementation = "eager"
         maps = []
         for inputs in self.batches(groups, 1):
-            output = self._generate(inputs, output_attentions=True, return_dict_in_generate=True)
+            output = self._generate(inputs, self.model, output_attentions=True, return_dict_in_generate=True)
             start = int((inputs["input_ids"][0] == IMAGE_TOKEN).nonzero()[0])
             rows = [torch.stack([layer[0, :, -1] for layer in step]).mean(dim=(0, 1)) for step in output.attentions]
             maps.append(aggregate_steps(torch.stack([row[start : start + 576].float() for row in rows])))
         return maps
 
-    def _generate(self, inputs: dict[str, torch.Tensor], **options: bool) -> torch.Tensor:
-        return self.model.generate(
+    def _generate(
+        self, inputs: dict[str, torch.Tensor], model: LlavaForConditionalGeneration, **options: bool
+    ) -> torch.Tensor:
+        return model.generate(
             **inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=EOS, pad_token_id=PAD,
             stopping_criteria=StoppingCriteriaList(), **options,
         )  # fmt: skip
@@ -196,7 +201,12 @@ def against_plain(bounds: Bounds, size: str, repeats: int) -> None:
     for name, lengths in (("short", [2 + number % 4 for number in range(BATCH)]), ("spread", spread(BATCH))):
         groups = make_groups(1, lengths)
         check_lengths(bench, groups, lengths)
-        seconds = medians(repeats, ours=lambda: bench.answer(groups, share=False), plain=lambda: bench.plain(groups))  # noqa: B023
+        seconds = medians(
+            repeats,
+            ours=lambda: bench.answer(groups, share=False),  # noqa: B023
+            plain=lambda: bench.plain(groups, packed=True),  # noqa: B023
+            unpacked=lambda: bench.plain(groups),  # noqa: B023
+        )
         print(
             f"{size} {name}: " + ", ".join(f"{way} {value / BATCH:.3f} s per record" for way, value in seconds.items())
         )
@@ -236,7 +246,9 @@ def memory_of(way: str, size: str) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = resident_mb()
     groups = make_groups(1, [100] * 4 + [50] * 4)
-    {"ours": partial(bench.answer, share=False), "plain": bench.plain, "known": bench.known}[way](groups)
+    {"ours": partial(bench.answer, share=False), "plain": partial(bench.plain, packed=True), "known": bench.known}[way](
+        groups
+    )
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     print(int(peak.split()[1]) / 1024 - before)
 
@@ -301,27 +313,58 @@ def same_maps(bounds: Bounds, size: str) -> None:
 
 
 def flat_memory(bounds: Bounds, records: int) -> None:
-    """Growth of the resident set over many records after the first 500, tiny model."""
+    """Growth of the stage's resident set over many records after the first 500: tiny model, real pictures."""
     bench = Bench("tiny")
-    lengths = [2 + number % 3 for number in range(4)]
-    template = make_groups(4, lengths)[0]
-
-    def groups() -> Iterator[PictureGroup]:
-        for index in itertools.count(0, 4):
-            if index >= records:
-                return
-            yield PictureGroup(
-                template.pixels,
-                tuple(replace(question, index=index + n) for n, question in enumerate(template.questions)),
-            )
-
     bench.ours.decoder.config._attn_implementation = ATTENTION_NAME
-    after_first = 0.0
-    for number, _ in enumerate(Decoder(bench.ours, MAX_NEW_TOKENS, 16).answer(groups()), start=1):
-        if number == 500:
-            after_first = resident_mb()
-    print(f"{records} records: {resident_mb():.0f} MB at the end, {after_first:.0f} MB after 500")
-    bounds.at_most(f"memory_growth_mb_{records}_records", resident_mb() - after_first, 50)
+    questions = [group.questions[0].prompt for group in make_groups(1, [2 + number % 3 for number in range(4)])]
+    processor = picture_processor()
+    loaded = replace(
+        bench.ours,
+        prompt=lambda question: questions[int(question)],
+        preprocess=lambda picture: {"pixel_values": processor(picture, return_tensors="pt").pixel_values[0]},
+    )
+    resident: list[float] = []
+
+    def answers(*arguments) -> Iterator[tuple]:  # noqa: ANN002
+        for answer in stage_answers(*arguments):
+            resident.append(resident_mb())
+            yield answer
+
+    stage_answers, stage._answers = stage._answers, answers
+    with tempfile.TemporaryDirectory() as root:
+        for number in range(100):
+            Image.effect_noise((64, 48), 60).convert("RGB").save(f"{root}/{number}.jpg", quality=90)
+        with DatasetWriter(f"{root}/shard", RECORDS) as writer:
+            writer.write(
+                [
+                    {
+                        "unique_id": number + 1,
+                        "record_key": f"{number:064x}",
+                        "image": f"{number // 4 % 100}.jpg",
+                        "source": "bench",
+                        "question": str(number % 4),
+                        "messages": [],
+                        "raw": "{}",
+                    }
+                    for number in range(records)
+                ]
+            )
+        config = stage.AttentionConfig(
+            shard=f"{root}/shard", image_root_uri=root, model=root, revision="", model_type="bench", prompt="method",
+            vision_tower="", vision_tower_aux="", max_new_tokens=MAX_NEW_TOKENS, batch_size=16, dtype="float32",
+            attention=f"{root}/attention",
+        )  # fmt: skip
+        stage.run_attention(config, "bench", "", lambda *_: loaded)
+    grown = max(resident[500:]) - resident[500]
+    print(f"{len(resident)} records: at most {max(resident):.0f} MB, {resident[500]:.0f} MB after 500")
+    bounds.at_most(f"memory_growth_mb_{records}_records", grown, 50)
+
+
+def picture_processor() -> Callable:
+    """CLIP's, at 336 px."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
 
 
 def resident_mb() -> float:
@@ -332,11 +375,9 @@ def resident_mb() -> float:
 
 def pictures(bounds: Bounds, size: str) -> None:
     """Share of the time that the model waits for pictures on local disk, decoding and preprocessing included."""
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
     bench = Bench(size)
     bench.ours.decoder.config._attn_implementation = ATTENTION_NAME
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    processor = picture_processor()
     questions = [question for group in make_groups(1, [2 + n % 4 for n in range(32)]) for question in group.questions]
     waited = 0.0
     with tempfile.TemporaryDirectory() as root:
@@ -374,18 +415,14 @@ def on_gpu(sizes: Sequence[int]) -> None:
         lengths = [2 + number % 4 for number in range(2 * batch)]
         for per_picture in (1, 2):
             groups = make_groups(per_picture, lengths)
-            torch.cuda.reset_peak_memory_stats()
-            seconds = medians(5, ours=lambda: bench.answer(groups, batch), plain=lambda: bench.plain(groups, batch))  # noqa: B023
-            print(
-                json.dumps(
-                    {
-                        "batch": batch,
-                        "records_per_picture": per_picture,
-                        "records_per_s": {way: len(lengths) / value for way, value in seconds.items()},
-                        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
-                    }
-                )
-            )
+            check_lengths(bench, groups, lengths)
+            found: dict[str, object] = {"batch": batch, "records_per_picture": per_picture}
+            for name, way in (("ours", bench.answer), ("plain", bench.plain)):
+                torch.cuda.reset_peak_memory_stats()
+                seconds = medians(5, way=lambda: way(groups, batch))["way"]  # noqa: B023
+                found[f"{name}_records_per_s"] = len(lengths) / seconds
+                found[f"{name}_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            print(json.dumps(found))
 
 
 def main() -> int:

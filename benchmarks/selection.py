@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from benchmarks.bounds import Bounds
 from components.joint_selection import stage
@@ -26,7 +27,7 @@ from components.joint_selection.stage import JointSelectionConfig, run
 from free2ds_common import defaults
 from free2ds_common.attention.stage import CAPTURE_VERSION
 from free2ds_common.datasets import DatasetWriter, open_dataset
-from free2ds_common.schemas import RECORDS, TEXT_SCORES, attention_schema
+from free2ds_common.schemas import RECORDS, TEXT_SCORES, attention_schema, kmeans_schema
 
 POSITIONS = 576
 PARTS = 64
@@ -35,6 +36,7 @@ SOURCES = ("coco", "gqa", "ocr_vqa", "textvqa", "vg", "text-only")
 TEXT_ONLY = 40_688 / 665_298
 PLAIN_SAMPLE = 3_000
 TOP_K = 172
+PICTURES, CLUSTERS = 20, 1000
 STATED_PLAIN_S = 1840 / 665_298
 
 
@@ -57,7 +59,7 @@ def write_inputs(folder: Path, records: int, templates: int) -> None:
             columns = [
                 pa.array([number + 1 for number in rows], pa.int64()),
                 pa.array(keys[start : start + 50_000]),
-                pa.array([None if text_only[number] else f"coco/{number}.jpg" for number in rows], pa.string()),
+                pa.array([None if text_only[number] else f"{number % PICTURES}.jpg" for number in rows], pa.string()),
                 pa.array([SOURCES[-1] if text_only[number] else SOURCES[sources[number]] for number in rows]),
                 pa.array(said),
                 pa.array([[text] for text in said]),
@@ -65,6 +67,16 @@ def write_inputs(folder: Path, records: int, templates: int) -> None:
                           for number, text in zip(rows, said, strict=True)]),
             ]  # fmt: skip
             writer.write(pa.table(columns, names=RECORDS.arrow.names))
+    for number in range(PICTURES):
+        Image.effect_noise((640, 480), 60).convert("RGB").save(folder / f"{number}.jpg", quality=90)
+    with DatasetWriter(folder / "kmeans", kmeans_schema(8)) as writer:
+        writer.write(
+            [
+                {"cluster": number, "num_turns": records // CLUSTERS, "typical_message": f"What is that? {number}",
+                 "centroid": [0.0] * 8}
+                for number in range(CLUSTERS)
+            ]
+        )  # fmt: skip
     pool = rng.dirichlet(np.ones(POSITIONS), size=templates).astype(np.float32) if templates else None
     for side in ("llava", "mgm"):
         for part in range(PARTS):
@@ -122,7 +134,7 @@ def measure(folder: Path) -> None:
         records=str(folder / "records"),
         llava_attention=[str(folder / f"llava{part:02d}") for part in range(PARTS)],
         mgm_attention=[str(folder / f"mgm{part:02d}") for part in range(PARTS)],
-        text_scores=str(folder / "text"), image_root_uri=str(folder), kmeans="",
+        text_scores=str(folder / "text"), image_root_uri=str(folder), kmeans=str(folder / "kmeans"),
         ratio=defaults.RATIO, num_samples=0, alpha=defaults.ALPHA, temperature=defaults.TEMPERATURE,
         sampler=defaults.SAMPLER, missing_iou=defaults.MISSING_IOU, text_normalization=defaults.TEXT_NORMALIZATION,
         stratify="", seed=42, top_percent=defaults.TOP_PERCENT, max_reject_fraction=0.05,

@@ -130,6 +130,12 @@ class Dataset:
         """Number of rows."""
         return self.manifest["rows"]
 
+    @property
+    def sha256(self) -> str:
+        """Of the content: hex sha256 over those of the parts."""
+        parts = [part["sha256"] for part in self.manifest["parts"]]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
     def paths(self) -> list[Path]:
         """The Parquet files in row order."""
         return [self.folder / Path(part["file"]).name for part in self.manifest["parts"]]

@@ -6,3 +6,8 @@ class StageError(Exception):
 
     The message says what, where, got, wanted and the remedy, in one sentence.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, short enough for a sentence; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,14 +3,17 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from free2ds_common.datasets import sha256_of_file
-from free2ds_common.errors import StageError
+from free2ds_common.errors import StageError, first_line
 from free2ds_common.storage import local_folder
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
+_SETTINGS_SUFFIXES = (".json", ".model", ".txt", ".jinja")
 
 
 def resolve_model(model: str, revision: str, cache_dir: str = "") -> str:
@@ -39,9 +42,9 @@ def resolve_model(model: str, revision: str, cache_dir: str = "") -> str:
     try:
         return snapshot_download(hub_id, revision=revision, ignore_patterns=["*.h5", "*.msgpack", "*.onnx", "onnx/*"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        detail = str(error).strip().splitlines()[0]
         raise StageError(
-            f"model: {model} at revision {revision} is no folder here and could not be fetched from the hub ({detail})."
+            f"model: {model} at revision {revision} is no folder here and could not be fetched from the hub "
+            f"({first_line(error)})."
         ) from error
 
 
@@ -49,19 +52,36 @@ def _download_folder() -> Path:
     return Path(os.environ.get("HF_HOME") or tempfile.gettempdir()) / "free2ds-models"
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A settings file of a model folder.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        StageError: It is no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise StageError(f"{path.parent}: {path.name} is no JSON object. Copy the model folder again.")
+    return found
+
+
 def fingerprint(folder: str | os.PathLike[str]) -> str:
     """What a model folder holds: "commit <hash>" for a hub download, otherwise "sha256 <hex>".
 
-    The sha256 is over the names and contents of weights, settings and tokenizer, sub-folders included: folders with the
-    same fingerprint give the same results, wherever they lie.
+    The sha256 is over the names and contents of weights, settings, tokenizer and chat template, sub-folders included:
+    folders with the same fingerprint give the same results, wherever they lie.
     """
     root = Path(folder)
-    if root.parent.name == "snapshots":  # the hub cache's layout; the commit says it all and spares reading 14 GB
+    # The hub cache's layout; the commit says it all and spares reading 14 GB.
+    if root.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", root.name):
         return f"commit {root.name}"
     files = sorted(
         (path.relative_to(root).as_posix(), path)
         for path in root.rglob("*")
-        if path.is_file() and (path.suffix in (*_WEIGHT_SUFFIXES, ".json", ".model", ".txt"))
+        if path.is_file() and path.suffix in (*_WEIGHT_SUFFIXES, *_SETTINGS_SUFFIXES)
     )
     digest = hashlib.sha256(json.dumps([(name, sha256_of_file(path)) for name, path in files]).encode())
     return f"sha256 {digest.hexdigest()}"

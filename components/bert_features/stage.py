@@ -15,7 +15,7 @@ import torch
 from components.bert_features.encoder import Encoder, Tokens, load_encoder
 from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
-from free2ds_common.heap import reuse_freed_memory
+from free2ds_common.heap import return_freed_memory, reuse_freed_memory
 from free2ds_common.models import fingerprint, resolve_model
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
@@ -26,7 +26,10 @@ _LOG = logging.getLogger(__name__)
 
 # Messages sorted by length and embedded together: enough for batches of one length, 200 MB of BERT-base's embeddings.
 _WINDOW = 65_536
+# Where messages are long, fewer: 250 characters each on average.
+_WINDOW_CHARACTERS = 16 << 20
 _MAX_PADDING = 0.05
+_PASSES_BETWEEN_TRIMS = 16
 # Of a message's hash; two of 100 million messages share so much with a probability of 1e-23.
 _SEEN_BYTES = 16
 
@@ -92,7 +95,7 @@ def run(config: BertFeaturesConfig) -> StageResult:
         "dtype": str(encoder.dtype).removeprefix("torch."),
         "max_tokens": encoder.max_tokens,
         "part": config.part,
-        "records_uri": config.records,
+        "records_sha256": records.sha256,
     }
     batch_tokens = min(config.batch_tokens, encoder.most_batch_tokens)
     if batch_tokens < config.batch_tokens:
@@ -104,7 +107,7 @@ def run(config: BertFeaturesConfig) -> StageResult:
     ):
         source = MessageSource(records, turns, part, parts)
         padding = _embed(source, encoder, batch_tokens, embeddings)
-        turns.manifest.update(settings, num_records=records.num_rows)
+        turns.manifest.update(settings)
         embeddings.manifest.update(settings)
     _LOG.info("%d turns of %d records, %d distinct messages", source.num_turns, records.num_rows, source.num_distinct)
     if torch.cuda.is_available():
@@ -184,12 +187,14 @@ def _embed(source: MessageSource, encoder: Encoder, batch_tokens: int, writer: D
         lengths = window.tokens.lengths
         embeddings = np.empty((len(lengths), encoder.dimensions), dtype=np.float32)
         embedded = 0
-        for chosen in token_batches(lengths, batch_tokens):
+        for number, chosen in enumerate(token_batches(lengths, batch_tokens), start=1):
             embeddings[chosen] = encoder.embed(window.tokens, chosen)
             real += int(lengths[chosen].sum())
             padded += len(chosen) * int(lengths[chosen].max())
             # A window may take minutes: its records count as done in step with its messages.
             before, embedded = embedded, embedded + len(chosen)
+            if number % _PASSES_BETWEEN_TRIMS == 0:
+                return_freed_memory()
             progress.add(window.num_records * embedded // len(lengths) - window.num_records * before // len(lengths))
         if not np.isfinite(embeddings).all():
             raise RuntimeError("the encoder gave NaN or infinite embeddings; try --dtype float32")
@@ -214,8 +219,8 @@ class Window:
         num_records: Records that were read for it.
     """
 
-    keys: tuple[str, ...]
-    messages: tuple[str, ...]
+    keys: list[str]
+    messages: list[str]
     tokens: Tokens
     num_records: int
 
@@ -225,12 +230,16 @@ def _windows(source: MessageSource, encoder: Encoder) -> Iterator[Window]:
     stream = iter(source)
 
     def prepare() -> Window | None:
-        before = source.num_records
-        pairs = list(itertools.islice(stream, _WINDOW))
-        if not pairs:
-            return None
-        keys, messages = zip(*pairs, strict=True)
-        return Window(keys, messages, encoder.tokenize(list(messages)), source.num_records - before)
+        before, characters = source.num_records, 0
+        keys: list[str] = []
+        messages: list[str] = []
+        for key, message in itertools.islice(stream, _WINDOW):
+            keys.append(key)
+            messages.append(message)
+            characters += len(message)
+            if characters >= _WINDOW_CHARACTERS:
+                break
+        return Window(keys, messages, encoder.tokenize(messages), source.num_records - before) if keys else None
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer") as pool:
         pending = pool.submit(prepare)

@@ -21,7 +21,7 @@ _LOG = logging.getLogger(__name__)
 # FAISS trains on at most this many points per centroid; part of the method.
 MAX_POINTS_PER_CENTROID = 256
 _BLOCK_ROWS = 16_384
-_SAME_IN_ALL_PARTS = ("model_fingerprint", "dtype", "max_tokens")
+_SAME_IN_ALL_PARTS = ("model_fingerprint", "dtype", "max_tokens", "records_sha256")
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,16 @@ class Turns:
     """Who said which distinct message, ordered by record and turn.
 
     Attributes:
-        unique_id: int64, (turns,).
         message: int64, (turns,), index of the distinct message.
-        record_keys: One per record, by ascending unique_id.
+        starts: int64, (records,), first turn of each record.
+        unique_id: int64, (records,), ascending.
+        record_key: One per record.
     """
 
-    unique_id: np.ndarray
     message: np.ndarray
-    record_keys: pa.Array
+    starts: np.ndarray
+    unique_id: np.ndarray
+    record_key: pa.ChunkedArray
 
 
 def run(config: ClusterScoringConfig) -> StageResult:
@@ -89,8 +91,8 @@ def run(config: ClusterScoringConfig) -> StageResult:
     del points
     distances, nearest = _assign(index, messages)
     similarities = similarity(distances)
-    unique_ids, firsts, counts = np.unique(turns.unique_id, return_index=True, return_counts=True)
-    scores = np.add.reduceat(similarities[turns.message].astype(np.float64), firsts) / counts
+    counts = np.diff(turns.starts, append=len(turns.message))
+    scores = np.add.reduceat(similarities[turns.message].astype(np.float64), turns.starts) / counts
     settings = {
         "num_clusters": clusters,
         "num_clusters_asked": config.num_clusters,
@@ -100,8 +102,8 @@ def run(config: ClusterScoringConfig) -> StageResult:
         **{name: messages[0].manifest[name] for name in ("model", "revision", *_SAME_IN_ALL_PARTS)},
     }
     with DatasetWriter(config.scores, TEXT_SCORES) as writer:
-        columns = [unique_ids, turns.record_keys, counts.astype(np.int32), scores]
-        writer.write(pa.table([pa.array(column) for column in columns], names=TEXT_SCORES.arrow.names))
+        columns = [pa.array(turns.unique_id), turns.record_key, pa.array(counts.astype(np.int32)), pa.array(scores)]
+        writer.write(pa.table(columns, names=TEXT_SCORES.arrow.names))
         writer.manifest.update(settings)
     if config.kmeans:
         _write_model(config.kmeans, index, nearest, turns.message, messages, distances, settings, objectives)
@@ -113,7 +115,7 @@ def run(config: ClusterScoringConfig) -> StageResult:
         "largest_squared_distance": float(distances.max()),
         "mean_text_similarity": float(scores.mean()),
     }
-    return StageResult(Counts(read=len(unique_ids), written=len(unique_ids)), metrics, settings)
+    return StageResult(Counts(read=len(scores), written=len(scores)), metrics, settings)
 
 
 def similarity(squared_distances: np.ndarray) -> np.ndarray:
@@ -187,29 +189,44 @@ def join_turns(messages: Sequence[Dataset], turn_tables: Sequence[Dataset]) -> T
     Raises:
         StageError: A turn's message has no embedding, or a record's turns are not all there.
     """
-    keys = pa.concat_arrays([chunk for part in messages for chunk in part.table(["message_key"]).column(0).chunks])
-    table = pa.concat_tables([part.table() for part in turn_tables]).sort_by(
-        [("unique_id", "ascending"), ("turn", "ascending")]
-    )
-    rows = pc.index_in(table.column("message_key"), value_set=keys)
-    if rows.null_count:
-        raise StageError(f"features: {rows.null_count} turns without an embedding. Rerun bert_features for all parts.")
-    unique_id = table.column("unique_id").to_numpy()
-    if not len(unique_id):
+    # Large strings and chunks: all keys together may be more than the 2 GiB of one Arrow string array.
+    keys = pa.concat_tables([part.table(["message_key"]) for part in messages]).column(0).cast(pa.large_string())
+    said = pa.concat_tables([part.table(["message_key"]) for part in turn_tables]).column(0).cast(pa.large_string())
+    message = pc.index_in(said, value_set=keys.combine_chunks())
+    del keys, said
+    if message.null_count:
+        raise StageError(
+            f"features: {message.null_count} turns without an embedding. Rerun bert_features for all parts."
+        )
+    table = pa.concat_tables([part.table(["unique_id", "turn"]) for part in turn_tables])
+    if not table.num_rows:
         raise StageError("features: no turns in them. Check that ingest wrote records.")
-    turn = table.column("turn").to_numpy()
-    _, firsts = np.unique(unique_id, return_index=True)
-    expected = np.arange(len(turn)) - np.repeat(firsts, np.diff([*firsts, len(turn)]))
+    unique_id, turn = (table.column(name).to_numpy() for name in ("unique_id", "turn"))
+    order = np.lexsort((turn, unique_id))
+    unique_id, turn = unique_id[order], turn[order]
+    starts = np.flatnonzero(np.diff(unique_id, prepend=unique_id[0] - 1))
+    expected = np.arange(len(turn)) - np.repeat(starts, np.diff(starts, append=len(turn)))
     wrong = np.flatnonzero(turn != expected)
     if len(wrong):
         raise StageError(
             f"features: turns of record {unique_id[wrong[0]]} are missing or there twice. Rerun bert_features."
         )
     return Turns(
-        unique_id,
-        rows.to_numpy().astype(np.int64),
-        pc.take(table.column("record_key"), pa.array(firsts)).combine_chunks(),
+        message.to_numpy().astype(np.int64)[order],
+        starts,
+        unique_id[starts],
+        _record_keys(turn_tables),
     )
+
+
+def _record_keys(turn_tables: Sequence[Dataset]) -> pa.ChunkedArray:
+    """One key per record, by ascending unique_id; each record has one turn 0."""
+    firsts = [
+        pa.Table.from_batches([batch.filter(pc.equal(batch.column(2), 0))]).select(["unique_id", "record_key"])
+        for part in turn_tables
+        for batch in part.batches(["unique_id", "record_key", "turn"], _BLOCK_ROWS)
+    ]
+    return pa.concat_tables(firsts).sort_by("unique_id").column("record_key")
 
 
 def _open_parts(folders: Sequence[str]) -> tuple[list[Dataset], list[Dataset]]:
@@ -217,7 +234,7 @@ def _open_parts(folders: Sequence[str]) -> tuple[list[Dataset], list[Dataset]]:
     turns = [open_dataset(Path(folder) / "turns", TEXT_TURNS) for folder in folders]
     first = messages[0].manifest
     for part in messages[1:]:
-        for name in (*_SAME_IN_ALL_PARTS, "records_uri"):
+        for name in _SAME_IN_ALL_PARTS:
             if part.manifest[name] != first[name]:
                 raise StageError(
                     f"features: parts of different runs, {name} {first[name]!r} in {messages[0].folder} but "

@@ -40,7 +40,7 @@ def _select(argv: Sequence[str]) -> int:
     add("--scores", required=True, help="scores/1 folder to write")
     add("--report", required=True, help="HTML page to write")
     add("--summary", required=True, help="JSON to write: counts, tilt, parameters")
-    add("--random", default="", help="LLaVA JSON to write: a random control of the same size")
+    add("--random", required=True, help="LLaVA JSON to write: a random control of the same size")
     add("--overview", default="", help="Markdown to write: the report in a few lines")
     add("--kmeans", default="", help="kmeans/1 folder of cluster_scoring, for the report's page on clusters")
     options = vars(parser.parse_args(argv))

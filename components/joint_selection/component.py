@@ -58,7 +58,7 @@ def joint_selection(
         text_normalization: reference or rank.
         top_percent: Share of an attention map's positions that are compared, in percent.
         stratify: source draws within each source in proportion; empty draws over all.
-        max_reject_fraction: Largest accepted share of records whose picture failed after ingest, in [0, 1].
+        max_reject_fraction: Largest accepted share of records that cannot be used or were not scored, in [0, 1].
         seed: Of the draw and of the random control.
         code_version: Any text that changes when the code in an image changes under the same tag; decides the cache.
     """

@@ -75,7 +75,7 @@ def take_top(keys: np.ndarray, ties: np.ndarray, n: int) -> np.ndarray:
 
 
 def allocate(sizes: np.ndarray, n: int) -> np.ndarray:
-    """Divide n over the strata in proportion to their sizes, by largest remainder (the earlier stratum on a tie).
+    """Divide n over the strata in proportion to their sizes, by largest remainder (the lower stratum on a tie).
 
     Args:
         sizes: int64, (strata,).
@@ -90,9 +90,30 @@ def allocate(sizes: np.ndarray, n: int) -> np.ndarray:
     return shares
 
 
+def draw_keys(combined: np.ndarray, temperature: float, sampler: str, noise: np.ndarray) -> np.ndarray:
+    """The numbers whose n largest are drawn by "gumbel" and "top".
+
+    A record's key depends on no other record: the n largest of all are the n largest of the n largest of each part.
+
+    Args:
+        combined: float64, (n,).
+        temperature: Of the softmax, above 0.
+        sampler: "top", or "gumbel" for noise in the keys.
+        noise: uint64, (n, 3), of `record_noise`.
+
+    Returns:
+        float64, (n,).
+
+    Source:
+        The Gumbel-top-k trick (Vieira 2014; Kool et al. 2019, section 2).
+    """
+    # Times the temperature: the same order as score / temperature + noise, and a tiny temperature cannot overflow.
+    return combined + temperature * gumbel(noise[:, 0]) if sampler == "gumbel" else combined
+
+
 def draw(
     combined: np.ndarray, temperature: float, n: int, sampler: str, noise: np.ndarray, strata: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Choose n records of the pool.
 
     Args:
@@ -103,22 +124,21 @@ def draw(
             distribution (the n largest of score / temperature + Gumbel noise) and depends on no order; "top" takes the
             n largest scores.
         noise: uint64, (pool, 3), of `record_noise`.
-        strata: int, (pool,), the stratum of each record; all 0 for one draw over the whole pool.
+        strata: int, (pool,), the stratum of each record; all the same for one draw over the whole pool.
         seed: Of the reference sampler, 0 .. 2**32 - 1.
 
     Returns:
-        The chosen positions, int64 (n,), in draw order stratum by stratum; the probabilities, float64 (pool,), summing
-        to 1 in each stratum; and the keys whose largest were taken, float64 (pool,): the score itself for "reference".
+        The chosen positions, int64 (n,), in draw order stratum by stratum; and the probabilities, float64 (pool,),
+        summing to 1 in each stratum.
 
     Raises:
         StageError: The reference sampler has fewer records with a probability above 0 than it must draw.
 
     Source:
-        method.md section 5; for gumbel, the Gumbel-top-k trick (Vieira 2014; Kool et al. 2019, section 2).
+        method.md section 5.
     """
     generator = np.random.RandomState(seed)
-    # Times the temperature: the same order as score / temperature + noise, and a tiny temperature cannot overflow.
-    keys = combined + temperature * gumbel(noise[:, 0]) if sampler == "gumbel" else combined
+    keys = draw_keys(combined, temperature, sampler, noise)
     probability = np.empty(len(combined))
     chosen = []
     sizes = np.unique(strata, return_counts=True)[1]
@@ -134,4 +154,4 @@ def draw(
             chosen.append(members[generator.choice(len(p), size=int(share), replace=False, p=p)])
         else:
             chosen.append(members[take_top(keys[members], noise[members, 2], int(share))])
-    return np.concatenate(chosen), probability, keys
+    return np.concatenate(chosen), probability

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from components.joint_selection.wording import shortened, shortened_in_the_middle
 from free2ds_common.datasets import Dataset
@@ -18,6 +18,25 @@ _LOG = logging.getLogger(__name__)
 PLACEHOLDER = "<image>"
 _SIDE = 224
 _MOST_QUESTION, _MOST_SOURCE = 400, 60
+
+
+# How a model's picture processor makes a square of a picture: cut it, add to it, or squeeze it.
+CROP, PAD, SQUEEZE = "crop", "pad", "squeeze"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One model's map to lay over a picture.
+
+    Attributes:
+        caption: Of the picture.
+        framing: CROP, PAD or SQUEEZE.
+        values: float32, (grid, grid); None without a map.
+    """
+
+    caption: str
+    framing: str
+    values: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,14 @@ class Card:
     selected: bool
 
 
+def framing_of(part: Dataset) -> str:
+    """How the model of attention/1 saw its pictures, by the settings of its picture processor."""
+    settings = part.manifest.get("preprocessing", {})
+    if settings.get("do_center_crop", True):
+        return CROP
+    return PAD if settings.get("do_pad") else SQUEEZE
+
+
 def maps_of(parts: Sequence[Dataset], part: np.ndarray, unique_ids: np.ndarray) -> dict[int, np.ndarray]:
     """The maps of a few records by unique_id, (grid, grid) each; records without one are left out.
 
@@ -64,27 +91,31 @@ def maps_of(parts: Sequence[Dataset], part: np.ndarray, unique_ids: np.ndarray) 
     return found
 
 
-def pictures_of(
-    image_root_uri: str, image: str, maps: Sequence[tuple[str, np.ndarray | None]]
-) -> list[tuple[str, str]]:
-    """The picture as the models saw it (short side scaled, centre crop), plain and under each map.
+def pictures_of(image_root_uri: str, image: str, layers: Sequence[Layer]) -> list[tuple[str, str]]:
+    """The picture as the first model saw it, and as each one saw it under its map: caption and data URI.
 
     Args:
         image_root_uri: The image root.
         image: The record's.
-        maps: Model name and map, (grid, grid), or None.
+        layers: At least one; those without a map are left out.
 
     Raises:
         ImageProblem: The picture cannot be used.
     """
     picture = load_image(image_root_uri, image)
-    scale = _SIDE / min(picture.size)
-    picture = picture.resize((max(_SIDE, round(picture.width * scale)), max(_SIDE, round(picture.height * scale))))
-    left, top = (picture.width - _SIDE) // 2, (picture.height - _SIDE) // 2
-    picture = picture.crop((left, top, left + _SIDE, top + _SIDE))
-    shown = [("picture", _data_uri(picture))]
-    shown += [(name, _data_uri(overlay(picture, values))) for name, values in maps if values is not None]
+    shown = [("picture", _data_uri(framed(picture, layers[0].framing)))]
+    for layer in layers:
+        if layer.values is not None:
+            shown.append((layer.caption, _data_uri(overlay(framed(picture, layer.framing), layer.values))))
     return shown
+
+
+def framed(picture: Image.Image, framing: str) -> Image.Image:
+    """A square of a picture, as CROP, PAD or SQUEEZE says."""
+    if framing == SQUEEZE:
+        return picture.resize((_SIDE, _SIDE))
+    square = ImageOps.fit if framing == CROP else ImageOps.pad
+    return square(picture, (_SIDE, _SIDE))
 
 
 def overlay(picture: Image.Image, values: np.ndarray) -> Image.Image:
@@ -113,7 +144,7 @@ def card(
     image_root_uri: str,
     unique_id: int,
     row: dict,
-    maps: Sequence[tuple[str, np.ndarray | None]],
+    layers: Sequence[Layer],
     numbers: list[tuple[str, str]],
     selected: bool,
 ) -> Card:
@@ -123,7 +154,7 @@ def card(
     remark = "" if row["image"] else "no picture (text only)"
     if row["image"]:
         try:
-            shown = pictures_of(image_root_uri, row["image"], maps)
+            shown = pictures_of(image_root_uri, row["image"], layers)
         except ImageProblem as problem:
             remark = f"picture not shown: {problem.reason}"
         except Exception as error:

@@ -13,14 +13,26 @@ from components.joint_selection.overlap import resample, top_bits, top_k
 from free2ds_common import outcomes
 from free2ds_common.datasets import Dataset, open_dataset
 from free2ds_common.errors import StageError
-from free2ds_common.schemas import RECORDS, TEXT_SCORES, attention_schema
+from free2ds_common.schemas import RECORDS, TEXT_SCORES, attention_schema, kmeans_schema
 
 _LOG = logging.getLogger(__name__)
 
 _NAMED_IDS = 5
 _BATCH_ROWS = 8192
 # What must be alike in all parts of one side.
-SAME_IN_ALL_PARTS = ("model_fingerprint", "dtype", "prompt", "max_new_tokens", "grid", "capture_version")
+SAME_IN_ALL_PARTS = (
+    "model_fingerprint", "dtype", "prompt", "preprocessing", "max_new_tokens", "grid", "capture_version",
+)  # fmt: skip
+# What must be alike in the text scores and the k-means model.
+SAME_CLUSTERING = (
+    "records_sha256",
+    "model_fingerprint",
+    "dtype",
+    "max_tokens",
+    "num_clusters",
+    "num_iterations",
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class Inputs:
         parts: attention/1 of both models.
         sides: Both models' outcomes and bit sets.
         text: The text side.
+        kmeans: kmeans/1 of the text side; None where it was not given.
         reasons: Records that cannot be used or were not scored, by reason.
     """
 
@@ -88,6 +101,7 @@ class Inputs:
     parts: tuple[list[Dataset], list[Dataset]]
     sides: tuple[Side, Side]
     text: Text
+    kmeans: Dataset | None
     reasons: Mapping[str, int]
 
     @property
@@ -153,14 +167,11 @@ def read_side(parts: Sequence[Dataset], side: str, records: Records, grid: int, 
         own = int(part.manifest["grid"])
         for batch in part.batches(["unique_id", "record_key", "outcome", "map"], _BATCH_ROWS):
             rows, batch = locate(records, batch, f"{side}: {part.folder}", unknown)
-            again = rows[part_of[rows] >= 0]
-            if len(again) or len(np.unique(rows)) < len(rows):
-                some = again if len(again) else rows
-                raise StageError(f"{side}: {part.folder}: {_ids(records, some)} there twice. Give every shard once.")
+            again = _twice(rows, part_of[rows] >= 0)
+            if len(again):
+                raise StageError(f"{side}: {part.folder}: {_ids(records, again)} there twice. Give every shard once.")
             part_of[rows] = number
-            coded = batch.column(2).dictionary_encode()
-            known = np.array([outcomes.ALL.index(word) for word in coded.dictionary.to_pylist()], np.uint8)
-            outcome[rows] = known[coded.indices.to_numpy()]
+            outcome[rows] = outcome_codes(batch.column(2))
             column = batch.column(3)
             valid = column.is_valid().to_numpy(zero_copy_only=False)
             if (wrong := rows[(outcome[rows] == outcomes.ALL.index(outcomes.OK)) != valid]).size:
@@ -191,7 +202,7 @@ def read_text(folder: str, records: Records) -> Text:
     dataset = open_dataset(folder, TEXT_SCORES)
     for batch in dataset.batches(["unique_id", "record_key", "text_similarity"], 65_536):
         rows, batch = locate(records, batch, where, unknown)
-        if (again := rows[~np.isnan(similarity[rows])]).size:
+        if (again := _twice(rows, ~np.isnan(similarity[rows]))).size:
             raise StageError(f"{where}: {_ids(records, again)} there twice. Rerun cluster_scoring.")
         values = batch.column(2).to_numpy()
         wrong = ~((values >= 0) & (values <= 1))
@@ -202,6 +213,29 @@ def read_text(folder: str, records: Records) -> Text:
     if len(missing):
         _LOG.warning("text_scores: no score for %s", _ids(records, missing))
     return Text(similarity, dataset.manifest, _count_unknown(unknown, "text_scores"))
+
+
+def open_kmeans(folder: str, text: Text) -> Dataset:
+    """Open kmeans/1.
+
+    Raises:
+        StageError: It is not the model that the text scores come from.
+    """
+    kmeans = open_dataset(folder, kmeans_schema(1))
+    for name in SAME_CLUSTERING:
+        if kmeans.manifest.get(name) != text.manifest.get(name):
+            raise StageError(
+                f"kmeans: {folder} is not of the text scores' run, {name} {kmeans.manifest.get(name)!r} but theirs is "
+                f"{text.manifest.get(name)!r}. Give both outputs of one run of cluster_scoring."
+            )
+    return kmeans
+
+
+def outcome_codes(column: pa.Array) -> np.ndarray:
+    """Outcomes as uint8, (n,), index into `outcomes.ALL`, from words."""
+    coded = column.dictionary_encode()
+    known = np.array([outcomes.ALL.index(word) for word in coded.dictionary.to_pylist()], np.uint8)
+    return known[coded.indices.to_numpy()]
 
 
 def locate(
@@ -231,6 +265,12 @@ def locate(
     if differs.any():
         raise StageError(f"{where}: {_ids(records, rows[differs])} scored for other records. Use one run's folders.")
     return rows, batch
+
+
+def _twice(rows: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Row numbers that were seen before or are there more than once."""
+    numbers, counts = np.unique(np.concatenate([rows, rows[seen]]), return_counts=True)
+    return numbers[counts > 1]
 
 
 def _count_unknown(unknown: Sequence[np.ndarray], where: str) -> int:

@@ -12,10 +12,9 @@ import numpy as np
 from components.joint_selection import charts, gallery
 from components.joint_selection.inputs import Inputs
 from components.joint_selection.selection import Candidates, Selection
-from components.joint_selection.wording import shortened, shortened_in_the_middle
+from components.joint_selection.wording import markdown_cell, shortened
 from free2ds_common import outcomes
-from free2ds_common.datasets import open_dataset
-from free2ds_common.schemas import kmeans_schema
+from free2ds_common.datasets import Dataset
 from free2ds_common.storage import atomic_writer
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def write_report(
         missing_words=MISSING_IOU_WORDS[summary["parameters"]["missing_iou"]],
         charts=_charts(records, selection, summary),
         galleries=_galleries(config, inputs, records, selection),
-        clusters=_clusters(config.kmeans),
+        clusters=_clusters(inputs.kmeans),
         versions={"Python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     )
     with atomic_writer(config.report, "w") as handle:
@@ -128,7 +127,7 @@ def markdown(summary: Mapping[str, Any], sentences: Sequence[str]) -> str:
     lines += ["", "| source | pool | selected | random control |", "| --- | ---: | ---: | ---: |"]
     sources = list(summary["sources"].items())
     for name, row in sources[:_SOURCES_IN_MARKDOWN]:
-        cell = shortened_in_the_middle(" ".join(name.split()), _SOURCE_LENGTH).replace("|", "\\|")
+        cell = markdown_cell(name, _SOURCE_LENGTH)
         lines.append(f"| {cell} | {row['pool']:,} | {row['selected']:,} | {row['random']:,} |")
     if len(sources) > _SOURCES_IN_MARKDOWN:
         lines.append(f"| {len(sources) - _SOURCES_IN_MARKDOWN} more | | | |")
@@ -158,10 +157,8 @@ def _galleries(
     with_iou = np.flatnonzero(selection.in_pool & ~np.isnan(records.iou))
     order = with_iou[np.argsort(-selection.combined[with_iou], kind="stable")]
     chosen = order[selection.selected[order]]
-    # The lowest score that `sampler=top` would take, over the whole pool.
-    scores = np.sort(selection.combined[selection.in_pool])
-    edge = scores[-int(selection.selected.sum())]
-    line = max(0, int(np.searchsorted(-selection.combined[order], -edge, side="right")) - _CARDS // 2)
+    margin = np.abs(selection.combined - selection.edge)[order]
+    near = np.sort(np.argsort(margin, kind="stable")[:_CARDS])
     picks = {
         "Highest combined score": (
             "With an IoU: the models look at different places, or the text is unusual.",
@@ -172,8 +169,8 @@ def _galleries(
             order[::-1][:_CARDS],
         ),
         "Near the line": (
-            "Around the score at which the deterministic sampler (top) would stop.",
-            order[line : line + _CARDS],
+            "Nearest to the score at which the deterministic sampler (top) would stop.",
+            order[near],
         ),
         "From the middle of the selection": (
             "What an average selected record looks like.",
@@ -184,7 +181,7 @@ def _galleries(
     ids = inputs.records.unique_id[rows]
     found = inputs.dataset.take(rows.tolist(), ["image", "question", "messages", "source"]).to_pylist()
     maps = [
-        (f"{name} looks here", gallery.maps_of(parts, side.part[rows], ids))
+        (f"{name} looks here", gallery.framing_of(parts[0]), gallery.maps_of(parts, side.part[rows], ids))
         for name, parts, side in zip(("LLaVA", "MGM"), inputs.parts, inputs.sides, strict=True)
     ]
     made = {}
@@ -194,21 +191,23 @@ def _galleries(
             ("IoU", f"{records.iou[row]:.3f}"),
             ("text score", f"{selection.text_score[row]:.3f}"),
         ]
-        layers = [(name, values.get(unique_id)) for name, values in maps]
+        layers = [gallery.Layer(name, framing, values.get(unique_id)) for name, framing, values in maps]
         made[row] = gallery.card(
             config.image_root_uri, unique_id, record, layers, numbers, bool(selection.selected[row])
         )
     return [(title, text, [made[row] for row in pick.tolist()]) for title, (text, pick) in picks.items() if len(pick)]
 
 
-def _clusters(folder: str) -> dict[str, Any]:
+def _clusters(kmeans: Dataset | None) -> dict[str, Any]:
     """Chart and typical messages of the clusters; empty without the k-means model."""
-    if not folder:
+    if kmeans is None:
         return {}
-    table = open_dataset(folder, kmeans_schema(1)).table(["num_turns", "typical_message"])
+    table = kmeans.table(["num_turns", "typical_message"])
     sizes = table.column("num_turns").to_numpy()
     texts = table.column("typical_message").to_pylist()
     order = np.argsort(-sizes, kind="stable")
+    # Equal embeddings of different texts may leave a cluster without a message.
+    filled = order[sizes[order] > 0]
 
     def shown(rows: np.ndarray) -> list[tuple[int, str]]:
         return [(int(sizes[row]), shortened(texts[row], _MESSAGE_LENGTH) or "(empty text)") for row in rows]
@@ -216,6 +215,7 @@ def _clusters(folder: str) -> dict[str, Any]:
     return {
         "count": len(sizes),
         "chart": charts.clusters(sizes),
-        "largest": shown(order[:_CLUSTERS_SHOWN]),
-        "smallest": shown(order[::-1][:_CLUSTERS_SHOWN]),
+        "empty": len(order) - len(filled),
+        "largest": shown(filled[:_CLUSTERS_SHOWN]),
+        "smallest": shown(filled[::-1][:_CLUSTERS_SHOWN]),
     }

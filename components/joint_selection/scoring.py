@@ -1,6 +1,5 @@
 """From IoU and text similarity to one score and one probability per record (method section 5)."""
 
-import math
 import sys
 
 import numpy as np
@@ -80,9 +79,7 @@ def softmax(combined: np.ndarray, temperature: float) -> np.ndarray:
     return weights / weights.sum()
 
 
-def tilt(
-    combined: np.ndarray, probability: np.ndarray, selected: np.ndarray, best: np.ndarray, temperature: float
-) -> dict[str, float]:
+def tilt(combined: np.ndarray, probability: np.ndarray, selected: np.ndarray, best: np.ndarray) -> dict[str, float]:
     """How far the draw leans towards high scores.
 
     Args:
@@ -90,19 +87,19 @@ def tilt(
         probability: float64, (pool,), sum 1.
         selected: int, (n,), positions in the pool.
         best: int, (n,), what the deterministic sampler would have taken.
-        temperature: Of the softmax.
 
     Returns:
         mean_combined_pool, mean_combined_selected, overlap_with_top (share of the selection that is also in `best`),
-        overlap_by_chance (n / pool), weight_ratio (largest to smallest weight, at most the largest float),
-        effective_sample_size (1 / sum of squared probabilities: the pool's size when all weights are equal).
+        overlap_by_chance (n / pool), weight_ratio (largest to smallest probability, at most the largest
+        float), effective_sample_size (1 / sum of squared probabilities: the pool's size when all are equal).
     """
-    exponent = (float(combined.max()) - float(combined.min())) / temperature
+    with np.errstate(divide="ignore", over="ignore"):
+        ratio = float(probability.max() / probability.min())
     return {
         "mean_combined_pool": float(combined.mean()),
         "mean_combined_selected": float(combined[selected].mean()),
         "overlap_with_top": len(np.intersect1d(selected, best)) / len(selected),
         "overlap_by_chance": len(selected) / len(combined),
-        "weight_ratio": math.exp(exponent) if exponent < 709 else sys.float_info.max,
+        "weight_ratio": min(ratio, sys.float_info.max),
         "effective_sample_size": float(1 / np.square(probability).sum()),
     }

@@ -1,9 +1,11 @@
 """From IoU and text similarity of every record to the draw: the method's section 5 in one place."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from components.joint_selection.draw import SAMPLERS, STRATIFY, draw, take_top
 from components.joint_selection.scoring import (
@@ -14,6 +16,7 @@ from components.joint_selection.scoring import (
     text_score,
     tilt,
 )
+from free2ds_common import outcomes
 from free2ds_common.errors import StageError
 from free2ds_common.settings import require_choice, require_fraction
 
@@ -95,6 +98,7 @@ class Selection:
         in_pool: bool, (N,): may be drawn.
         selected: bool, (N,).
         control: bool, (N,): the random control.
+        edge: float64, (N,); the score at which the "top" sampler would stop in the record's stratum.
         tilt: How far the draw leans, see `scoring.tilt`.
     """
 
@@ -105,6 +109,7 @@ class Selection:
     in_pool: np.ndarray
     selected: np.ndarray
     control: np.ndarray
+    edge: np.ndarray
     tilt: dict[str, float]
 
 
@@ -126,6 +131,9 @@ def select(settings: DrawSettings, records: Candidates) -> Selection:
     if settings.missing_iou == "exclude":
         in_pool &= ~np.isnan(records.iou)
     pool = np.flatnonzero(in_pool)
+    if not len(pool):
+        reason = "no record has an IoU, and missing_iou is exclude" if (~records.rejected).any() else "all are rejected"
+        raise StageError(f"none of the {count} records can be drawn: {reason}.")
     wanted = settings.num_samples or int(len(pool) * settings.ratio)
     if wanted > len(pool):
         raise StageError(f"num_samples: got {wanted}, but only {len(pool)} records can be drawn. Ask for fewer.")
@@ -140,17 +148,34 @@ def select(settings: DrawSettings, records: Candidates) -> Selection:
     noise = records.noise[pool]
     strata = np.zeros(len(pool), np.int64)
     if settings.stratify == "source":
-        strata = records.source.indices.to_numpy()[pool].astype(np.int64)
-    chosen, p, _ = draw(scores, settings.temperature, wanted, settings.sampler, noise, strata, settings.seed)
+        # Numbered by name, not by first appearance: the input's order shall play no part.
+        by_name = pc.rank(records.source.dictionary).to_numpy().astype(np.int64) - 1
+        strata = by_name[records.source.indices.to_numpy()[pool]]
+    chosen, p = draw(scores, settings.temperature, wanted, settings.sampler, noise, strata, settings.seed)
     probability = np.zeros(count)
     probability[pool] = p
     selected, control = np.zeros(count, bool), np.zeros(count, bool)
     selected[pool[chosen]] = True
     control[pool[take_top(noise[:, 1].astype(np.float64), noise[:, 2], wanted)]] = True
-    best, _, _ = draw(scores, settings.temperature, wanted, "top", noise, strata, settings.seed)
+    best, _ = draw(scores, settings.temperature, wanted, "top", noise, strata, settings.seed)
     # Each stratum's probabilities sum to 1; weighted by its share of the pool they are one distribution.
-    leaning = tilt(scores, p * np.bincount(strata)[strata] / len(pool), chosen, best, settings.temperature)
-    return Selection(image, text, combined, probability, in_pool, selected, control, leaning)
+    leaning = tilt(scores, p * np.bincount(strata)[strata] / len(pool), chosen, best)
+    lowest = np.full(strata.max() + 1, np.inf)
+    np.minimum.at(lowest, strata[best], scores[best])
+    edge = np.full(count, np.nan)
+    edge[pool] = lowest[strata]
+    return Selection(image, text, combined, probability, in_pool, selected, control, edge, leaning)
+
+
+def unusable(outcome_codes: Sequence[np.ndarray], text_similarity: np.ndarray) -> np.ndarray:
+    """Records that cannot be ranked, bool, (N,): a model could not read the picture, or there is no text score.
+
+    Args:
+        outcome_codes: Of each model, uint8, (N,), index into `outcomes.ALL`.
+        text_similarity: float64, (N,); NaN where there is none.
+    """
+    failures = [outcomes.ALL.index(word) for word in outcomes.IMAGE_FAILURES]
+    return np.isin(outcome_codes, failures).any(axis=0) | np.isnan(text_similarity)
 
 
 def by_source(source: pa.DictionaryArray, **columns: np.ndarray) -> dict[str, dict[str, int]]:

@@ -12,10 +12,19 @@ import numpy as np
 import pyarrow as pa
 
 from components.joint_selection.draw import record_noise
-from components.joint_selection.inputs import Inputs, Side, Text, open_attention, read_records, read_side, read_text
+from components.joint_selection.inputs import (
+    Inputs,
+    Side,
+    Text,
+    open_attention,
+    open_kmeans,
+    read_records,
+    read_side,
+    read_text,
+)
 from components.joint_selection.overlap import intersection_over_union, top_k
 from components.joint_selection.report import markdown, write_report
-from components.joint_selection.selection import Candidates, DrawSettings, Selection, by_source, select
+from components.joint_selection.selection import Candidates, DrawSettings, Selection, by_source, select, unusable
 from free2ds_common import __version__, outcomes
 from free2ds_common.datasets import Dataset, DatasetWriter
 from free2ds_common.errors import StageError
@@ -51,7 +60,7 @@ class JointSelectionConfig(DrawSettings):
         scores: scores/1 folder to write.
         report: HTML to write.
         summary: JSON to write.
-        random: LLaVA JSON of the random control to write; empty for none.
+        random: LLaVA JSON of the random control to write.
         overview: Markdown to write, the report in a few lines; empty for none.
         kmeans: kmeans/1 folder, for the report's page on clusters; empty for none.
     """
@@ -100,7 +109,7 @@ def run(config: JointSelectionConfig) -> StageResult:
     records = Candidates(
         iou=record_iou(inputs, config.top_percent),
         text_similarity=inputs.text.similarity,
-        rejected=_rejected(inputs),
+        rejected=unusable([side.outcome for side in inputs.sides], inputs.text.similarity),
         source=inputs.records.source,
         noise=record_noise(inputs.records.record_key, config.seed),
     )
@@ -108,8 +117,7 @@ def run(config: JointSelectionConfig) -> StageResult:
     summary = _summary(config, inputs, records, selection)
     _write_scores(config.scores, inputs, records, selection, summary)
     _write_records(config.selected, inputs.dataset, selection.selected)
-    if config.random:
-        _write_records(config.random, inputs.dataset, selection.control)
+    _write_records(config.random, inputs.dataset, selection.control)
     with atomic_writer(config.summary, "w") as handle:
         json.dump(summary, handle, indent=1)
     sentences = tilt_in_words(summary)
@@ -146,8 +154,9 @@ def read_inputs(config: JointSelectionConfig) -> Inputs:
         )
         sides = llava_side.result(), mgm_side.result()
     text = read_text(config.text_scores, records)
+    kmeans = open_kmeans(config.kmeans, text) if config.kmeans else None
     reasons = _check_rejects(config, sides, text)
-    return Inputs(dataset, records, (llava, mgm), sides, text, reasons)
+    return Inputs(dataset, records, (llava, mgm), sides, text, kmeans, reasons)
 
 
 def record_iou(inputs: Inputs, top_percent: float) -> np.ndarray:
@@ -165,21 +174,14 @@ def record_iou(inputs: Inputs, top_percent: float) -> np.ndarray:
     return iou
 
 
-def _rejected(inputs: Inputs) -> np.ndarray:
-    """Records that cannot be ranked: an unusable picture, or no text score."""
-    failures = [outcomes.ALL.index(word) for word in outcomes.IMAGE_FAILURES]
-    unusable = np.isin(inputs.sides[0].outcome, failures) | np.isin(inputs.sides[1].outcome, failures)
-    return unusable | np.isnan(inputs.text.similarity)
-
-
 def _check_rejects(config: JointSelectionConfig, sides: Sequence[Side], text: Text) -> dict[str, int]:
     """Reasons of the records that cannot be used or were not scored; too many are an error, and so are unknown ids."""
     bad = np.zeros(len(text.similarity), bool)
     reasons: Counter[str] = Counter()
 
     def count(word: str, mask: np.ndarray) -> None:
-        if mask.any():
-            reasons[word] = int((mask & ~bad).sum())
+        if new := int((mask & ~bad).sum()):
+            reasons[word] = new
             bad[mask] = True
 
     def either_side(word: str) -> np.ndarray:
@@ -259,15 +261,15 @@ def tilt_in_words(summary: Mapping[str, Any]) -> list[str]:
         f"{values['overlap_with_top']:.1%} of the selection is in the deterministic top {counts['written']}; "
         f"a purely random draw would have {values['overlap_by_chance']:.1%}.",
     ]
-    if summary["parameters"]["sampler"] == "top":
+    if summary["all_scores_equal"]:
+        lines.append("All scores are equal: the draw is uniform.")
+    elif summary["parameters"]["sampler"] == "top":
         lines.append("Nothing was drawn at random: the highest scores were taken.")
     else:
         lines.append(
             f"The most probable record is {values['weight_ratio']:.3g} times as likely as the least probable one; "
             f"the effective sample size is {values['effective_sample_size']:.0f} of {summary['pool']}."
         )
-    if summary["all_scores_equal"]:
-        lines.append("All scores are equal: the draw is uniform.")
     return lines
 
 

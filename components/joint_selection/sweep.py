@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from components.joint_selection.draw import record_noise
+from components.joint_selection.inputs import outcome_codes
 from components.joint_selection.options import SWEPT
-from components.joint_selection.selection import Candidates, DrawSettings, by_source, select
-from components.joint_selection.wording import shortened_in_the_middle
-from free2ds_common import outcomes
+from components.joint_selection.selection import Candidates, DrawSettings, by_source, select, unusable
+from components.joint_selection.wording import markdown_cell
 from free2ds_common.datasets import open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.schemas import SCORES
@@ -119,8 +119,9 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines.append(_row(["---", *["---:"] * (len(numbers) + 1)]))
     sources = list(result["sources"].items())
     for name, row in sources[:_SOURCES_SHOWN]:
-        cell = shortened_in_the_middle(" ".join(name.split()), _SOURCE_LENGTH).replace("|", "\\|")
-        lines.append(_row([cell, f"{row['pool']}", *(f"{row[number]}" for number in numbers)]))
+        lines.append(
+            _row([markdown_cell(name, _SOURCE_LENGTH), f"{row['pool']}", *(f"{row[number]}" for number in numbers)])
+        )
     if len(sources) > _SOURCES_SHOWN:
         lines.append(f"\n{len(sources) - _SOURCES_SHOWN} smaller sources are not shown; --output has them all.")
     return "\n".join(lines)
@@ -137,11 +138,7 @@ def _read_scores(folder: str, seed: int) -> Candidates:
     names = ["record_key", "source", "iou", "text_similarity", "llava_outcome", "mgm_outcome"]
     table = dataset.table(names).combine_chunks()
     iou, similarity = (table.column(name).to_numpy(zero_copy_only=False) for name in ("iou", "text_similarity"))
-    rejected = np.isnan(similarity)
-    for side in ("llava_outcome", "mgm_outcome"):
-        words = table.column(side).combine_chunks().dictionary_encode()
-        unusable = np.isin(words.dictionary.to_pylist(), outcomes.IMAGE_FAILURES)
-        rejected |= unusable[words.indices.to_numpy()]
+    sides = [outcome_codes(table.column(name).combine_chunks()) for name in ("llava_outcome", "mgm_outcome")]
     source = table.column("source").combine_chunks().dictionary_encode()
     noise = record_noise(table.column("record_key").combine_chunks(), seed)
-    return Candidates(iou, similarity, rejected, source, noise)
+    return Candidates(iou, similarity, unusable(sides, similarity), source, noise)

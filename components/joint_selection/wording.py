@@ -1,4 +1,4 @@
-"""Long texts in little room, for the report."""
+"""Long texts in little room, for the report and the sweep."""
 
 
 def shortened(text: str, most: int) -> str:
@@ -12,3 +12,8 @@ def shortened_in_the_middle(text: str, most: int) -> str:
         return text
     tail = (most - 1) // 2
     return text[: most - 1 - tail] + "…" + text[-tail:]
+
+
+def markdown_cell(text: str, most: int) -> str:
+    """Text for a cell of a Markdown table, `most` characters."""
+    return shortened_in_the_middle(" ".join(text.split()), most).replace("|", "\\|")

@@ -58,10 +58,11 @@ def load_llava(
     architecture = (stored.get("architectures") or ["none"])[0]
     tower: Path | None = None
     if architecture == "LlavaForConditionalGeneration":
-        config = LlavaConfig.from_pretrained(folder)
+        config = _converted_config(folder)
         processor_folder = folder
     elif architecture in ("LlavaLlamaForCausalLM", "LlavaLlamaModel"):
-        tower = original_layout.tower_folder(folder, vision_tower or stored.get("mm_vision_tower", ""), "vision_tower")
+        original_layout.require_known_entries(folder, stored)
+        tower = original_layout.tower_folder(folder, stored, "vision_tower", vision_tower)
         config = _original_config(folder, stored, tower)
         processor_folder = tower
     else:
@@ -71,7 +72,8 @@ def load_llava(
     filler = ParameterFiller(model)
     filler.fill(folder, parameter_name)
     if tower is not None and filler.missing:
-        filler.fill(tower, _tower_parameter_name, only_missing=True)
+        clip_name = partial(original_layout.clip_parameter_name, prefix="model.vision_tower.")
+        filler.fill(tower, clip_name, only_missing=True)
     filler.check(str(folder))
     pack_linear_layers(model)
     decoder = model.model.language_model
@@ -98,22 +100,21 @@ def load_llava(
     )
 
 
-def _tower_parameter_name(stored: str) -> str | None:
-    """The same for a CLIP checkpoint of its own, which may hold a text model too."""
-    if stored.startswith(("text_model.", "text_projection", "logit_scale", "visual_projection")):
-        return None
-    return "model.vision_tower." + stored.removeprefix("vision_model.")
+def _converted_config(folder: Path) -> LlavaConfig:
+    config = LlavaConfig.from_pretrained(folder)
+    if config.vision_feature_select_strategy != "default":
+        raise StageError(
+            f"{folder}: vision_feature_select_strategy {config.vision_feature_select_strategy!r}, wanted 'default': "
+            "one token per patch as LLaVA-1.5 has it."
+        )
+    return config
 
 
 def _original_config(folder: Path, stored: dict, tower: Path) -> LlavaConfig:
-    if stored.get("mm_projector_type") != "mlp2x_gelu":
-        raise StageError(
-            f"{folder}: mm_projector_type {stored.get('mm_projector_type')!r}, wanted mlp2x_gelu as LLaVA-1.5 has it."
-        )
     vision = original_layout.clip_config(tower)
     return LlavaConfig(
         vision_config=vision,
-        text_config=original_layout.llama_config(stored),
+        text_config=original_layout.llama_config(folder, stored),
         vision_feature_layer=stored.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",

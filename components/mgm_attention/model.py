@@ -1,6 +1,7 @@
 """MGM (Mini-Gemini) on transformers' parts: Llama, CLIP, ConvNeXt, and the patch info mining between them."""
 
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,12 +126,6 @@ def _convnext_name(timm: str) -> str:
     return timm
 
 
-def _clip_file_name(stored: str) -> str | None:
-    if stored.startswith(("text_model.", "text_projection", "logit_scale", "visual_projection")):
-        return None
-    return "vision_tower." + stored.removeprefix("vision_model.")
-
-
 def _open_clip_name(stored: str) -> str | None:
     """open_clip's file: the trunk without its head; `visual.trunk.` in front."""
     if not stored.startswith("visual.trunk.") or stored.startswith("visual.trunk.head."):
@@ -138,22 +133,31 @@ def _open_clip_name(stored: str) -> str | None:
     return "vision_tower_aux." + _convnext_name(stored.removeprefix("visual.trunk."))
 
 
-def _convnext_config(folder: Path) -> ConvNextConfig:
+def _convnext_config(folder: Path, rename: Callable[[str], str | None]) -> ConvNextConfig | None:
     """Depths and widths as the stored shapes give them; open_clip's config names only timm's model.
 
+    Args:
+        folder: A model folder.
+        rename: Stored name to parameter of `Mgm`, None for none.
+
+    Returns:
+        None where the folder holds no ConvNeXt of four stages.
+
     Raises:
-        StageError: There is no ConvNeXt in open_clip's layout in the folder.
+        StageError: The folder's weights are missing or cannot be read.
     """
     widths: dict[int, int] = {}
     depths: dict[int, int] = {}
     for stored, tensor in stored_tensors(folder):
-        found = re.fullmatch(r"visual\.trunk\.stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.weight", stored)
+        found = re.fullmatch(
+            r"vision_tower_aux\.encoder\.stages\.(\d+)\.layers\.(\d+)\.dwconv\.weight", rename(stored) or ""
+        )
         if found:
             stage, block = int(found[1]), int(found[2])
             widths[stage] = tensor.shape[0]
             depths[stage] = max(depths.get(stage, 0), block + 1)
     if sorted(widths) != [0, 1, 2, 3]:
-        raise StageError(f"{folder}: no ConvNeXt of four stages in open_clip's layout. Give MGM's second encoder.")
+        return None
     return ConvNextConfig(
         hidden_sizes=[widths[stage] for stage in range(4)],
         depths=[depths[stage] for stage in range(4)],
@@ -169,6 +173,7 @@ def load_mgm(
 
     Args:
         folder: `MGMLlamaForCausalLM` in its published layout, with its two encoders as sub-folders or elsewhere.
+            Where it holds an encoder's weights itself, those count, and the ConvNeXt's folder is not looked at.
         device: Where the weights go; there is never a second copy of them.
         dtype: Of weights and arithmetic.
         vision_tower: Where CLIP is, when `mm_vision_tower` does not lead to it.
@@ -183,15 +188,16 @@ def load_mgm(
         raise StageError(f"{folder}: architecture {architecture}, wanted MGMLlamaForCausalLM.")
     if stored.get("image_grid", 1) != 1 or stored.get("image_global", False):
         raise StageError(f"{folder}: image_grid {stored.get('image_grid')}: MGM-HD is not supported, use MGM-7B.")
-    tower = original_layout.tower_folder(folder, vision_tower or stored.get("mm_vision_tower", ""), "vision_tower")
-    aux = original_layout.tower_folder(
-        folder, vision_tower_aux or stored.get("mm_vision_tower_aux", ""), "vision_tower_aux"
-    )
-    text, clip, convnext = (
-        original_layout.llama_config(stored),
-        original_layout.clip_config(tower),
-        _convnext_config(aux),
-    )
+    original_layout.require_known_entries(folder, stored)
+    tower = original_layout.tower_folder(folder, stored, "vision_tower", vision_tower)
+    text, clip = original_layout.llama_config(folder, stored), original_layout.clip_config(tower)
+    convnext = _convnext_config(folder, parameter_name)
+    aux: Path | None = None
+    if convnext is None:
+        aux = original_layout.tower_folder(folder, stored, "vision_tower_aux", vision_tower_aux)
+        convnext = _convnext_config(aux, _open_clip_name)
+        if convnext is None:
+            raise StageError(f"{aux}: no ConvNeXt of four stages in open_clip's layout. Give MGM's second encoder.")
     processor = original_layout.clip_processor(tower)
     side = stored.get("image_size_aux", 768)
     model = empty_model(lambda: Mgm(text, clip, convnext, stored.get("mm_vision_select_layer", -2)), device, dtype)
@@ -199,8 +205,11 @@ def load_mgm(
     model.vision_tower_aux.layernorm = nn.Identity()
     filler = ParameterFiller(model)
     filler.fill(folder, parameter_name)
-    filler.fill(tower, _clip_file_name, only_missing=True)
-    filler.fill(aux, _open_clip_name, only_missing=True)
+    if any(name.startswith("vision_tower.") for name in filler.missing):
+        clip_name = partial(original_layout.clip_parameter_name, prefix="vision_tower.")
+        filler.fill(tower, clip_name, only_missing=True)
+    if aux is not None:
+        filler.fill(aux, _open_clip_name, only_missing=True)
     filler.check(str(folder))
     pack_linear_layers(model)
     model.model.config._attn_implementation = ATTENTION_NAME
@@ -220,5 +229,5 @@ def load_mgm(
         eos_token_ids=original_layout.eos_token_ids(folder, stored),
         max_positions=text.max_position_embeddings,
         preprocessing={**processor.to_dict(), **size},
-        folders=original_layout.distinct_folders(folder, tower, aux),
+        folders=original_layout.distinct_folders(folder, tower, *([aux] if aux else [])),
     )

@@ -118,10 +118,12 @@ class Decoder:
             try:
                 while True:
                     while not exhausted and sum(len(questions) for _, questions in waiting) < self.batch_size:
-                        self._take(source, pending)
+                        if not pending:
+                            self._take(source, pending)
                         exhausted = not pending
-                        waiting.extend(self._cut(self._encoded(pending)))
-                        pending.clear()
+                        some = pending[: self.batch_size]
+                        waiting.extend(self._cut(self._encoded(some)))
+                        del pending[: len(some)]
                     batch.admit(waiting)
                     if not batch.rows:
                         return
@@ -130,12 +132,13 @@ class Decoder:
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
-                self.batch_size //= 2
-                _LOG.warning("out of memory: going on with %d answers at a time", self.batch_size)
-                # Answers in flight start again: none of them was handed out.
-                waiting = deque(self._cut([*batch.unfinished(), *waiting]))
-                del batch
-                torch.cuda.empty_cache()
+            # Outside the handler: as long as the error is handled it holds the tensors of the pass that failed.
+            self.batch_size //= 2
+            _LOG.warning("out of memory: going on with %d answers at a time", self.batch_size)
+            # Answers in flight start again: none of them was handed out.
+            waiting = deque(self._cut([*batch.unfinished(), *waiting]))
+            del batch
+            torch.cuda.empty_cache()
 
     def _cut(self, groups: Iterable[_Waiting]) -> Iterator[_Waiting]:
         """Groups of at most `batch_size` questions."""
@@ -161,21 +164,21 @@ class Decoder:
         return [(feature, group.questions) for feature, group in zip(features, groups, strict=True)]
 
     def _encode(self, pixels: Pixels) -> torch.Tensor:
-        """Features of all pictures, in halves where they do not fit into memory together."""
-        try:
-            return self._model.encode_images(pixels)
-        except torch.OutOfMemoryError:
-            count = len(next(iter(pixels.values())))
-            if count == 1:
-                raise
-            torch.cuda.empty_cache()
-            half = count // 2
-            return torch.cat(
-                [
-                    self._encode({name: value[:half] for name, value in pixels.items()}),
-                    self._encode({name: value[half:] for name, value in pixels.items()}),
+        """Features of all pictures, fewer at a time where they do not fit into memory together."""
+        count = at_once = len(next(iter(pixels.values())))
+        while True:
+            try:
+                encoded = [
+                    self._model.encode_images({name: value[start : start + at_once] for name, value in pixels.items()})
+                    for start in range(0, count, at_once)
                 ]
-            )
+                return torch.cat(encoded)
+            except torch.OutOfMemoryError:
+                if at_once == 1:
+                    raise
+            # Outside the handler, as in `answer`.
+            torch.cuda.empty_cache()
+            at_once = -(-at_once // 2)
 
 
 class _Batch:
@@ -196,14 +199,21 @@ class _Batch:
         return [(row.features, (row.question,)) for row in rows.values()]
 
     def admit(self, waiting: deque[_Waiting]) -> None:
-        """Prefill waiting questions into free rows, whole groups of a picture at a time."""
+        """Prefill waiting questions into free rows, whole groups of a picture at a time where they are not large."""
         admitted: list[list[_Row]] = []
         free = self._size - len(self.rows)
         # A few rows at a time would prefill with a poorly filled device; wait for a quarter of the batch.
         if not waiting or (self.rows and free < max(1, self._size // 4)):
             return
-        while waiting and len(waiting[0][1]) <= free:
+        while waiting and free:
             features, questions = waiting.popleft()
+            if len(questions) > free:
+                if admitted or len(questions) <= self._size // 2:
+                    waiting.appendleft((features, questions))
+                    break
+                # Of more than half a batch, some at once: together they would wait for the slowest answer in flight.
+                waiting.appendleft((features, questions[free:]))
+                questions = questions[:free]
             rows = [_Row(question, features) for question in questions]
             self._admitting.extend(rows)
             admitted.append(rows)

@@ -1,5 +1,6 @@
 """The attention stage: one shard of records to one map per record. Both models' stages are this."""
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ CAPTURE_VERSION = 1
 # Records sorted by prompt length together, in batches: enough to fill batches evenly, few enough to write in order.
 _WINDOW_BATCHES = 8
 _ROWS_PER_PART = 10_000
+# Written together: a table of its own for every row would cost 7 KB each until its part is full.
+_ROWS_PER_WRITE = 256
 
 
 class Loader(Protocol):
@@ -128,10 +131,11 @@ def run_attention(config: AttentionConfig, own_type: str, system: str, load: Loa
     steps = 0
     with DatasetWriter(config.attention, attention_schema(model.positions), _ROWS_PER_PART) as writer:
         progress = Progress(len(records), "records", log)
-        for row in _in_order(records, _counted(_answers(records, model, config), progress)):
-            writer.write([row])
-            counted[row["outcome"]] += 1
-            steps += row["num_steps"]
+        rows = _in_order(records, _counted(_answers(records, model, config), progress))
+        while some := list(itertools.islice(rows, _ROWS_PER_WRITE)):
+            writer.write(some)
+            counted.update(row["outcome"] for row in some)
+            steps += sum(row["num_steps"] for row in some)
         progress.close()
         writer.manifest.update(settings, outcomes=dict(counted), records_uri=config.shard)
     with_image = sum(bool(record["image"]) for record in records)

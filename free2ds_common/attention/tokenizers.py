@@ -1,9 +1,10 @@
 """The decoder's tokenizer, from whichever file the model folder has."""
 
 from pathlib import Path
+from typing import Any
 
 from free2ds_common.attention.prompts import Tokenizer
-from free2ds_common.errors import StageError
+from free2ds_common.errors import StageError, first_line
 
 
 class SentencePieceTokenizer:
@@ -14,10 +15,17 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, path: Path) -> None:
-        """Load `tokenizer.model`."""
+        """Load `tokenizer.model`.
+
+        Raises:
+            StageError: It cannot be read.
+        """
         import sentencepiece
 
-        self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise _unreadable(path, error) from error
         self.bos_token_id: int | None = self._processor.bos_id()
 
     def encode(self, text: str) -> list[int]:
@@ -29,10 +37,8 @@ class FastTokenizer:
     """A `tokenizer.json`, for models without `tokenizer.model`."""
 
     def __init__(self, folder: Path) -> None:
-        """Load the tokenizer of a model folder."""
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        """Load the tokenizer of a model folder; raises as `transformers_tokenizer`."""
+        self._tokenizer = transformers_tokenizer(folder)
         self.bos_token_id: int | None = self._tokenizer.bos_token_id
 
     def encode(self, text: str) -> list[int]:
@@ -40,11 +46,29 @@ class FastTokenizer:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
 
+def transformers_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder as transformers loads it.
+
+    Raises:
+        StageError: Its files are missing or broken.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises nothing narrower for a broken file
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(where: Path, error: Exception) -> StageError:
+    return StageError(f"{where}: cannot be read as a tokenizer ({first_line(error)}). Copy the whole model folder.")
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder.
 
     Raises:
-        StageError: There is neither tokenizer.model nor tokenizer.json.
+        StageError: There is neither tokenizer.model nor tokenizer.json, or the file is broken.
     """
     if (folder / "tokenizer.model").is_file():
         return SentencePieceTokenizer(folder / "tokenizer.model")

@@ -1,7 +1,6 @@
 """Checkpoint files to parameters: safetensors or weights-only `.bin`, one tensor in memory at a time."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,7 +8,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from free2ds_common.errors import StageError
+from free2ds_common.errors import StageError, first_line
+from free2ds_common.models import read_json_object
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -22,11 +22,14 @@ def weight_files(folder: Path) -> list[Path]:
     """The files that hold a checkpoint's weights, in a fixed order.
 
     Raises:
-        StageError: There are none, or one that the index names is missing.
+        StageError: There are none, one that the index names is missing, or the index is broken.
     """
     for index in _INDEXES:
         if (folder / index).is_file():
-            names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+            by_tensor = read_json_object(folder / index).get("weight_map")
+            if not isinstance(by_tensor, dict):
+                raise StageError(f"{folder}: {index} has no weight_map. Copy the model folder again.")
+            names = sorted(set(by_tensor.values()))
             missing = [name for name in names if not (folder / name).is_file()]
             if missing:
                 raise StageError(
@@ -57,7 +60,7 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         except StageError:
             raise
         except Exception as error:
-            raise StageError(f"{path}: cannot be read as weights ({type(error).__name__}: {error}).") from error
+            raise StageError(f"{path}: cannot be read as weights ({first_line(error)}).") from error
 
 
 class ParameterFiller:
@@ -67,7 +70,7 @@ class ParameterFiller:
         """Take the parameters of `model`, whose values are not yet set."""
         self._targets = dict(model.named_parameters())
         self._missing = dict.fromkeys(self._targets)
-        self._misshapen: list[str] = []
+        self._misshapen: list[tuple[str, torch.Size, torch.Size]] = []
 
     @property
     def missing(self) -> list[str]:
@@ -88,7 +91,7 @@ class ParameterFiller:
             if name is None or target is None or (only_missing and name not in self._missing):
                 continue
             if tensor.shape != target.shape:
-                self._misshapen.append(f"{stored} {tuple(tensor.shape)} instead of {tuple(target.shape)}")
+                self._misshapen.append((stored, tensor.shape, target.shape))
                 continue
             target.data.copy_(tensor)
             self._missing.pop(name, None)
@@ -100,12 +103,26 @@ class ParameterFiller:
             where: The model, for the message.
 
         Raises:
-            StageError: Parameters are missing or have another shape; names the first few.
+            StageError: As `refuse_unfit`.
         """
-        if self._misshapen:
-            raise StageError(f"{where}: {_first(self._misshapen)}. The weights do not fit config.json.")
-        if self._missing:
-            raise StageError(f"{where}: no weights for {_first(self.missing)}. The checkpoint is incomplete.")
+        refuse_unfit(where, self._misshapen, self._missing)
+
+
+def refuse_unfit(where: str, misshapen: Iterable[tuple[str, torch.Size, torch.Size]], missing: Iterable[str]) -> None:
+    """Refuse weights that do not fill a model.
+
+    Args:
+        where: The model, for the message.
+        misshapen: Name, shape in the checkpoint and shape by the config.
+        missing: Parameters without weights.
+
+    Raises:
+        StageError: There are such; names the first few.
+    """
+    if unfit := [f"{name} {tuple(found)} instead of {tuple(wanted)}" for name, found, wanted in misshapen]:
+        raise StageError(f"{where}: {_first(unfit)}. The weights do not fit config.json.")
+    if unfilled := list(missing):
+        raise StageError(f"{where}: no weights for {_first(unfilled)}. The checkpoint is incomplete.")
 
 
 def _first(names: list[str]) -> str:

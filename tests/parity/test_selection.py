@@ -67,8 +67,8 @@ def select(inputs, out, **settings):
     config = JointSelectionConfig(
         records=str(inputs / "records"), llava_attention=[str(inputs / "llava")], mgm_attention=[str(inputs / "mgm")],
         text_scores=str(inputs / "text"), image_root_uri="", selected=str(out / "selected.json"),
-        scores=str(out / "scores"), report=str(out / "report.html"), summary=str(out / "summary.json"), random="",
-        kmeans="", overview="",
+        scores=str(out / "scores"), report=str(out / "report.html"), summary=str(out / "summary.json"),
+        random=str(out / "random.json"), kmeans="", overview="",
         **{
             "ratio": 0.2, "num_samples": 0, "alpha": 0.5, "temperature": 1.0, "top_percent": 30, "stratify": "",
             "max_reject_fraction": 0.05, "seed": 42, **REFERENCE, **settings,

@@ -96,7 +96,7 @@ def test_stage_on_the_given_embeddings(text, features, tmp_path):
     manifest = dict(open_dataset(features / "turns", TEXT_TURNS).manifest)
     keep = {
         name: manifest[name]
-        for name in ("model", "revision", "model_fingerprint", "dtype", "max_tokens", "records_uri", "part")
+        for name in ("model", "revision", "model_fingerprint", "dtype", "max_tokens", "records_sha256", "part")
     }
     with DatasetWriter(tmp_path / "features/messages", text_messages_schema(384)) as writer:
         writer.write([{"message_key": key, "message": "", "embedding": row} for key, row in by_key.items()])

@@ -1,6 +1,7 @@
 """The batched, shared, fused path against a plain loop with full attention matrices, on a random tiny decoder."""
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -147,6 +148,18 @@ def test_finished_answers_leave_at_once():
     assert decoded == sum(len(answer.tokens) - 1 for answer in answers)
 
 
+def test_a_large_group_does_not_wait_for_the_slowest_answer():
+    """Two pictures with as many questions as rows; one answer of the first is long, the second's start meanwhile."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([8, 8])
+    lengths = {answer.index: len(answer.tokens) for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups)}
+    longest = max(range(8), key=lengths.__getitem__)
+    assert lengths[longest] > 2 + min(lengths[index] for index in range(8, 16))
+    order = [answer.index for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups)]
+    assert min(order.index(index) for index in range(8, 16)) < order.index(longest)
+
+
 def test_non_finite_attention_is_an_outcome_and_spreads_to_no_one():
     _, wrapped = tiny()
     wrapped.decoder.config._attn_implementation = ATTENTION_NAME
@@ -212,7 +225,7 @@ def test_out_of_memory_on_the_way_to_the_decoder_loses_nothing():
     decoder = Decoder(dataclasses.replace(wrapped, encode_images=encode), MAX_NEW_TOKENS, 4)
     found = [(answer.index, answer.tokens) for answer in decoder.answer(groups)]
     assert sorted(found) == sorted(wanted.items())
-    assert decoder.batch_size == 2 and calls[1:4] == [4, 2, 1]
+    assert decoder.batch_size == 2 and calls[1:4] == [4, 2, 1] and max(calls[4:]) == 2
 
     decoder, aggregated = Decoder(wrapped, MAX_NEW_TOKENS, 4), []
 
@@ -228,6 +241,30 @@ def test_out_of_memory_on_the_way_to_the_decoder_loses_nothing():
     assert sorted(found) == sorted(wanted.items()) and decoder.batch_size == 2
 
 
+def test_out_of_memory_frees_what_the_failed_pass_made():
+    """Before the next try, pictures and decoder alike."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    made = []
+
+    def fail_first(name):
+        if all(failed != name for failed, _ in made):
+            states = torch.zeros(3)
+            made.append((name, weakref.ref(states)))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert all(state() is None for _, state in made), f"{name}: a failed pass is still in memory"
+
+    def encode(pixels):
+        fail_first("encode")
+        return wrapped.encode_images(pixels)
+
+    hook = wrapped.decoder.register_forward_pre_hook(lambda module, arguments: fail_first("decode"))
+    decoder = Decoder(dataclasses.replace(wrapped, encode_images=encode), MAX_NEW_TOKENS, 4)
+    assert len(list(decoder.answer(groups_of([1] * 6)))) == 6
+    hook.remove()
+    assert [name for name, _ in made] == ["encode", "decode"]
+
+
 def test_out_of_memory_at_one_record_is_an_error():
     _, wrapped = tiny()
     wrapped.decoder.config._attn_implementation = ATTENTION_NAME
@@ -241,8 +278,9 @@ def test_out_of_memory_at_one_record_is_an_error():
     hook.remove()
 
 
-def test_nothing_of_length_times_length_is_allocated():
-    """The largest tensor of a prefill outside the fused kernel stays linear in the prompt's length."""
+@pytest.mark.parametrize("questions", [1, 2])
+def test_nothing_of_length_times_length_is_allocated(questions):
+    """The largest tensor of a prefill outside the fused kernel, also with a shared prefix."""
     _, wrapped = tiny()
     wrapped.decoder.config._attn_implementation = ATTENTION_NAME
     seen = []
@@ -255,11 +293,60 @@ def test_nothing_of_length_times_length_is_allocated():
                     seen.append(value.numel())
             return result
 
-    groups = [PictureGroup({"pixel_values": torch.zeros(4)}, (Question(0, Prompt((1,) * 80, (9,) * 31)),))]
+    asked = tuple(Question(number, Prompt((1,) * 160, (9,) * 31)) for number in range(questions))
     with Watch():
-        list(Decoder(wrapped, 1, 1).answer(groups))
-    length = 80 + 9 + 31
-    assert max(seen) < 4 * length * length
+        list(Decoder(wrapped, 1, questions).answer([PictureGroup({"pixel_values": torch.zeros(4)}, asked)]))
+    length = 160 + 9 + 31
+    assert max(seen) < length * length
+
+
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
+
+
+def moved(wrapped, device, dtype=torch.float32):
+    """The tiny model on a device; its pictures are still made in fp32 on the CPU, so that both see the same."""
+    wrapped.decoder.to(device, dtype)
+    return dataclasses.replace(
+        wrapped,
+        lm_head=wrapped.lm_head.to(device, dtype),
+        encode_images=lambda pixels: wrapped.encode_images({"pixel_values": pixels["pixel_values"].cpu()}).to(
+            device, dtype
+        ),
+    )
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
+def test_a_gpu_gives_the_same(models, device):
+    _, wrapped = models
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1, 4, 2, 9, 1, 5])
+    wanted = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups)}
+    found = list(Decoder(moved(wrapped, device), MAX_NEW_TOKENS, 8).answer(groups))
+    assert len(found) == len(wanted)
+    for answer in found:
+        assert answer.tokens == wanted[answer.index].tokens
+        if answer.map is not None:
+            torch.testing.assert_close(answer.map, wanted[answer.index].map, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
+def test_real_out_of_memory_on_a_gpu(device):
+    """More than one picture at a time takes more than the device has."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1] * 12)
+    wanted = {answer.index: answer.tokens for answer in Decoder(wrapped, MAX_NEW_TOKENS, 4).answer(groups)}
+    on_device = moved(wrapped, device)
+    share = int(0.6 * torch.cuda.mem_get_info()[0])
+
+    def encode(pixels):
+        held = torch.empty(len(pixels["pixel_values"]), share, dtype=torch.uint8, device=device)
+        del held
+        return on_device.encode_images(pixels)
+
+    decoder = Decoder(dataclasses.replace(on_device, encode_images=encode), MAX_NEW_TOKENS, 4)
+    assert {answer.index: answer.tokens for answer in decoder.answer(groups)} == wanted
+    assert decoder.batch_size == 4
 
 
 def test_no_groups_no_answers():

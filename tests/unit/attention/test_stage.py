@@ -123,13 +123,16 @@ def test_progress_counts_answers_as_they_come(config, load_tiny, write_shard, mo
     shard, root = write_shard([(f"{number}.png", "why " * (9 - number)) for number in range(6)])
     counted, counted_at_write = [], []
     monkeypatch.setattr("free2ds_common.attention.stage.Progress.add", lambda self, count=1: counted.append(count))
+    monkeypatch.setattr("free2ds_common.attention.stage._ROWS_PER_WRITE", 4)
     write = DatasetWriter.write
     monkeypatch.setattr(
-        DatasetWriter, "write", lambda self, rows: (counted_at_write.append(len(counted)), write(self, rows))
+        DatasetWriter,
+        "write",
+        lambda self, rows: (counted_at_write.append((len(rows), len(counted))), write(self, rows)),
     )
     run_attention(dataclasses.replace(config, shard=shard, image_root_uri=root), "tiny", "S", load_tiny)
-    assert counted == [1] * 6 and len(counted_at_write) == 6
-    assert counted_at_write[0] > 4
+    assert counted == [1] * 6
+    assert [rows for rows, _ in counted_at_write] == [4, 2] and counted_at_write[0][1] > 4
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizerFast, RobertaConfig, RobertaModel
 
 from components.bert_features.encoder import Encoder
 from components.bert_features.stage import BertFeaturesConfig, parse_part, run, token_batches
@@ -69,11 +70,13 @@ def test_embeddings_are_the_models_cls_whatever_the_batch(config, bert, batch_to
         np.testing.assert_allclose(row["embedding"], wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [1, 2, 5])
-def test_windows_do_not_change_what_is_written(config, monkeypatch, window):
+@pytest.mark.parametrize(
+    ("setting", "value"), [("_WINDOW", 1), ("_WINDOW", 2), ("_WINDOW", 5), ("_WINDOW_CHARACTERS", 30)]
+)
+def test_windows_do_not_change_what_is_written(config, monkeypatch, setting, value):
     run(config)
     wanted, wanted_turns = tables(config)
-    monkeypatch.setattr("components.bert_features.stage._WINDOW", window)
+    monkeypatch.setattr(f"components.bert_features.stage.{setting}", value)
     result = run(config)
     messages, turns = tables(config)
     assert list(messages) == list(wanted) and turns == wanted_turns
@@ -112,6 +115,31 @@ def test_a_pass_on_a_cpu_has_an_upper_size(config, monkeypatch):
     )
     run(dataclasses.replace(config, batch_tokens=1_000_000))
     assert sum(map(len, sizes)) == 5 and all(len(lengths) * lengths.max() <= 50 for lengths in sizes)
+
+
+def test_roberta_has_fewer_positions_than_its_config_says(config, bert, tmp_path):
+    """Those up to the padding token's number are not for tokens; the longest message would run over the end."""
+    folder = tmp_path / "roberta"
+    shutil.copytree(bert, folder, ignore=shutil.ignore_patterns("model.safetensors", "config.json"))
+    sizes = BertConfig.from_pretrained(bert).to_dict()
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    roberta = RobertaConfig(**{name: sizes[name] for name in names}, max_position_embeddings=42, pad_token_id=1)
+    RobertaModel(roberta, add_pooling_layer=False).save_pretrained(folder)
+    result = run(dataclasses.replace(config, model=str(folder)))
+    assert result.metadata["max_tokens"] == 40 and result.metrics["distinct_messages"] == 5
+
+
+def test_parts_are_of_the_same_records_whatever_their_path(config, tmp_path):
+    run(config)
+    wanted = open_dataset(config.features + "/turns", TEXT_TURNS).manifest["records_sha256"]
+    moved = shutil.copytree(config.records, tmp_path / "elsewhere")
+    run(dataclasses.replace(config, records=str(moved)))
+    assert open_dataset(config.features + "/turns", TEXT_TURNS).manifest["records_sha256"] == wanted
+    rows = list(open_dataset(moved, RECORDS).rows())
+    with DatasetWriter(moved, RECORDS) as writer:
+        writer.write([{**row, "source": "other"} for row in rows])
+    run(dataclasses.replace(config, records=str(moved)))
+    assert open_dataset(config.features + "/turns", TEXT_TURNS).manifest["records_sha256"] != wanted
 
 
 def test_parts_together_are_the_whole(config):

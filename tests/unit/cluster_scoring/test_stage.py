@@ -10,8 +10,8 @@ from free2ds_common.errors import StageError
 from free2ds_common.schemas import TEXT_SCORES, TEXT_TURNS, kmeans_schema, text_messages_schema
 
 SETTINGS = {
-    "model": "m", "revision": "", "model_fingerprint": "f", "dtype": "float32", "max_tokens": 512, "records_uri": "r",
-    "part": "0/1",
+    "model": "m", "revision": "", "model_fingerprint": "f", "dtype": "float32", "max_tokens": 512,
+    "records_sha256": "r", "part": "0/1",
 }  # fmt: skip
 
 

@@ -2,12 +2,13 @@
 
 import itertools
 import math
+import sys
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from components.joint_selection.draw import allocate, draw, gumbel, record_noise, take_top
+from components.joint_selection.draw import allocate, draw, draw_keys, gumbel, record_noise, take_top
 from components.joint_selection.overlap import intersection_over_union, resample, top_bits, top_k
 from components.joint_selection.scoring import (
     combine,
@@ -83,12 +84,19 @@ def test_softmax_by_hand_and_far_apart():
 
 def test_tilt_by_hand():
     combined = np.array([0.0, 1.0, 1.0, 0.0])
-    found = tilt(combined, softmax(combined, 1.0), np.array([1, 3]), np.array([1, 2]), 1.0)
+    found = tilt(combined, softmax(combined, 1.0), np.array([1, 3]), np.array([1, 2]))
     assert found["mean_combined_pool"] == 0.5 and found["mean_combined_selected"] == 0.5
     assert found["overlap_with_top"] == 0.5 and found["overlap_by_chance"] == 0.5
     assert found["weight_ratio"] == pytest.approx(math.e)
     e = math.e
     assert found["effective_sample_size"] == pytest.approx((2 + 2 * e) ** 2 / (2 + 2 * e * e))
+
+
+def test_weight_ratio_comes_from_the_probabilities():
+    """With strata, the scores' range says nothing of it; a weight that underflows to 0 is no division by zero."""
+    combined, chosen = np.array([0.1, 0.1, 0.9, 0.9]), np.array([0, 2])
+    assert tilt(combined, np.full(4, 0.25), chosen, chosen)["weight_ratio"] == 1
+    assert tilt(combined, softmax(combined, 1e-6), chosen, chosen)["weight_ratio"] == sys.float_info.max
 
 
 def test_gumbel_noise_is_finite_at_both_ends():
@@ -105,7 +113,7 @@ def test_gumbel_draw_has_the_methods_distribution():
     counts = dict.fromkeys(itertools.permutations(range(4), 2), 0)
     draws = 20_000
     for seed in range(draws):
-        chosen, probability, _ = draw(combined, 0.5, 2, "gumbel", record_noise(keys, seed), strata, seed)
+        chosen, probability = draw(combined, 0.5, 2, "gumbel", record_noise(keys, seed), strata, seed)
         counts[tuple(chosen.tolist())] += 1
     np.testing.assert_allclose(probability, p)
     chi_squared = 0.0
@@ -135,7 +143,8 @@ def test_merging_shards_gives_the_same_draw():
     combined = rng.random(300)
     keys = pa.array([f"{number:064x}" for number in range(300)])
     noise = record_noise(keys, 42)
-    whole, _, values = draw(combined, 1.0, 20, "gumbel", noise, np.zeros(300, np.int64), 42)
+    whole, _ = draw(combined, 1.0, 20, "gumbel", noise, np.zeros(300, np.int64), 42)
+    values = draw_keys(combined, 1.0, "gumbel", noise)
     candidates = np.concatenate(
         [part[take_top(values[part], noise[part, 2], 20)] for part in np.split(np.arange(300), 3)]
     )
@@ -146,7 +155,7 @@ def test_merging_shards_gives_the_same_draw():
 def test_top_is_deterministic_and_breaks_ties_by_record():
     combined = np.array([0.5, 0.9, 0.5, 0.5, 0.1])
     noise = record_noise(KEYS, 1)
-    chosen, _, _ = draw(combined, 1.0, 2, "top", noise, np.zeros(5, np.int64), 1)
+    chosen, _ = draw(combined, 1.0, 2, "top", noise, np.zeros(5, np.int64), 1)
     tied = min((0, 2, 3), key=lambda place: noise[place, 2])
     assert chosen.tolist() == [1, tied]
 
@@ -155,7 +164,7 @@ def test_reference_is_numpys_legacy_choice():
     combined = np.random.default_rng(3).random(50)
     np.random.seed(7)
     wanted = np.random.choice(50, size=10, replace=False, p=softmax(combined, 1.0))
-    chosen, _, _ = draw(combined, 1.0, 10, "reference", np.zeros((50, 3), np.uint64), np.zeros(50, np.int64), 7)
+    chosen, _ = draw(combined, 1.0, 10, "reference", np.zeros((50, 3), np.uint64), np.zeros(50, np.int64), 7)
     assert chosen.tolist() == wanted.tolist()
 
 
@@ -169,7 +178,7 @@ def test_reference_with_too_few_possible_records():
 
 def test_gumbel_still_draws_n_when_weights_underflow():
     combined = np.array([0.0, 0.1, 0.2, 1.0, 0.3])
-    chosen, _, _ = draw(combined, 1e-9, 3, "gumbel", record_noise(KEYS, 0), np.zeros(5, np.int64), 0)
+    chosen, _ = draw(combined, 1e-9, 3, "gumbel", record_noise(KEYS, 0), np.zeros(5, np.int64), 0)
     assert chosen.tolist() == [3, 4, 2]
 
 
@@ -183,6 +192,6 @@ def test_allocate(sizes, n, shares):
 
 def test_strata_each_get_their_share():
     combined = np.array([0.1, 0.2, 0.3, 0.9, 0.8])
-    chosen, probability, _ = draw(combined, 1.0, 2, "top", record_noise(KEYS, 0), np.array([0, 0, 0, 1, 1]), 0)
+    chosen, probability = draw(combined, 1.0, 2, "top", record_noise(KEYS, 0), np.array([0, 0, 0, 1, 1]), 0)
     assert sorted(chosen.tolist()) == [2, 3]
     assert probability[:3].sum() == pytest.approx(1) and probability[3:].sum() == pytest.approx(1)

@@ -4,12 +4,15 @@ import json
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from components.joint_selection.draw import record_noise
+from components.joint_selection.selection import Candidates, DrawSettings, select
 from components.joint_selection.stage import run
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
-from free2ds_common.schemas import SCORES, attention_schema
+from free2ds_common.schemas import SCORES, TEXT_SCORES, attention_schema, kmeans_schema
 
 
 def read(path):
@@ -69,12 +72,13 @@ def test_same_command_same_bytes(inputs):
     assert [open(path, "rb").read() for path in (config.selected, config.report, config.summary)] == first
 
 
-@pytest.mark.parametrize("shards", [1, 3])
-def test_order_and_shards_do_not_change_the_selection(inputs, make_inputs, shards):
-    config = inputs.config()
+@pytest.mark.parametrize("stratify", ["", "source"])
+@pytest.mark.parametrize(("shards", "seed"), [(1, 0), (3, 1), (2, 2)])
+def test_order_and_shards_do_not_change_the_selection(inputs, make_inputs, shards, seed, stratify):
+    config = inputs.config(num_samples=20, stratify=stratify)
     run(config)
-    order = np.random.default_rng(0).permutation(40)
-    other = make_inputs(order=order, shards=shards).write().config()
+    order = np.random.default_rng(seed).permutation(40)
+    other = make_inputs(order=order, shards=shards).write().config(num_samples=20, stratify=stratify)
     run(other)
     assert sorted(chosen_ids(config)) == sorted(chosen_ids(other))
     assert sorted(chosen_ids(config, "random")) == sorted(chosen_ids(other, "random"))
@@ -136,6 +140,22 @@ def test_tilt_of_strata_is_that_of_one_distribution(make_inputs):
         assert overlap is None or tilt["overlap_with_top"] == overlap
 
 
+def test_strata_have_weights_and_a_line_of_their_own():
+    """Two sources whose scores do not overlap, equal in the first one."""
+    similarity = np.array([0.9, 0.1, 0.9, 0.2, 0.9, 0.3, 0.9, 0.4])
+    source = pa.array(["low", "high"] * 4).dictionary_encode()
+    noise = record_noise(pa.array([f"{number}" for number in range(8)]), 0)
+    settings = DrawSettings(
+        ratio=0.5, num_samples=0, alpha=1, temperature=1, sampler="gumbel", missing_iou="text",
+        text_normalization="reference", stratify="source", seed=0,
+    )  # fmt: skip
+    found = select(settings, Candidates(np.full(8, np.nan), similarity, np.zeros(8, bool), source, noise))
+    np.testing.assert_allclose(found.edge, [0, 0.875] * 4)
+    high = found.probability[1::2]
+    np.testing.assert_allclose(found.probability[::2], 0.25)
+    assert found.tilt["weight_ratio"] == pytest.approx(high.max() / high.min()) == pytest.approx(np.exp(0.375))
+
+
 def test_unusable_pictures_are_rejected_and_counted(make_inputs):
     inputs = make_inputs()
     inputs.outcomes[0][9] = "image_missing"
@@ -173,6 +193,8 @@ def test_all_scores_equal(make_inputs):
     summary = read(config.summary)
     assert summary["all_scores_equal"] and summary["tilt"]["weight_ratio"] == 1.0
     assert "All scores are equal: the draw is uniform." in open(config.report).read()
+    run(inputs.config(sampler="top"))
+    assert "the highest scores were taken" not in open(config.report).read()
     assert len(chosen_ids(config)) == 10
 
 
@@ -230,6 +252,7 @@ def test_report_without_pictures(inputs):
         ({"stratify": "image"}, "stratify: got 'image'"),
         ({"records": "/nowhere"}, "no _manifest.json"),
         ({"llava_attention": []}, "llava_attention: no attention folder given"),
+        ({"kmeans": "/nowhere"}, "no _manifest.json"),
     ],
 )
 def test_wrong_settings(inputs, changes, message):
@@ -251,6 +274,52 @@ def test_the_same_shard_twice(inputs):
     part = str(inputs.folder / "mgm0")
     with pytest.raises(StageError, match=r"mgm_attention: .*20 records \(first ids: 2, 4, 6, 8, 10\) there twice"):
         run(inputs.config(mgm_attention=[part, part]))
+
+
+@pytest.mark.parametrize(("port", "schema"), [("text", TEXT_SCORES), ("mgm0", attention_schema())])
+def test_a_row_twice_in_one_folder(inputs, port, schema):
+    rows = list(open_dataset(inputs.folder / port, schema).rows())
+    with DatasetWriter(inputs.folder / port, schema) as writer:
+        writer.write([*rows, rows[2]])
+        writer.manifest.update(inputs.manifest)
+    name = rf"1 records \(first ids: {rows[2]['unique_id']}\) there twice"
+    with pytest.raises(StageError, match=name):
+        run(inputs.config())
+
+
+def test_nothing_to_draw_from(make_inputs):
+    inputs = make_inputs()
+    inputs.outcomes = [["eos_only"] * 40, ["eos_only"] * 40]
+    config = inputs.write().config(missing_iou="exclude")
+    with pytest.raises(StageError, match="none of the 40 records can be drawn: no record has an IoU, and missing_iou"):
+        run(config)
+
+
+def write_kmeans(folder, sizes, **manifest):
+    with DatasetWriter(folder, kmeans_schema(2)) as writer:
+        writer.write(
+            [
+                {"cluster": number, "num_turns": size, "typical_message": "" if size == 0 else f"message {number}",
+                 "centroid": [0.0, 0.0]}
+                for number, size in enumerate(sizes)
+            ]
+        )  # fmt: skip
+        writer.manifest.update(manifest)
+    return str(folder)
+
+
+def test_clusters_in_the_report(inputs):
+    config = inputs.config(kmeans=write_kmeans(inputs.folder / "kmeans", [5, 0, 35]))
+    run(config)
+    page = open(config.report).read()
+    assert "3 clusters of messages" in page and "message 2" in page and "(empty text)" not in page
+    assert "1 clusters have no message" in page
+
+
+def test_kmeans_of_another_run_is_refused(inputs):
+    kmeans = write_kmeans(inputs.folder / "kmeans", [40], seed=7)
+    with pytest.raises(StageError, match="kmeans: .* is not of the text scores' run, seed 7 but theirs is None"):
+        run(inputs.config(kmeans=kmeans))
 
 
 def test_attention_of_other_records(inputs, make_inputs):

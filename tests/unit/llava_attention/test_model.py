@@ -82,7 +82,8 @@ def test_weights_of_the_tower_folder_fill_what_the_checkpoint_lacks(copy):
         save_file(state, path)
     elsewhere = folder.parent / "clip"
     shutil.move(folder / "openai-clip-tiny-patch14-336", elsewhere)
-    with pytest.raises(StageError, match="vision_tower 'openai-clip-tiny-patch14-336' is no sub-folder of the model"):
+    message = "mm_vision_tower 'openai-clip-tiny-patch14-336' is no sub-folder .* as vision_tower .--vision-tower.\\.$"
+    with pytest.raises(StageError, match=message):
         load_llava(folder, CPU, FP32)
     found = load_llava(folder, CPU, FP32, vision_tower=str(elsewhere))
     pixels = {"pixel_values": torch.rand(1, 3, 336, 336, generator=torch.Generator().manual_seed(0))}
@@ -99,6 +100,20 @@ def test_half_precision_keeps_rotary_tables_in_fp32(shared, dtype):
     assert model.decoder.rotary_emb.inv_freq.dtype == torch.float32
     exact = 1 / 10000 ** (torch.arange(0, 32, 2) / 32)
     torch.testing.assert_close(model.decoder.rotary_emb.inv_freq, exact)
+
+
+def test_linear_rope_scaling_slows_the_positions_down(copy):
+    folder = copy()
+    change(folder, rope_scaling={"type": "linear", "factor": 2})
+    frequencies = load_llava(folder, CPU, FP32).decoder.rotary_emb.inv_freq
+    torch.testing.assert_close(frequencies, 0.5 / 10000 ** (torch.arange(0, 32, 2) / 32))
+
+
+def test_the_class_token_of_the_converted_layout_is_refused(copy):
+    folder = copy("llava_hf")
+    change(folder, vision_feature_select_strategy="full")
+    with pytest.raises(StageError, match="vision_feature_select_strategy 'full', wanted 'default'"):
+        load_llava(folder, CPU, FP32)
 
 
 def test_fingerprint_is_of_the_content_not_of_the_place(copy, shared):
@@ -150,13 +165,63 @@ def no_processor(folder):
     (folder / "openai-clip-tiny-patch14-336/preprocessor_config.json").unlink()
 
 
+def start_and_end_tokens(folder):
+    change(folder, mm_use_im_start_end=True)
+
+
+def class_token(folder):
+    change(folder, mm_vision_select_feature="cls_patch")
+
+
+def several_tiles(folder):
+    change(folder, mm_patch_merge_type="spatial_unpad")
+
+
+def dynamic_positions(folder):
+    change(folder, rope_scaling={"type": "dynamic", "factor": 2})
+
+
+def no_tower_entry(folder):
+    change(folder, mm_vision_tower=None)
+
+
+def broken_index(folder):
+    (folder / "model.safetensors.index.json").write_text("{")
+
+
+def empty_index(folder):
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+def broken_generation_config(folder):
+    (folder / "generation_config.json").write_text("[]")
+
+
+def broken_tokenizer(folder):
+    (folder / "tokenizer.model").write_bytes(b"no tokenizer")
+
+
+def broken_processor(folder):
+    (folder / "openai-clip-tiny-patch14-336/preprocessor_config.json").write_text("{")
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
         (no_config, "no config.json"),
         (broken_config, "config.json is no JSON"),
         (another_architecture, "architecture QwenForCausalLM, wanted LLaVA-1.5"),
-        (another_projector, "mm_projector_type 'linear', wanted mlp2x_gelu"),
+        (another_projector, "mm_projector_type 'linear', wanted 'mlp2x_gelu'"),
+        (start_and_end_tokens, "mm_use_im_start_end True, wanted False"),
+        (class_token, "mm_vision_select_feature 'cls_patch', wanted 'patch'"),
+        (several_tiles, "mm_patch_merge_type 'spatial_unpad', wanted 'flat'"),
+        (dynamic_positions, "rope_scaling {'type': 'dynamic', 'factor': 2}, wanted null or"),
+        (no_tower_entry, "config.json has no mm_vision_tower. Give .* as vision_tower"),
+        (broken_index, "model.safetensors.index.json is no JSON object"),
+        (empty_index, "model.safetensors.index.json has no weight_map"),
+        (broken_generation_config, "generation_config.json is no JSON object"),
+        (broken_tokenizer, "tokenizer.model: cannot be read as a tokenizer"),
+        (broken_processor, "preprocessor_config.json cannot be read"),
         (another_width, r"mlp.*weight \(.*688.*\) instead of \(.*700.*\).*do not fit config.json"),
         (another_depth, r"no weights for model.language_model.layers.8.* and 4 more. The checkpoint is incomplete"),
         (no_shard, "names model-00002-of-00002.safetensors, which is not there"),

@@ -113,6 +113,97 @@ def test_encoders_from_their_own_folders_give_the_same_features(copy):
     assert model.folders == (copy, tower, aux)
 
 
+def without_weights(folder):
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
+        path.unlink()
+
+
+def test_encoders_in_the_main_checkpoint_need_no_weights_elsewhere(copy):
+    wanted = load_mgm(copy, CPU, FP32)
+    without_weights(copy / "openai-clip-tiny-patch14-336")
+    shutil.rmtree(copy / "openclip-convnext-base-w-320-tiny")
+    found = load_mgm(copy, CPU, FP32)
+    pixels = {"pixel_values": torch.rand(1, 3, 768, 768, generator=torch.Generator().manual_seed(0))}
+    with torch.inference_mode():
+        assert torch.equal(found.encode_images(pixels), wanted.encode_images(pixels))
+    assert found.folders == (copy,)
+
+
+@pytest.fixture
+def published(copy, tmp_path, monkeypatch):
+    """The model as `YanweiLi/MGM-7B` names its encoders, which only the hub has; what is fetched from there."""
+    from safetensors.torch import load_file, save_file
+
+    for path in copy.glob("model-*.safetensors"):
+        save_file({name: tensor for name, tensor in load_file(path).items() if "vision_tower" not in name}, path)
+    tower, aux = tmp_path / "clip", tmp_path / "convnext"
+    shutil.move(copy / "openai-clip-tiny-patch14-336", tower)
+    shutil.move(copy / "openclip-convnext-base-w-320-tiny", aux)
+    change(
+        copy,
+        mm_vision_tower="model_zoo/OpenAI/clip-vit-large-patch14-336",
+        mm_vision_tower_aux="model_zoo/OpenAI/openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup",
+    )
+    hub = {
+        "openai/clip-vit-large-patch14-336": str(tower),
+        "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup": str(aux),
+    }
+    fetched = []
+
+    def download(hub_id, revision, ignore_patterns):
+        fetched.append(hub_id)
+        return hub[hub_id]
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return copy, tower, aux, fetched
+
+
+def test_the_published_checkpoints_encoders_come_from_the_hub(published):
+    folder, tower, aux, fetched = published
+    assert load_mgm(folder, CPU, FP32).folders == (folder, tower, aux)
+    assert fetched == [
+        "openai/clip-vit-large-patch14-336",
+        "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup",
+    ]
+
+
+def test_sub_folders_named_as_the_published_entries_go_before_the_hub(published):
+    folder, tower, aux, fetched = published
+    shutil.move(tower, folder / "clip-vit-large-patch14-336")
+    inside = folder / "model_zoo/OpenAI/openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup"
+    inside.parent.mkdir(parents=True)
+    shutil.move(aux, inside)
+    assert load_mgm(folder, CPU, FP32).folders == (folder,)
+    assert fetched == []
+
+
+def test_a_users_missing_folder_is_not_replaced_by_the_hubs(published):
+    folder, _, _, fetched = published
+    with pytest.raises(StageError, match="vision_tower '/nowhere/clip-vit-large-patch14-336' is no sub-folder"):
+        load_mgm(folder, CPU, FP32, vision_tower="/nowhere/clip-vit-large-patch14-336")
+    assert fetched == []
+
+
+@pytest.mark.parametrize("option", ["vision_tower", "vision_tower_aux"])
+@pytest.mark.parametrize("entry", [None, "nowhere/at/all"])
+def test_an_encoder_that_is_nowhere_names_the_option_to_give(published, option, entry):
+    folder, _, _, _ = published
+    change(folder, **{f"mm_{option}": entry})
+    with pytest.raises(StageError, match=f"mm_{option}.* as {option} .--{option.replace('_', '-')}.\\.$"):
+        load_mgm(folder, CPU, FP32)
+
+
+def test_an_encoder_that_is_no_convnext(published):
+    folder, tower, _, _ = published
+    with pytest.raises(StageError, match="no ConvNeXt of four stages in open_clip's layout"):
+        load_mgm(folder, CPU, FP32, vision_tower_aux=str(tower))
+
+
+def change(folder, **entries):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **entries}))
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
@@ -121,12 +212,12 @@ def test_encoders_from_their_own_folders_give_the_same_features(copy):
             "architecture LlavaLlamaForCausalLM, wanted MGMLlamaForCausalLM",
         ),
         ({"image_grid": 2}, "image_grid 2: MGM-HD is not supported"),
-        ({"mm_vision_tower_aux": "nowhere/at/all"}, "vision_tower_aux 'nowhere/at/all' is no sub-folder of the model"),
-        ({"mm_vision_tower_aux": "openai-clip-tiny-patch14-336"}, "no ConvNeXt of four stages in open_clip's layout"),
+        ({"mm_projector_type": "mlp3x_gelu"}, "mm_projector_type 'mlp3x_gelu', wanted 'mlp2x_gelu'"),
+        ({"mm_use_im_start_end": True}, "mm_use_im_start_end True, wanted False"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling {'type': 'yarn'}, wanted null or"),
     ],
 )
 def test_folders_that_are_not_right(copy, entries, message):
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, **entries}))
+    change(copy, **entries)
     with pytest.raises(StageError, match=message):
         load_mgm(copy, CPU, FP32)
