@@ -2,7 +2,8 @@
 
 It is registered with transformers' AttentionInterface. A forward pass is given a `Pass` as its key-value cache and
 under the keyword `capture`; the pass stores keys and values, runs the attention and adds the last query row's weights
-on the vision tokens to `row_sum`. Nothing of size length x length is allocated outside the fused kernel.
+on the vision tokens to `row_sum`. Nothing of size length x length is allocated outside the fused kernel; behind a
+shared prefix there is one mask of question x prompt.
 """
 
 from abc import ABC, abstractmethod

@@ -59,8 +59,8 @@ def test_every_stage_alone_on_a_read_only_root_without_network(example, by_proce
     run(
         "joint_selection", "--records", "/out/records", "--llava-attention", "/out/llava0", "/out/llava1",
         "--mgm-attention", "/out/mgm0", "/out/mgm1", "--text-scores", "/out/text", "--kmeans", "/out/kmeans",
-        "--image-root-uri", "/in/images", "--selected", "/out/selected.json", "--scores", "/out/scores",
-        "--report", "/out/report.html", "--summary", "/out/summary.json",
+        "--image-root-uri", "/in/images", "--selected", "/out/selected.json", "--random", "/out/random.json",
+        "--scores", "/out/scores", "--report", "/out/report.html", "--summary", "/out/summary.json",
     )  # fmt: skip
     assert (tmp_path / "selected.json").read_bytes() == (by_processes / "selected.json").read_bytes()
     assert "data:image/jpeg;base64," in (tmp_path / "report.html").read_text()
