@@ -211,6 +211,7 @@ def against_plain(bounds: Bounds, size: str, repeats: int) -> None:
             f"{size} {name}: " + ", ".join(f"{way} {value / BATCH:.3f} s per record" for way, value in seconds.items())
         )
         bounds.at_most(f"time_ours_over_plain_{size}_{name}", seconds["ours"] / seconds["plain"], 1.05)
+        bounds.at_most(f"time_ours_over_unpacked_plain_{size}_{name}", seconds["ours"] / seconds["unpacked"], 1.05)
     peaks = {way: round(peak_memory(size, way)) for way in ("ours", "plain", "known")}
     print(f"{size}: peak memory above the model's, MB: {peaks}")
     bounds.at_most(f"memory_ours_over_plain_{size}", peaks["ours"] / peaks["plain"], 1.10)
