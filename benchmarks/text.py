@@ -101,6 +101,22 @@ def sample_of(records: list[list[str]], turns: int | None, seed: int = 0) -> lis
     return chosen
 
 
+def typical_batches(lengths: np.ndarray, batch: int, count: int) -> np.ndarray:
+    """Starts of batches that stand for all: evenly spaced by rank of their longest message, which sets the cost.
+
+    So few, taken at even distances, often miss the longest messages or hold too many of them.
+    """
+    starts = np.arange(0, max(1, len(lengths) - batch + 1), batch)
+    longest = np.array([lengths[start : start + batch].max() for start in starts])
+    ranks = ((np.arange(count) + 0.5) * len(starts) / count).astype(int)
+    chosen = np.argsort(longest, kind="stable")[ranks]
+    print(
+        f"batches of {batch}: longest message of {longest.mean():.0f} tokens on average, "
+        f"{longest[chosen].mean():.0f} in those timed"
+    )
+    return starts[chosen]
+
+
 def large_batches(bounds: Bounds, options: argparse.Namespace, turns: int) -> None:
     """Peak memory of bert_features where far larger batches are asked for than fit, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.text", "--dataset", str(options.dataset), "--turns", str(turns)]
@@ -143,10 +159,11 @@ def features(bounds: Bounds, dataset: Path, turns: int | None, plain_batches: in
         )
     bounds.at_most("padding_share", result.metrics["padding_share"], 0.05)
     bounds.at_most("bert_features_peak_mb_above_model", peak, 2048)
-    # The plain way at full length would take hours: some batches, evenly spread, tell its speed; twice as many turns in
-    # small batches, which differ more.
+    known = {message: len(ids) for message, ids in zip(embedded, tokenizer(list(embedded)).input_ids, strict=True)}
+    lengths = np.array([min(known[message], 512) for message in flat])
+    # The plain way at full length would take hours: some batches tell its speed; twice as many turns in small ones.
     for batch, count, wanted in ((512, plain_batches, 25), (32, 32 * plain_batches, 8)):
-        starts = np.linspace(0, max(0, len(flat) - batch), count).astype(int)
+        starts = typical_batches(lengths, batch, count)
         start = time.perf_counter()
         parts = [plain(model, tokenizer, flat[first : first + batch], batch) for first in starts]
         speed = sum(map(len, parts)) / (time.perf_counter() - start)

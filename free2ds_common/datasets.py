@@ -217,6 +217,34 @@ def open_dataset(folder: str | os.PathLike[str], schema: Schema) -> Dataset:
     return Dataset(folder, manifest)
 
 
+def open_parts(
+    folders: Sequence[str | os.PathLike[str]], schema: Schema, same: Sequence[str], label: str
+) -> list[Dataset]:
+    """Open the folders of one table that several runs of a stage wrote.
+
+    Args:
+        folders: As for `open_dataset`; at least one.
+        schema: The table that must be in each.
+        same: Entries of the manifest that must be alike in all.
+        label: Begins the message.
+
+    Raises:
+        StageError: As `open_dataset`, no folder, or parts of different models or settings.
+    """
+    if not folders:
+        raise StageError(f"{label}: no {schema.name} folder given, wanted at least one.")
+    parts = [open_dataset(folder, schema) for folder in folders]
+    first = parts[0]
+    for part in parts[1:]:
+        for name in same:
+            if part.manifest.get(name) != first.manifest.get(name):
+                raise StageError(
+                    f"{label}: parts of different runs, {name} {first.manifest.get(name)!r} in {first.folder} but "
+                    f"{part.manifest.get(name)!r} in {part.folder}. Make all parts with the same model and settings."
+                )
+    return parts
+
+
 def _same_columns(found: pa.Schema, wanted: pa.Schema) -> bool:
     """Names and types alike.
 

@@ -108,11 +108,18 @@ class Encoder:
 
 
 class _ClsLayer(nn.Module):
-    """A last BERT layer that computes CLS only: queries, output and feed-forward part of one token per message."""
+    """A last BERT layer that computes CLS only: queries, output and feed-forward part of one token per message.
+
+    Keys and values of the other tokens are not computed either: a head's score of a state x is q'(Wk x + bk), which is
+    (Wk'q)'x but for a constant that softmax drops, and its sum of values is Wv of the sum of states, plus bv.
+    """
 
     def __init__(self, layer: Any) -> None:  # noqa: ANN401
         super().__init__()
         self.layer = layer
+        attention = layer.attention.self
+        self.shape = (attention.num_attention_heads, attention.attention_head_size, -1)
+        self.key, self.value = (read.weight.view(self.shape) for read in (attention.key, attention.value))
 
     def forward(
         self,
@@ -123,34 +130,34 @@ class _ClsLayer(nn.Module):
     ) -> torch.Tensor:
         """(n, tokens, dimensions) to (n, 1, dimensions); what follows the mask is for decoders."""
         attention = self.layer.attention.self
-        shape = (len(states), -1, attention.num_attention_heads, attention.attention_head_size)
+        heads, size, _ = self.shape
         cls = states[:, :1]
-        query, key, value = (
-            project(read).view(shape).transpose(1, 2)
-            for project, read in ((attention.query, cls), (attention.key, states), (attention.value, states))
-        )
+        query = attention.query(cls).view(-1, heads, size)
+        # (n, heads, dimensions): what each head looks for, in terms of the states.
+        sought = torch.einsum("nhs,hsd->nhd", query, self.key)
         mask = None if attention_mask is None else attention_mask[:, :, :1]
-        context = functional.scaled_dot_product_attention(query, key, value, mask)
-        attended = self.layer.attention.output(context.transpose(1, 2).flatten(2), cls)
+        seen = states[:, None]
+        found = functional.scaled_dot_product_attention(sought[:, None], seen, seen, mask, scale=size**-0.5)[:, 0]
+        context = torch.einsum("nhd,hsd->nhs", found, self.value).flatten(1) + attention.value.bias
+        attended = self.layer.attention.output(context[:, None], cls)
         return self.layer.feed_forward_chunk(attended)
 
 
 def _speed_up(model: PreTrainedModel) -> None:
     """Leave out what CLS does not need, and with AVX-512 multiply in oneDNN's order with GELU in the same pass.
 
-    Of a 6-layer model the last layer without its other tokens saves 14 % of the arithmetic. With AVX2 only, torch's own
-    linear layers do 7,200 tokens a second where oneDNN's do 5,900.
+    Of a 6-layer model the last layer without its other tokens saves 16 % of the arithmetic. With AVX2 only, torch's own
+    linear layers do 5 % more tokens a second than oneDNN's.
     """
+    layers: list[Any] = list(model.encoder.layer) if model.config.model_type in _BERT_LAYERS else []
+    if layers:
+        model.encoder.layer[-1] = _ClsLayer(layers[-1])
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         pack_linear_layers(model)
-    if model.config.model_type not in _BERT_LAYERS:
-        return
-    layers: Any = model.encoder.layer
     for layer in layers:
         if isinstance(layer.intermediate.dense, PackedLinear) and model.config.hidden_act == "gelu":
             layer.intermediate.dense.activation = "gelu"
             layer.intermediate.intermediate_act_fn = nn.Identity()
-    layers[-1] = _ClsLayer(layers[-1])
 
 
 def load_encoder(folder: Path, dtype: str) -> Encoder:

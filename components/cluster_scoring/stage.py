@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
+from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset, open_parts
 from free2ds_common.errors import StageError
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.schemas import TEXT_SCORES, TEXT_TURNS, kmeans_schema, text_messages_schema
@@ -230,16 +230,10 @@ def _record_keys(turn_tables: Sequence[Dataset]) -> pa.ChunkedArray:
 
 
 def _open_parts(folders: Sequence[str]) -> tuple[list[Dataset], list[Dataset]]:
-    messages = [open_dataset(Path(folder) / "messages", text_messages_schema(1)) for folder in folders]
+    messages = open_parts(
+        [Path(folder) / "messages" for folder in folders], text_messages_schema(1), _SAME_IN_ALL_PARTS, "features"
+    )
     turns = [open_dataset(Path(folder) / "turns", TEXT_TURNS) for folder in folders]
-    first = messages[0].manifest
-    for part in messages[1:]:
-        for name in _SAME_IN_ALL_PARTS:
-            if part.manifest[name] != first[name]:
-                raise StageError(
-                    f"features: parts of different runs, {name} {first[name]!r} in {messages[0].folder} but "
-                    f"{part.manifest[name]!r} in {part.folder}. Make all parts with the same settings."
-                )
     given = sorted(part.manifest["part"] for part in messages)
     wanted = sorted(f"{number}/{len(messages)}" for number in range(len(messages)))
     if given != wanted:

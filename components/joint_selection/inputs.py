@@ -13,7 +13,7 @@ from components.joint_selection.overlap import resample, top_bits, top_k
 from free2ds_common import outcomes
 from free2ds_common.datasets import Dataset, open_dataset
 from free2ds_common.errors import StageError
-from free2ds_common.schemas import RECORDS, TEXT_SCORES, attention_schema, kmeans_schema
+from free2ds_common.schemas import RECORDS, TEXT_SCORES, kmeans_schema
 
 _LOG = logging.getLogger(__name__)
 
@@ -122,26 +122,6 @@ def read_records(folder: str) -> tuple[Dataset, Records]:
     table = dataset.table(["unique_id", "record_key", "source"]).combine_chunks()
     source = table.column("source").combine_chunks().dictionary_encode()
     return dataset, Records(table.column("unique_id").to_numpy(), table.column("record_key").combine_chunks(), source)
-
-
-def open_attention(folders: Sequence[str], side: str) -> list[Dataset]:
-    """Open one model's attention/1 folders.
-
-    Raises:
-        StageError: No folder, or parts of different models or settings.
-    """
-    if not folders:
-        raise StageError(f"{side}: no attention folder given, wanted one per shard.")
-    parts = [open_dataset(folder, attention_schema()) for folder in folders]
-    first = parts[0]
-    for part in parts[1:]:
-        for name in SAME_IN_ALL_PARTS:
-            if part.manifest.get(name) != first.manifest.get(name):
-                raise StageError(
-                    f"{side}: parts of different runs, {name} {first.manifest.get(name)!r} in {first.folder} but "
-                    f"{part.manifest.get(name)!r} in {part.folder}. Score all shards with the same model and settings."
-                )
-    return parts
 
 
 def read_side(parts: Sequence[Dataset], side: str, records: Records, grid: int, top_percent: float) -> Side:

@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from components.joint_selection.draw import record_noise
 from components.joint_selection.inputs import (
+    SAME_IN_ALL_PARTS,
     Inputs,
     Side,
     Text,
-    open_attention,
     open_kmeans,
     read_records,
     read_side,
@@ -26,10 +26,10 @@ from components.joint_selection.overlap import intersection_over_union, top_k
 from components.joint_selection.report import markdown, write_report
 from components.joint_selection.selection import Candidates, DrawSettings, Selection, by_source, select, unusable
 from free2ds_common import __version__, outcomes
-from free2ds_common.datasets import Dataset, DatasetWriter
+from free2ds_common.datasets import Dataset, DatasetWriter, open_parts
 from free2ds_common.errors import StageError
 from free2ds_common.result import Counts, StageResult, check_reject_fraction
-from free2ds_common.schemas import SCORES
+from free2ds_common.schemas import SCORES, attention_schema
 from free2ds_common.settings import require_fraction
 from free2ds_common.storage import atomic_writer
 
@@ -144,7 +144,9 @@ def read_inputs(config: JointSelectionConfig) -> Inputs:
     """
     dataset, records = read_records(config.records)
     folders = dict(zip(SIDES, (config.llava_attention, config.mgm_attention), strict=True))
-    llava, mgm = (open_attention(folders[side], f"{side}_attention") for side in SIDES)
+    llava, mgm = (
+        open_parts(folders[side], attention_schema(), SAME_IN_ALL_PARTS, f"{side}_attention") for side in SIDES
+    )
     grid = min(int(part.manifest["grid"]) for part in (llava[0], mgm[0]))
     with ThreadPoolExecutor(len(SIDES)) as pool:
         # Side by side: reading, decompressing and partitioning all let other threads run.

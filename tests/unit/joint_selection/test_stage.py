@@ -251,7 +251,7 @@ def test_report_without_pictures(inputs):
         ({"text_normalization": "z"}, "text_normalization: got 'z', wanted one of rank, reference"),
         ({"stratify": "image"}, "stratify: got 'image'"),
         ({"records": "/nowhere"}, "no _manifest.json"),
-        ({"llava_attention": []}, "llava_attention: no attention folder given"),
+        ({"llava_attention": []}, "llava_attention: no attention/1 folder given"),
         ({"kmeans": "/nowhere"}, "no _manifest.json"),
     ],
 )
