@@ -29,7 +29,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from benchmarks.bounds import Bounds, Rounds, in_turns
+from benchmarks.bounds import Bounds, in_turns
 from free2ds_common import defaults
 from free2ds_common.attention import stage
 from free2ds_common.attention.capture import ATTENTION_NAME
@@ -208,14 +208,9 @@ def against_plain(bounds: Bounds, size: str, repeats: int) -> None:
             plain=lambda: bench.plain(groups, packed=True),  # noqa: B023
             unpacked=lambda: bench.plain(groups),  # noqa: B023
         )
-        print(f"{size} {name}, s per record: {per_record(rounds, BATCH, 'ours', 'plain', 'unpacked')}")
+        print(f"{size} {name}, s per record: {rounds.per_record(BATCH)}")
         bounds.at_most(f"time_ours_over_plain_{size}_{name}", rounds.ratio("ours", "plain"), 1.05)
         bounds.at_most(f"time_ours_over_unpacked_plain_{size}_{name}", rounds.ratio("ours", "unpacked"), 1.05)
-
-
-def per_record(rounds: Rounds, records: int, *names: str) -> str:
-    """Median seconds per record of some variants, to print."""
-    return ", ".join(f"{name} {rounds.median(name) / records:.3f}" for name in names)
 
 
 def table(size: str) -> None:
@@ -230,8 +225,7 @@ def table(size: str) -> None:
             ours=lambda: bench.answer(groups),  # noqa: B023
             known=lambda: bench.known(groups),  # noqa: B023
         )
-        listed = per_record(rounds, BATCH, "plain", "ours", "known")
-        print(f"{size}, {per_picture} per picture, s per record: {listed}", flush=True)
+        print(f"{size}, {per_picture} per picture, s per record: {rounds.per_record(BATCH)}", flush=True)
 
 
 def peaks(bounds: Bounds, size: str, repeats: int) -> None:
@@ -272,7 +266,7 @@ def sharing(bounds: Bounds, size: str, repeats: int) -> None:
         groups = make_groups(per_picture, lengths)
         ways[str(per_picture)] = lambda groups=groups: bench.answer(groups, 16)
     rounds = in_turns(repeats, **ways)
-    print(f"{size}, s per record with 1, 2 and 4 per picture: {per_record(rounds, 16, *ways)}")
+    print(f"{size}, s per record with 1, 2 and 4 per picture: {rounds.per_record(16)}")
     bounds.at_least(f"sharing_4_over_1_{size}", rounds.ratio("1", "4"), 2.5)
 
 
@@ -289,7 +283,7 @@ def against_known(bounds: Bounds, size: str, repeats: int) -> None:
         for index, wanted in enumerate(bench.known(groups))
         if wanted is not None
     )
-    print(f"{size}, s per record: {per_record(rounds, batch, 'ours', 'known')}")
+    print(f"{size}, s per record: {rounds.per_record(batch)}")
     bounds.at_least(f"speed_ours_over_known_{size}", rounds.ratio("known", "ours"), 2)
     bounds.at_most(f"maps_against_known_{size}", worst, 1e-6)
 
@@ -451,12 +445,11 @@ def main() -> int:
         on_gpu(options.gpu)
         return 0
     small, large, repeats = ("tiny", "small", 1) if options.quick else ("small", "large", 5)
-    # The small model's rounds take seconds, so there can be more.
-    plain_repeats = {small: 3 * repeats, large: repeats}
     bounds = Bounds()
     parts: dict[str, Callable[[], object]] = {
         "table": lambda: [table(size) for size in (small, large)],
-        "plain": lambda: [against_plain(bounds, size, plain_repeats[size]) for size in (small, large)],
+        # The small model's rounds take seconds, so there can be more.
+        "plain": lambda: [against_plain(bounds, small, 3 * repeats), against_plain(bounds, large, repeats)],
         "peaks": lambda: [peaks(bounds, size, repeats) for size in (small, large)],
         "sharing": lambda: [sharing(bounds, size, repeats) for size in (small, large)],
         "known": lambda: against_known(bounds, large, repeats),

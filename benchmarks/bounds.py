@@ -45,6 +45,10 @@ class Rounds:
         """Seconds of a variant."""
         return statistics.median(self._seconds[name])
 
+    def per_record(self, records: int) -> str:
+        """Seconds per record of every variant, to print."""
+        return ", ".join(f"{name} {self.median(name) / records:.3f}" for name in self._seconds)
+
     def ratio(self, name: str, *others: str) -> float:
         """Time of a variant over that of the others together: the median of the rounds' ratios.
 

@@ -159,8 +159,9 @@ def features(bounds: Bounds, dataset: Path, turns: int | None, plain_batches: in
         )
     bounds.at_most("padding_share", result.metrics["padding_share"], 0.05)
     bounds.at_most("bert_features_peak_mb_above_model", peak, 2048)
-    known = {message: len(ids) for message, ids in zip(embedded, tokenizer(list(embedded)).input_ids, strict=True)}
-    lengths = np.array([min(known[message], 512) for message in flat])
+    ids = tokenizer(list(embedded), truncation=True, max_length=512).input_ids
+    tokens = dict(zip(embedded, map(len, ids), strict=True))
+    lengths = np.array([tokens[message] for message in flat])
     # The plain way at full length would take hours: some batches tell its speed; twice as many turns in small ones.
     for batch, count, wanted in ((512, plain_batches, 25), (32, 32 * plain_batches, 8)):
         starts = typical_batches(lengths, batch, count)

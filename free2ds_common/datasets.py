@@ -236,13 +236,17 @@ def open_parts(
     parts = [open_dataset(folder, schema) for folder in folders]
     first = parts[0]
     for part in parts[1:]:
-        for name in same:
-            if part.manifest.get(name) != first.manifest.get(name):
-                raise StageError(
-                    f"{label}: parts of different runs, {name} {first.manifest.get(name)!r} in {first.folder} but "
-                    f"{part.manifest.get(name)!r} in {part.folder}. Make all parts with the same model and settings."
-                )
+        if name := first_difference(part.manifest, first.manifest, same):
+            raise StageError(
+                f"{label}: parts of different runs, {name} {first.manifest.get(name)!r} in {first.folder} but "
+                f"{part.manifest.get(name)!r} in {part.folder}. Make all parts with the same model and settings."
+            )
     return parts
+
+
+def first_difference(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first of these entries that differs between two manifests, or None where all are alike."""
+    return next((name for name in names if one.get(name) != other.get(name)), None)
 
 
 def _same_columns(found: pa.Schema, wanted: pa.Schema) -> bool:

@@ -118,8 +118,8 @@ class _ClsLayer(nn.Module):
         super().__init__()
         self.layer = layer
         attention = layer.attention.self
-        self.shape = (attention.num_attention_heads, attention.attention_head_size, -1)
-        self.key, self.value = (read.weight.view(self.shape) for read in (attention.key, attention.value))
+        shape = (attention.num_attention_heads, attention.attention_head_size, -1)
+        self.key, self.value = (read.weight.view(shape) for read in (attention.key, attention.value))
 
     def forward(
         self,
@@ -130,7 +130,7 @@ class _ClsLayer(nn.Module):
     ) -> torch.Tensor:
         """(n, tokens, dimensions) to (n, 1, dimensions); what follows the mask is for decoders."""
         attention = self.layer.attention.self
-        heads, size, _ = self.shape
+        heads, size, _ = self.key.shape
         cls = states[:, :1]
         query = attention.query(cls).view(-1, heads, size)
         # (n, heads, dimensions): what each head looks for, in terms of the states.

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from components.joint_selection.overlap import resample, top_bits, top_k
 from free2ds_common import outcomes
-from free2ds_common.datasets import Dataset, open_dataset
+from free2ds_common.datasets import Dataset, first_difference, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.schemas import RECORDS, TEXT_SCORES, kmeans_schema
 
@@ -19,10 +19,6 @@ _LOG = logging.getLogger(__name__)
 
 _NAMED_IDS = 5
 _BATCH_ROWS = 8192
-# What must be alike in all parts of one side.
-SAME_IN_ALL_PARTS = (
-    "model_fingerprint", "dtype", "prompt", "preprocessing", "max_new_tokens", "grid", "capture_version",
-)  # fmt: skip
 # What must be alike in the text scores and the k-means model.
 SAME_CLUSTERING = (
     "records_sha256",
@@ -202,12 +198,11 @@ def open_kmeans(folder: str, text: Text) -> Dataset:
         StageError: It is not the model that the text scores come from.
     """
     kmeans = open_dataset(folder, kmeans_schema(1))
-    for name in SAME_CLUSTERING:
-        if kmeans.manifest.get(name) != text.manifest.get(name):
-            raise StageError(
-                f"kmeans: {folder} is not of the text scores' run, {name} {kmeans.manifest.get(name)!r} but theirs is "
-                f"{text.manifest.get(name)!r}. Give both outputs of one run of cluster_scoring."
-            )
+    if name := first_difference(kmeans.manifest, text.manifest, SAME_CLUSTERING):
+        raise StageError(
+            f"kmeans: {folder} is not of the text scores' run, {name} {kmeans.manifest.get(name)!r} but theirs is "
+            f"{text.manifest.get(name)!r}. Give both outputs of one run of cluster_scoring."
+        )
     return kmeans
 
 

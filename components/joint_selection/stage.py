@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from components.joint_selection.draw import record_noise
 from components.joint_selection.inputs import (
-    SAME_IN_ALL_PARTS,
     Inputs,
     Side,
     Text,
@@ -38,6 +37,10 @@ _LOG = logging.getLogger(__name__)
 SIDES = ("llava", "mgm")
 # A record that cluster_scoring has no score for cannot be ranked: it is rejected.
 NO_TEXT_SCORE = "no_text_score"
+# What must be alike in all parts of one side.
+_SAME_IN_ALL_PARTS = (
+    "model_fingerprint", "dtype", "prompt", "preprocessing", "max_new_tokens", "grid", "capture_version",
+)  # fmt: skip
 _MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "grid", "max_new_tokens", "capture_version")
 _TEXT_MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "max_tokens", "num_clusters", "faiss_version")
 _OUTPUTS = ("selected", "scores", "report", "summary", "random", "overview")
@@ -145,7 +148,7 @@ def read_inputs(config: JointSelectionConfig) -> Inputs:
     dataset, records = read_records(config.records)
     folders = dict(zip(SIDES, (config.llava_attention, config.mgm_attention), strict=True))
     llava, mgm = (
-        open_parts(folders[side], attention_schema(), SAME_IN_ALL_PARTS, f"{side}_attention") for side in SIDES
+        open_parts(folders[side], attention_schema(), _SAME_IN_ALL_PARTS, f"{side}_attention") for side in SIDES
     )
     grid = min(int(part.manifest["grid"]) for part in (llava[0], mgm[0]))
     with ThreadPoolExecutor(len(SIDES)) as pool:

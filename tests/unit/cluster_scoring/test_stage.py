@@ -181,6 +181,7 @@ def test_parts_of_different_models_are_refused(tmp_path):
         ("num_iterations", 0, "num_iterations: got 0"),
         ("seed", -1, "seed: got -1"),
         ("features", ["/nowhere"], "no _manifest.json"),
+        ("features", [], "features: no text_messages/1 folder given"),
     ],
 )
 def test_wrong_settings(tmp_path, setting, value, message):
