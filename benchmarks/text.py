@@ -117,64 +117,82 @@ def typical_batches(lengths: np.ndarray, batch: int, count: int) -> np.ndarray:
     return starts[chosen]
 
 
-def large_batches(bounds: Bounds, options: argparse.Namespace, turns: int) -> None:
-    """Peak memory of bert_features where far larger batches are asked for than fit, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.text", "--dataset", str(options.dataset), "--turns", str(turns)]
-    printed = subprocess.run([*command, "--peak"], check=True, stdout=subprocess.PIPE, text=True).stdout
-    bounds.at_most("bert_features_peak_mb_above_model_large_batches", float(printed.split()[-1]), 2048)
+def run_alone(records: str, features: str, batch_tokens: int) -> dict[str, float]:
+    """bert_features in a process of its own, so that neither what it keeps nor its heap's settings matter here.
+
+    Returns:
+        Its seconds, its peak in MB above the loaded model's, distinct messages and share of padding.
+    """
+    command = [sys.executable, "-m", "benchmarks.text", "--alone", records, features, str(batch_tokens)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def print_peak(dataset: Path, turns: int) -> None:
-    """Child process: peak in MB above what was there before the stage."""
+def print_run(records: str, features: str, batch_tokens: int) -> None:
+    """The child process of `run_alone`."""
     folder = minilm_folder()
+    AutoModel.from_pretrained(folder)
+    before = resident_peak_mb(reset=True)
+    start = time.perf_counter()
+    result = run_bert(BertFeaturesConfig(records, str(folder), "", batch_tokens, "auto", "0/1", features))
+    measured = {"seconds": time.perf_counter() - start, "peak_mb": resident_peak_mb() - before}
+    print(json.dumps(measured | {key: result.metrics[key] for key in ("distinct_messages", "padding_share")}))
+
+
+def large_batches(bounds: Bounds, dataset: Path, turns: int) -> None:
+    """Peak memory of bert_features where far larger batches are asked for than fit."""
     with tempfile.TemporaryDirectory() as place:
-        path = write_records(Path(place) / "records", sample_of(read_messages(dataset), turns))
-        AutoModel.from_pretrained(folder)
-        before = resident_peak_mb(reset=True)
-        run_bert(BertFeaturesConfig(path, str(folder), "", 1_000_000, "auto", "0/1", f"{place}/features"))
-        print(resident_peak_mb() - before)
+        records = write_records(Path(place) / "records", sample_of(read_messages(dataset), turns))
+        peak = run_alone(records, f"{place}/features", 1_000_000)["peak_mb"]
+    bounds.at_most("bert_features_peak_mb_above_model_large_batches", peak, 2048)
 
 
 def features(bounds: Bounds, dataset: Path, turns: int | None, plain_batches: int) -> None:
-    """Turns per second: ours on `turns` turns or all, the plain way and sentence-transformers on some of them."""
+    """Turns per second: ours on `turns` turns or all, the plain way and sentence-transformers on some of them.
+
+    The plain way at full length would take hours: some batches tell its speed, one half of them timed before ours and
+    one after it, since the machine's speed drifts.
+    """
     folder = minilm_folder()
     records = sample_of(read_messages(dataset), turns)
     flat = [message for said in records for message in said]
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    distinct = list(dict.fromkeys(flat))
+    ids = tokenizer(distinct, truncation=True, max_length=512).input_ids
+    tokens = dict(zip(distinct, map(len, ids), strict=True))
+    lengths = np.array([tokens[message] for message in flat])
+    chosen = {batch: typical_batches(lengths, batch, plain_batches * 512 // batch * 2) for batch in (512, 32)}
+    seconds = dict.fromkeys(chosen, 0.0)
+    found: dict[int, dict[str, np.ndarray]] = {batch: {} for batch in chosen}
+
+    def time_plain(half: int) -> None:
+        for batch, starts in chosen.items():
+            for first in starts[half::2]:
+                messages = flat[first : first + batch]
+                start = time.perf_counter()
+                rows = plain(model, tokenizer, messages, batch)
+                seconds[batch] += time.perf_counter() - start
+                found[batch].update(zip(messages, rows, strict=True))
+
+    time_plain(0)
     with tempfile.TemporaryDirectory() as place:
         path = write_records(Path(place) / "records", records)
-        before = resident_peak_mb(reset=True)
-        start = time.perf_counter()
-        result = run_bert(
-            BertFeaturesConfig(path, str(folder), "", defaults.BERT_BATCH_TOKENS, "auto", "0/1", f"{place}/features")
-        )
-        seconds = time.perf_counter() - start
-        peak = resident_peak_mb() - before
-        ours = len(flat) / seconds
-        distinct = int(result.metrics["distinct_messages"])
-        print(f"ours: {len(flat)} turns, {distinct} distinct, {seconds:.1f} s, {ours:.0f} turns/s")
+        run = run_alone(path, f"{place}/features", defaults.BERT_BATCH_TOKENS)
         table = open_dataset(f"{place}/features/messages", text_messages_schema(384)).table()
         embedded = dict(
             zip(table["message"].to_pylist(), table["embedding"].to_numpy(zero_copy_only=False), strict=True)
         )
-    bounds.at_most("padding_share", result.metrics["padding_share"], 0.05)
-    bounds.at_most("bert_features_peak_mb_above_model", peak, 2048)
-    ids = tokenizer(list(embedded), truncation=True, max_length=512).input_ids
-    tokens = dict(zip(embedded, map(len, ids), strict=True))
-    lengths = np.array([tokens[message] for message in flat])
-    # The plain way at full length would take hours: some batches tell its speed; twice as many turns in small ones.
-    for batch, count, wanted in ((512, plain_batches, 25), (32, 32 * plain_batches, 8)):
-        starts = typical_batches(lengths, batch, count)
-        start = time.perf_counter()
-        parts = [plain(model, tokenizer, flat[first : first + batch], batch) for first in starts]
-        speed = sum(map(len, parts)) / (time.perf_counter() - start)
-        worst = max(
-            float(np.abs(row - embedded[flat[first + offset]]).max())
-            for first, part in zip(starts, parts, strict=True)
-            for offset, row in enumerate(part)
-        )
-        print(f"plain, batches of {batch}: {speed:.0f} turns/s on {sum(map(len, parts))} turns")
-        bounds.at_least(f"bert_features_over_plain_{batch}", ours / speed, wanted)
+    time_plain(1)
+    ours = len(flat) / run["seconds"]
+    print(
+        f"ours: {len(flat)} turns, {run['distinct_messages']:.0f} distinct, {run['seconds']:.1f} s, {ours:.0f} turns/s"
+    )
+    bounds.at_most("padding_share", run["padding_share"], 0.05)
+    bounds.at_most("bert_features_peak_mb_above_model", run["peak_mb"], 2048)
+    for batch, wanted in ((512, 25), (32, 8)):
+        timed = len(chosen[batch]) * batch
+        print(f"plain, batches of {batch}: {timed / seconds[batch]:.1f} turns/s on {timed} turns")
+        bounds.at_least(f"bert_features_over_plain_{batch}", ours / (timed / seconds[batch]), wanted)
+        worst = max(float(np.abs(row - embedded[message]).max()) for message, row in found[batch].items())
         bounds.at_most(f"embeddings_against_plain_{batch}", worst, 1e-5)
     sentence_transformers(bounds, folder, flat, ours)
 
@@ -289,15 +307,16 @@ def main() -> int:
     parser.add_argument("--turns", type=int, help="of the data set, drawn at random; all by default")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some parts only")
-    parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.peak:
-        print_peak(options.dataset, options.turns)
+    if options.alone:
+        records, features_folder, batch_tokens = options.alone
+        print_run(records, features_folder, int(batch_tokens))
         return 0
     quick, bounds = options.quick, Bounds()
     parts: dict[str, Callable[[], None]] = {
         "features": lambda: features(bounds, options.dataset, 2000 if quick else options.turns, 1 if quick else 3),
-        "batches": lambda: large_batches(bounds, options, 1000 if quick else 20_000),
+        "batches": lambda: large_batches(bounds, options.dataset, 1000 if quick else 20_000),
         "same": lambda: same_assignment(bounds),
         "scoring": lambda: scoring(bounds, *((20_000, 40_000, 64, 50) if quick else (1_500_000, 3_450_000, 768, 1000))),
         # Ten times the turns; few dimensions, since the embeddings stay on disk and only their number matters here.

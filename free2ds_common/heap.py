@@ -1,29 +1,44 @@
 """The C library's heap, where large arrays come and go."""
 
 import ctypes
+import os
 import sys
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MOST = 2**31 - 1
+_MOST_INT = 2**31 - 1
 
 
-def reuse_freed_memory() -> None:
-    """Keep freed memory in the process for the next array instead of giving it back; in glibc only, else nothing.
+class FreedMemory:
+    """Freed memory stays in the process for the next arrays, within a limit; in glibc only, else this does nothing.
 
     A model's passes on a CPU free and need the same tens of MB again and again. By default glibc takes and returns them
-    each time. Call `return_freed_memory` from time to time: passes of ever other sizes leave gaps that none fits into.
+    each time. But passes of ever other sizes leave gaps that none fits into: 196 passes of about 4,096 tokens, each of
+    another length, grew to 2.0 GB.
     """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, _MOST)
+
+    def __init__(self, most: int) -> None:
+        """Change the heap's settings, for the whole process.
+
+        Args:
+            most: Bytes by which the process may grow before freed memory is given back.
+        """
+        self._libc = ctypes.CDLL(None)
+        self._most, self._kept = most, _resident()
+        if hasattr(self._libc, "mallopt"):
+            self._libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+            self._libc.mallopt(_M_TRIM_THRESHOLD, _MOST_INT)
+
+    def limit(self) -> None:
+        """Give what is free in the heap back to the system if the process has grown too much since it was last done."""
+        if hasattr(self._libc, "malloc_trim") and _resident() - self._kept > self._most:
+            self._libc.malloc_trim(0)
+            self._kept = _resident()
 
 
-def return_freed_memory() -> None:
-    """Give what is free in the heap back to the system; in glibc only, else nothing.
-
-    196 passes of about 4,096 tokens, each of another length, grew to 2.0 GB, with a call after every 16th to 1.1; all
-    calls together took 0.4 % of the time.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+def _resident() -> int:
+    """Bytes of the process in memory; 0 where that cannot be asked."""
+    if sys.platform != "linux":
+        return 0
+    with open("/proc/self/statm", encoding="ascii") as handle:
+        return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -15,7 +15,7 @@ import torch
 from components.bert_features.encoder import Encoder, Tokens, load_encoder
 from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
-from free2ds_common.heap import return_freed_memory, reuse_freed_memory
+from free2ds_common.heap import FreedMemory
 from free2ds_common.models import fingerprint, resolve_model
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
@@ -26,10 +26,12 @@ _LOG = logging.getLogger(__name__)
 
 # Messages sorted by length and embedded together: enough for batches of one length, 200 MB of BERT-base's embeddings.
 _WINDOW = 65_536
+# The first is small, so that the model starts soon.
+_FIRST_WINDOW = 4096
 # Where messages are long, fewer: 250 characters each on average.
 _WINDOW_CHARACTERS = 16 << 20
 _MAX_PADDING = 0.05
-_PASSES_BETWEEN_TRIMS = 16
+_MOST_FREED_BYTES = 512 << 20
 # Of a message's hash; two of 100 million messages share so much with a probability of 1e-23.
 _SEEN_BYTES = 16
 
@@ -86,7 +88,6 @@ def run(config: BertFeaturesConfig) -> StageResult:
     part, parts = parse_part(config.part)
     records = open_dataset(config.records, RECORDS)
     folder = Path(resolve_model(config.model, config.revision))
-    reuse_freed_memory()
     encoder = load_encoder(folder, config.dtype)
     settings = {
         "model": config.model,
@@ -182,19 +183,19 @@ class MessageSource:
 def _embed(source: MessageSource, encoder: Encoder, batch_tokens: int, writer: DatasetWriter) -> float:
     """Write every message with its embedding; returns the share of padding in what the model read."""
     progress = Progress(source.total_records, "records", _LOG)
+    freed = FreedMemory(_MOST_FREED_BYTES)
     real = padded = 0
     for window in _windows(source, encoder):
         lengths = window.tokens.lengths
         embeddings = np.empty((len(lengths), encoder.dimensions), dtype=np.float32)
         embedded = 0
-        for number, chosen in enumerate(token_batches(lengths, batch_tokens), start=1):
+        for chosen in token_batches(lengths, batch_tokens):
             embeddings[chosen] = encoder.embed(window.tokens, chosen)
             real += int(lengths[chosen].sum())
             padded += len(chosen) * int(lengths[chosen].max())
             # A window may take minutes: its records count as done in step with its messages.
             before, embedded = embedded, embedded + len(chosen)
-            if number % _PASSES_BETWEEN_TRIMS == 0:
-                return_freed_memory()
+            freed.limit()
             progress.add(window.num_records * embedded // len(lengths) - window.num_records * before // len(lengths))
         if not np.isfinite(embeddings).all():
             raise RuntimeError("the encoder gave NaN or infinite embeddings; try --dtype float32")
@@ -229,11 +230,11 @@ def _windows(source: MessageSource, encoder: Encoder) -> Iterator[Window]:
     """Window by window; the next one is read and tokenised while the model works on this one."""
     stream = iter(source)
 
-    def prepare() -> Window | None:
+    def prepare(most: int) -> Window | None:
         before, characters = source.num_records, 0
         keys: list[str] = []
         messages: list[str] = []
-        for key, message in itertools.islice(stream, _WINDOW):
+        for key, message in itertools.islice(stream, most):
             keys.append(key)
             messages.append(message)
             characters += len(message)
@@ -242,9 +243,9 @@ def _windows(source: MessageSource, encoder: Encoder) -> Iterator[Window]:
         return Window(keys, messages, encoder.tokenize(messages), source.num_records - before) if keys else None
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer") as pool:
-        pending = pool.submit(prepare)
+        pending = pool.submit(prepare, _FIRST_WINDOW)
         while (window := pending.result()) is not None:
-            pending = pool.submit(prepare)
+            pending = pool.submit(prepare, _WINDOW)
             yield window
 
 

@@ -17,7 +17,9 @@ MODELS = [
     ("bert", SIZES),
     ("bert", {**SIZES, "hidden_act": "relu"}),
     ("bert", {**SIZES, "num_hidden_layers": 1}),
+    ("bert", {**SIZES, "is_decoder": True}),
     ("electra", SIZES),
+    ("electra", {**SIZES, "embedding_size": 8}),
     ("roberta", SIZES),
     ("xlm-roberta", SIZES),
     ("mpnet", SIZES),
@@ -37,12 +39,13 @@ def test_gives_the_plain_models_cls_for_every_kind(monkeypatch, kind, settings, 
     for parameter in model.parameters():
         parameter.normal_(0, 0.5)
     model = model.to(dtype)
-    rows = [torch.randint(2, 50, (length,)) for length in (3, 9, 9, 1)]
+    rows = [torch.randint(2, 50, (length,)) for length in (3, 16, 16, 1, 21)]
     wanted = np.stack([model(row[None]).last_hidden_state[0, 0].float() for row in rows])
     lengths = np.array([len(row) for row in rows])
     tokens = Tokens(torch.cat(rows).numpy(), np.cumsum(lengths) - lengths, lengths)
     encoder = Encoder(copy.deepcopy(model), SimpleNamespace(pad_token_id=1), 40)
-    for chosen in ([0, 1, 2, 3], [2, 1], [0]):
+    # A vector of the CPU's attention kernel holds 16 tokens: below, exactly and above, with padding and without.
+    for chosen in ([0, 1, 2, 3, 4], [2, 1], [0], [3, 3, 3], [4, 4, 4]):
         found = encoder.embed(tokens, np.array(chosen))
         np.testing.assert_allclose(found, wanted[chosen], atol=1e-5)
     assert np.abs(wanted[0] - wanted[1]).max() > 0.01

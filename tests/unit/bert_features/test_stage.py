@@ -71,12 +71,20 @@ def test_embeddings_are_the_models_cls_whatever_the_batch(config, bert, batch_to
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("_WINDOW", 1), ("_WINDOW", 2), ("_WINDOW", 5), ("_WINDOW_CHARACTERS", 30)]
+    "settings",
+    [
+        {"_FIRST_WINDOW": 1, "_WINDOW": 1},
+        {"_FIRST_WINDOW": 1, "_WINDOW": 3},
+        {"_FIRST_WINDOW": 2, "_WINDOW": 5},
+        {"_FIRST_WINDOW": 5},
+        {"_WINDOW_CHARACTERS": 30},
+    ],
 )
-def test_windows_do_not_change_what_is_written(config, monkeypatch, setting, value):
+def test_windows_do_not_change_what_is_written(config, monkeypatch, settings):
     run(config)
     wanted, wanted_turns = tables(config)
-    monkeypatch.setattr(f"components.bert_features.stage.{setting}", value)
+    for setting, value in settings.items():
+        monkeypatch.setattr(f"components.bert_features.stage.{setting}", value)
     result = run(config)
     messages, turns = tables(config)
     assert list(messages) == list(wanted) and turns == wanted_turns

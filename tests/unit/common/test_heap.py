@@ -6,9 +6,8 @@ import pytest
 # Frees a large block and looks whether the kernel got it back.
 SCRIPT = """
 import ctypes, sys
-from free2ds_common.heap import reuse_freed_memory
-if sys.argv[1] == "reuse":
-    reuse_freed_memory()
+from free2ds_common.heap import FreedMemory
+freed = None if sys.argv[1] == "default" else FreedMemory(int(sys.argv[1]) << 20)
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 size = 64 << 20
@@ -17,12 +16,14 @@ block = libc.malloc(size)
 ctypes.memset(ctypes.c_void_p(block), 1, size)
 before = resident()
 libc.free(block)
+if freed:
+    freed.limit()
 print(before - resident() > size // 2)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's heap")
-@pytest.mark.parametrize(("how", "given_back"), [("reuse", "False"), ("default", "True")])
-def test_freed_memory_stays(how, given_back):
+@pytest.mark.parametrize(("how", "given_back"), [("default", "True"), ("128", "False"), ("32", "True")])
+def test_freed_memory_stays_within_the_limit(how, given_back):
     ran = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == given_back
