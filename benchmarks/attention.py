@@ -8,7 +8,6 @@ Every comparison is a ratio within one run. Peak memory is measured in a fresh p
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from free2ds_common.attention.maps import aggregate_steps
 from free2ds_common.attention.model import VisionLanguageModel
 from free2ds_common.attention.prompts import Prompt
 from free2ds_common.datasets import DatasetWriter
+from free2ds_common.heap import resident_bytes
 from free2ds_common.packed_linear import pack_linear_layers
 from free2ds_common.schemas import RECORDS
 
@@ -248,7 +248,7 @@ def memory_of(way: str, size: str) -> None:
     # One tiny run first: libraries and thread pools are not the capture's memory.
     bench.plain(make_groups(1, [2]), 1)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = resident_mb()
+    before = resident_bytes() / 2**20
     groups = make_groups(1, [100] * 4 + [50] * 4)
     {"ours": partial(bench.answer, share=False), "plain": partial(bench.plain, packed=True), "known": bench.known}[way](
         groups
@@ -331,7 +331,7 @@ def flat_memory(bounds: Bounds, records: int) -> None:
 
     def answers(*arguments) -> Iterator[tuple]:  # noqa: ANN002
         for answer in stage_answers(*arguments):
-            resident.append(resident_mb())
+            resident.append(resident_bytes() / 2**20)
             yield answer
 
     stage_answers, stage._answers = stage._answers, answers
@@ -369,12 +369,6 @@ def picture_processor() -> Callable:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     return CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
-
-
-def resident_mb() -> float:
-    """Resident set of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
 
 
 def pictures(bounds: Bounds, size: str) -> None:

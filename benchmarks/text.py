@@ -9,7 +9,6 @@ of 32) padded to the longest.
 import argparse
 import gzip
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from components.cluster_scoring.stage import ClusterScoringConfig, train, traini
 from components.cluster_scoring.stage import run as run_scoring
 from free2ds_common import defaults
 from free2ds_common.datasets import DatasetWriter, open_dataset
+from free2ds_common.heap import resident_bytes
 from free2ds_common.schemas import RECORDS, TEXT_TURNS, kmeans_schema, text_messages_schema
 
 PLACEHOLDERS = ("<image>", "<Image>")
@@ -149,8 +149,8 @@ def large_batches(bounds: Bounds, dataset: Path, turns: int) -> None:
 def features(bounds: Bounds, dataset: Path, turns: int | None, plain_batches: int) -> None:
     """Turns per second: ours on `turns` turns or all, the plain way and sentence-transformers on some of them.
 
-    The plain way at full length would take hours: some batches tell its speed, one half of them timed before ours and
-    one after it, since the machine's speed drifts.
+    The plain way at full length would take hours: some batches tell its speed, `plain_batches` of 512 and as many turns
+    in batches of 32 before ours and the same again after it, since the machine's speed drifts.
     """
     folder = minilm_folder()
     records = sample_of(read_messages(dataset), turns)
@@ -218,7 +218,7 @@ def resident_peak_mb(reset: bool = False) -> float:
     """Peak resident set, or (with `reset`) the present one after the peak was set back to it."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+        return resident_bytes() / 2**20
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 

@@ -24,20 +24,20 @@ class FreedMemory:
             most: Bytes by which the process may grow before freed memory is given back.
         """
         self._libc = ctypes.CDLL(None)
-        self._most, self._kept = most, _resident()
+        self._most, self._kept = most, resident_bytes()
         if hasattr(self._libc, "mallopt"):
             self._libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
             self._libc.mallopt(_M_TRIM_THRESHOLD, _MOST_INT)
 
     def limit(self) -> None:
         """Give what is free in the heap back to the system if the process has grown too much since it was last done."""
-        if hasattr(self._libc, "malloc_trim") and _resident() - self._kept > self._most:
+        if hasattr(self._libc, "malloc_trim") and resident_bytes() - self._kept > self._most:
             self._libc.malloc_trim(0)
-            self._kept = _resident()
+            self._kept = resident_bytes()
 
 
-def _resident() -> int:
-    """Bytes of the process in memory; 0 where that cannot be asked."""
+def resident_bytes() -> int:
+    """Bytes of this process in memory; 0 where that cannot be asked (it is read from Linux's /proc)."""
     if sys.platform != "linux":
         return 0
     with open("/proc/self/statm", encoding="ascii") as handle:

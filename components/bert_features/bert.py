@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 from free2ds_common.packed_linear import PackedLinear, pack_linear_layers
 
 MODEL_TYPES = ("bert", "electra", "roberta", "xlm-roberta")
-# The attention kernel on a CPU takes a message's last tokens one by one where they do not fill a vector: 28 tokens take
-# twice as long as 32.
+# Where a message does not fill its vectors, torch's attention on a CPU is slow: 28 tokens take twice as long as 32.
 _VECTOR = 16
 # oneDNN keeps a kernel for each number of rows, so there should be few.
 _DISTINCT_STEP = 256
@@ -72,7 +71,7 @@ class ClsBert(nn.Module):
         for number, layer in enumerate(self.layers[:-1]):
             read = layer.attention.self
             query, key, value = (
-                self._heads(project(states) if number else project(distinct)[where], count, length, shown)
+                _windows(project(states) if number else project(distinct)[where], count, length, shown, self.heads)
                 for project, shown in ((read.query, length), (read.key, window), (read.value, window))
             )
             context = functional.scaled_dot_product_attention(query, key, value, mask)
@@ -102,23 +101,23 @@ class ClsBert(nn.Module):
         shown = functional.pad(inside, (0, window - length))
         return like.new_zeros(shown.shape).masked_fill_(~shown, -torch.inf)[:, None, None]
 
-    def _heads(self, rows: torch.Tensor, count: int, length: int, shown: int) -> torch.Tensor:
-        """(rows, dimensions) as (n, heads, shown, dimensions per head); messages overlap where more is shown."""
-        dimensions = rows.shape[1]
-        size = dimensions // self.heads
-        return rows.as_strided((count, self.heads, shown, size), (length * dimensions, size, dimensions, 1))
-
     def _last_layer(
         self, states: torch.Tensor, count: int, length: int, window: int, mask: torch.Tensor | None
     ) -> torch.Tensor:
         layer: Any = self.layers[-1]
         read = layer.attention.self
-        dimensions = states.shape[1]
-        cls = states[: count * length].view(count, length, dimensions)[:, 0]
+        cls = states[: count * length : length]
         query = read.query(cls).view(count, self.heads, -1)
         # What each head looks for, in terms of the states: its queries are the heads here.
         sought = torch.einsum("nhs,hsd->nhd", query, self.last_key)[:, None]
-        seen = states.as_strided((count, 1, window, dimensions), (length * dimensions, 0, dimensions, 1))
+        seen = _windows(states, count, length, window, 1)
         found = functional.scaled_dot_product_attention(sought, seen, seen, mask, scale=query.shape[2] ** -0.5)[:, 0]
         context = torch.einsum("nhd,hsd->nhs", found, self.last_value).flatten(1) + read.value.bias
         return layer.feed_forward_chunk(layer.attention.output(context, cls))
+
+
+def _windows(rows: torch.Tensor, count: int, length: int, shown: int, heads: int) -> torch.Tensor:
+    """(rows, dimensions) as (n, heads, shown, dimensions per head); messages overlap where more is shown."""
+    dimensions = rows.shape[1]
+    size = dimensions // heads
+    return rows.as_strided((count, heads, shown, size), (length * dimensions, size, dimensions, 1))
