@@ -12,8 +12,8 @@ from free2ds_common.packed_linear import PackedLinear, pack_linear_layers
 MODEL_TYPES = ("bert", "electra", "roberta", "xlm-roberta")
 # Where a message does not fill its vectors, torch's attention on a CPU is slow: 28 tokens take twice as long as 32.
 _VECTOR = 16
-# oneDNN keeps a kernel for each number of rows, so there should be few.
-_DISTINCT_STEP = 256
+# oneDNN compiles kernels for each number of rows, in 1 to 3 ms, and keeps about a thousand: numbers should be few.
+_ROWS_STEP, _CLS_STEP, _DISTINCT_STEP = 32, 16, 256
 
 
 class ClsBert(nn.Module):
@@ -24,7 +24,7 @@ class ClsBert(nn.Module):
     is projected once per pass. In the last layer everything is computed for CLS alone; keys and values are not even for
     that: a head's score of a state x is q'(Wk x + bk), which is (Wk'q)'x but for a constant that softmax drops, and its
     sum of values is Wv of the sum of states, plus bv. On a CPU keys and values are read on into the next message until
-    a vector is full, and the surplus is masked.
+    a vector is full, and the surplus is masked; and matrices get surplus rows, so that few sizes occur.
     """
 
     def __init__(self, model: PreTrainedModel, packed: bool) -> None:
@@ -62,22 +62,28 @@ class ClsBert(nn.Module):
         count, length = ids.shape
         tokens = count * length
         vector = _VECTOR if ids.device.type == "cpu" else 1
-        window = -(-length // vector) * vector
-        distinct, where = self._distinct(ids, window - length)
+        window = _up(length, vector)
+        rows = _up(tokens + window - length, _ROWS_STEP)
+        distinct, where = self._distinct(ids, rows - tokens)
         mask = self._mask(inside, length, window, distinct)
-        states = distinct[where]
-        # The rows that the last window reads beyond the last message stay zero.
-        sums = torch.zeros_like(states)
+        states = distinct.index_select(0, where)
+        # Rows beyond the last message are read by nobody or masked. They stay zero here, so all numbers are finite.
+        residual = torch.zeros_like(states)
         for number, layer in enumerate(self.layers[:-1]):
             read = layer.attention.self
+            projected = [project(states if number else distinct) for project in (read.query, read.key, read.value)]
+            if not number:
+                projected = [of_pairs.index_select(0, where) for of_pairs in projected]
             query, key, value = (
-                _windows(project(states) if number else project(distinct)[where], count, length, shown, self.heads)
-                for project, shown in ((read.query, length), (read.key, window), (read.value, window))
+                _windows(projection, count, length, shown, self.heads)
+                for projection, shown in zip(projected, (length, window, window), strict=True)
             )
             context = functional.scaled_dot_product_attention(query, key, value, mask)
-            attended = layer.attention.output(context.transpose(1, 2).reshape(tokens, -1), states[:tokens])
-            torch.add(layer.output.dense(layer.intermediate(attended)), attended, out=sums[:tokens])
-            states = layer.output.LayerNorm(sums)
+            output = layer.attention.output
+            context = output.dense(context.transpose(1, 2).reshape(tokens, -1))
+            torch.add(context, states[:tokens], out=residual[:tokens])
+            attended = output.LayerNorm(residual)
+            states = layer.output.LayerNorm(layer.output.dense(layer.intermediate(attended)).add_(attended))
         return self._last_layer(states, count, length, window, mask)
 
     def _distinct(self, ids: torch.Tensor, beyond: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,14 +112,22 @@ class ClsBert(nn.Module):
     ) -> torch.Tensor:
         layer: Any = self.layers[-1]
         read = layer.attention.self
-        cls = states[: count * length : length]
-        query = read.query(cls).view(count, self.heads, -1)
+        # The last message again where rows are missing.
+        message = torch.arange(_up(count, _CLS_STEP), device=states.device).clamp_(max=count - 1)
+        cls = states.index_select(0, message * length)
+        query = read.query(cls)[:count].view(count, self.heads, -1)
         # What each head looks for, in terms of the states: its queries are the heads here.
         sought = torch.einsum("nhs,hsd->nhd", query, self.last_key)[:, None]
         seen = _windows(states, count, length, window, 1)
         found = functional.scaled_dot_product_attention(sought, seen, seen, mask, scale=query.shape[2] ** -0.5)[:, 0]
         context = torch.einsum("nhd,hsd->nhs", found, self.last_value).flatten(1) + read.value.bias
-        return layer.feed_forward_chunk(layer.attention.output(context, cls))
+        context = functional.pad(context, (0, 0, 0, len(cls) - count))
+        return layer.feed_forward_chunk(layer.attention.output(context, cls))[:count]
+
+
+def _up(number: int, step: int) -> int:
+    """The next multiple of step."""
+    return -(-number // step) * step
 
 
 def _windows(rows: torch.Tensor, count: int, length: int, shown: int, heads: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ MODELS = [
     ("bert", SIZES),
     ("bert", {**SIZES, "hidden_act": "relu"}),
     ("bert", {**SIZES, "num_hidden_layers": 1}),
+    ("bert", {**SIZES, "num_hidden_layers": 4}),
     ("bert", {**SIZES, "is_decoder": True}),
     ("electra", SIZES),
     ("electra", {**SIZES, "embedding_size": 8}),
@@ -49,3 +50,19 @@ def test_gives_the_plain_models_cls_for_every_kind(monkeypatch, kind, settings, 
         found = encoder.embed(tokens, np.array(chosen))
         np.testing.assert_allclose(found, wanted[chosen], atol=1e-5)
     assert np.abs(wanted[0] - wanted[1]).max() > 0.01
+
+
+@torch.inference_mode()
+def test_passes_of_many_lengths_multiply_few_sizes():
+    """oneDNN compiles a kernel for each number of rows."""
+    model = AutoModel.from_config(AutoConfig.for_model("bert", **{**SIZES, "num_hidden_layers": 3})).eval()
+    seen = {"layers": set(), "last": set()}
+    for layer in model.encoder.layer:
+        where = seen["last" if layer is model.encoder.layer[-1] else "layers"]
+        layer.intermediate.dense.register_forward_pre_hook(lambda _, inputs, where=where: where.add(len(inputs[0])))
+    encoder = Encoder(model, SimpleNamespace(pad_token_id=1), 40)
+    for length in range(1, 41):
+        count = 400 // length
+        tokens = Tokens(np.full(count * length, 7), np.arange(count) * length, np.full(count, length))
+        assert encoder.embed(tokens, np.arange(count)).shape == (count, 16)
+    assert seen["layers"] == {384, 416} and all(rows % 16 == 0 for rows in seen["last"])

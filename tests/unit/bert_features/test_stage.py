@@ -112,8 +112,10 @@ def test_a_failure_leaves_no_finished_folder(config, monkeypatch):
             open_dataset(f"{config.features}/{name}", schema)
 
 
-def test_a_pass_on_a_cpu_has_an_upper_size(config, monkeypatch):
-    monkeypatch.setattr("components.bert_features.encoder.CPU_ACTIVATION_BYTES", 4 * 16 * 16 * 50)
+@pytest.mark.parametrize("setting", ["CPU_ACTIVATION_BYTES", "CPU_ACTIVATION_BYTES_PER_THREAD"])
+def test_a_pass_on_a_cpu_has_an_upper_size(config, monkeypatch, setting):
+    threads = torch.get_num_threads() if setting.endswith("THREAD") else 1
+    monkeypatch.setattr(f"components.bert_features.encoder.{setting}", 4 * 16 * 16 * 50 // threads)
     sizes = []
     embed = Encoder.embed
     monkeypatch.setattr(
