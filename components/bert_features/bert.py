@@ -24,7 +24,7 @@ class ClsBert(nn.Module):
     is projected once per pass. In the last layer everything is computed for CLS alone; keys and values are not even for
     that: a head's score of a state x is q'(Wk x + bk), which is (Wk'q)'x but for a constant that softmax drops, and its
     sum of values is Wv of the sum of states, plus bv. On a CPU keys and values are read on into the next message until
-    a vector is full, and the surplus is masked; and matrices get surplus rows, so that few sizes occur.
+    a vector is full, and the surplus is masked. Matrices get surplus rows, so that few sizes occur.
     """
 
     def __init__(self, model: PreTrainedModel, packed: bool) -> None:
@@ -62,9 +62,10 @@ class ClsBert(nn.Module):
         count, length = ids.shape
         tokens = count * length
         vector = _VECTOR if ids.device.type == "cpu" else 1
-        window = _up(length, vector)
-        rows = _up(tokens + window - length, _ROWS_STEP)
-        distinct, where = self._distinct(ids, rows - tokens)
+        window = length + -length % vector
+        surplus = window - length
+        surplus += -(tokens + surplus) % _ROWS_STEP
+        distinct, where = self._distinct(ids, surplus)
         mask = self._mask(inside, length, window, distinct)
         states = distinct.index_select(0, where)
         # Rows beyond the last message are read by nobody or masked. They stay zero here, so all numbers are finite.
@@ -112,22 +113,15 @@ class ClsBert(nn.Module):
     ) -> torch.Tensor:
         layer: Any = self.layers[-1]
         read = layer.attention.self
-        # The last message again where rows are missing.
-        message = torch.arange(_up(count, _CLS_STEP), device=states.device).clamp_(max=count - 1)
-        cls = states.index_select(0, message * length)
+        surplus = (0, 0, 0, -count % _CLS_STEP)
+        cls = functional.pad(states[: count * length : length], surplus)
         query = read.query(cls)[:count].view(count, self.heads, -1)
         # What each head looks for, in terms of the states: its queries are the heads here.
         sought = torch.einsum("nhs,hsd->nhd", query, self.last_key)[:, None]
         seen = _windows(states, count, length, window, 1)
         found = functional.scaled_dot_product_attention(sought, seen, seen, mask, scale=query.shape[2] ** -0.5)[:, 0]
         context = torch.einsum("nhd,hsd->nhs", found, self.last_value).flatten(1) + read.value.bias
-        context = functional.pad(context, (0, 0, 0, len(cls) - count))
-        return layer.feed_forward_chunk(layer.attention.output(context, cls))[:count]
-
-
-def _up(number: int, step: int) -> int:
-    """The next multiple of step."""
-    return -(-number // step) * step
+        return layer.feed_forward_chunk(layer.attention.output(functional.pad(context, surplus), cls))[:count]
 
 
 def _windows(rows: torch.Tensor, count: int, length: int, shown: int, heads: int) -> torch.Tensor:
