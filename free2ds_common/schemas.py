@@ -45,7 +45,7 @@ def attention_schema(positions: int = POSITIONS) -> Schema:
 
 
 def text_messages_schema(dimensions: int) -> Schema:
-    """`text_messages/1`: one row per distinct human message, `embedding` float32 [dimensions]."""
+    """`text_messages/1`: one row per distinct human message, by its hex sha256; `embedding` float32 [dimensions]."""
     return Schema(
         "text_messages/1",
         _columns(message_key=pa.string(), message=pa.string(), embedding=pa.list_(pa.float32(), dimensions)),
@@ -68,7 +68,8 @@ RECORDS = Schema(
     ),
 )
 
-# One row per human turn: who said which distinct message. turn counts the record's human turns from 0.
+# One row per human turn: who said which distinct message (hex sha256 of its text). turn counts the record's human turns
+# from 0.
 TEXT_TURNS = Schema(
     "text_turns/1",
     _columns(unique_id=pa.int64(), record_key=pa.string(), turn=pa.int32(), message_key=pa.string()),

@@ -1,5 +1,6 @@
 """How typical each record's messages are: distance to the nearest k-means centroid of all messages."""
 
+import binascii
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -187,13 +188,9 @@ def join_turns(messages: Sequence[Dataset], turn_tables: Sequence[Dataset]) -> T
     """Replace message keys by row numbers, parts together, in the order of the full matrix.
 
     Raises:
-        StageError: A turn's message has no embedding, or a record's turns are not all there.
+        StageError: A key is no hex sha256, a turn's message has no embedding, or a record's turns are not all there.
     """
-    # Large strings and chunks: all keys together may be more than the 2 GiB of one Arrow string array.
-    keys = pa.concat_tables([part.table(["message_key"]) for part in messages]).column(0).cast(pa.large_string())
-    said = pa.concat_tables([part.table(["message_key"]) for part in turn_tables]).column(0).cast(pa.large_string())
-    message = pc.index_in(said, value_set=keys.combine_chunks())
-    del keys, said
+    message = pc.index_in(_message_keys(turn_tables), value_set=_message_keys(messages).combine_chunks())
     if message.null_count:
         raise StageError(
             f"features: {message.null_count} turns without an embedding. Rerun bert_features for all parts."
@@ -217,6 +214,19 @@ def join_turns(messages: Sequence[Dataset], turn_tables: Sequence[Dataset]) -> T
         unique_id[starts],
         _record_keys(turn_tables),
     )
+
+
+def _message_keys(tables: Sequence[Dataset]) -> pa.ChunkedArray:
+    """`message_key` of all parts as 32 bytes each: as hex they would be most of the stage's memory."""
+    chunks = []
+    for part in tables:
+        for batch in part.batches(["message_key"], _BLOCK_ROWS):
+            try:
+                packed = binascii.unhexlify(batch.column(0).cast(pa.binary()).cast(pa.binary(64)).buffers()[1])
+            except (pa.ArrowInvalid, binascii.Error) as error:
+                raise StageError("features: a message_key is not a hex sha256. Rerun bert_features.") from error
+            chunks.append(pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(batch), [None, pa.py_buffer(packed)]))
+    return pa.chunked_array(chunks, pa.binary(32))
 
 
 def _record_keys(turn_tables: Sequence[Dataset]) -> pa.ChunkedArray:

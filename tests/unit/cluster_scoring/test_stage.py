@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 
 import faiss
 import numpy as np
@@ -15,17 +16,21 @@ SETTINGS = {
 }  # fmt: skip
 
 
+def key_of(number):
+    return hashlib.sha256(f"text {number}".encode()).hexdigest()
+
+
 def write_features(folder, embeddings, said, **settings):
     """`said[i]` lists record i + 1's messages as rows of `embeddings`."""
     with DatasetWriter(folder / "messages", text_messages_schema(embeddings.shape[1])) as writer:
         writer.write(
-            [{"message_key": f"m{n}", "message": f"text {n}", "embedding": row} for n, row in enumerate(embeddings)]
+            [{"message_key": key_of(n), "message": f"text {n}", "embedding": row} for n, row in enumerate(embeddings)]
         )
         writer.manifest.update(SETTINGS | settings)
     with DatasetWriter(folder / "turns", TEXT_TURNS) as writer:
         writer.write(
             [
-                {"unique_id": record, "record_key": f"k{record}", "turn": turn, "message_key": f"m{message}"}
+                {"unique_id": record, "record_key": f"k{record}", "turn": turn, "message_key": key_of(message)}
                 for record, messages in enumerate(said, start=1)
                 for turn, message in enumerate(messages)
             ]
@@ -99,7 +104,7 @@ def test_parts_equal_the_whole(tmp_path):
         with DatasetWriter(folder / "messages", text_messages_schema(4)) as writer:
             writer.write(
                 [
-                    {"message_key": f"m{n}", "message": "", "embedding": embeddings[n]}
+                    {"message_key": key_of(n), "message": "", "embedding": embeddings[n]}
                     for n in range(40)
                     if n % 2 == part
                 ]
@@ -108,7 +113,7 @@ def test_parts_equal_the_whole(tmp_path):
         with DatasetWriter(folder / "turns", TEXT_TURNS) as writer:
             writer.write(
                 [
-                    {"unique_id": r + 1, "record_key": f"k{r + 1}", "turn": t, "message_key": f"m{n}"}
+                    {"unique_id": r + 1, "record_key": f"k{r + 1}", "turn": t, "message_key": key_of(n)}
                     for r, messages in enumerate(said)
                     for t, n in enumerate(messages)
                     if n % 2 == part
@@ -138,6 +143,13 @@ def test_turns_that_do_not_fit_the_messages(tmp_path):
         writer.manifest.update(SETTINGS)
     with pytest.raises(StageError, match="turns of record 2 are missing or there twice"):
         run(config_for(tmp_path, folder))
+
+
+@pytest.mark.parametrize("key", ["a1", "a1" * 33, "z" * 64, "a1" * 32 + "é"])
+def test_keys_that_are_no_sha256_are_refused(tmp_path, monkeypatch, key):
+    monkeypatch.setitem(globals(), "key_of", lambda _: key)
+    with pytest.raises(StageError, match="a message_key is not a hex sha256. Rerun bert_features"):
+        run(config_for(tmp_path, write_features(tmp_path / "f", np.eye(1, dtype=np.float32), [[0]])))
 
 
 def test_fewer_messages_than_clusters(tmp_path, caplog):
