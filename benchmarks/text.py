@@ -7,13 +7,15 @@ of 32) padded to the longest.
 """
 
 import argparse
+import functools
 import gzip
 import json
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from free2ds_common.schemas import RECORDS, TEXT_TURNS, kmeans_schema, text_mess
 
 PLACEHOLDERS = ("<image>", "<Image>")
 _ENCODED_BY_LIBRARY = 20_000
+_STRETCH_SECONDS = 20
 PARTS = ("features", "batches", "same", "scoring", "ten")
 
 
@@ -117,14 +120,42 @@ def typical_batches(lengths: np.ndarray, batch: int, count: int) -> np.ndarray:
     return starts[chosen]
 
 
-def run_alone(records: str, features: str, batch_tokens: int) -> dict[str, float]:
+def run_alone(
+    records: str, features: str, batch_tokens: int, between: Iterable[Callable[[], object]] = ()
+) -> dict[str, float]:
     """bert_features in a process of its own, so that neither what it keeps nor its heap's settings matter here.
 
+    Args:
+        records: records/1 folder.
+        features: Folder to write.
+        batch_tokens: As the stage takes it.
+        between: Work done while the process is stopped, one piece after every `_STRETCH_SECONDS`; what is left when it
+            ends is done then. The machine's speed drifts over minutes: both meet the same of it.
+
     Returns:
-        Its seconds, its peak in MB above the loaded model's, distinct messages and share of padding.
+        Its seconds without the stops, its peak in MB above the loaded model's, distinct messages and share of padding.
     """
     command = [sys.executable, "-m", "benchmarks.text", "--alone", records, features, str(batch_tokens)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    stops: list[tuple[float, float]] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for work in between:
+            try:
+                process.wait(_STRETCH_SECONDS if process.returncode is None else 0)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGSTOP)
+            start = time.monotonic()
+            try:
+                work()
+            finally:
+                process.send_signal(signal.SIGCONT)
+            stops.append((start, time.monotonic()))
+        printed, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    measured = json.loads(printed.splitlines()[-1])
+    start, end = measured.pop("start"), measured.pop("end")
+    stopped = sum(max(0.0, min(last, end) - max(first, start)) for first, last in stops)
+    return measured | {"seconds": end - start - stopped}
 
 
 def print_run(records: str, features: str, batch_tokens: int) -> None:
@@ -132,9 +163,9 @@ def print_run(records: str, features: str, batch_tokens: int) -> None:
     folder = minilm_folder()
     AutoModel.from_pretrained(folder)
     before = resident_peak_mb(reset=True)
-    start = time.perf_counter()
+    start = time.monotonic()
     result = run_bert(BertFeaturesConfig(records, str(folder), "", batch_tokens, "auto", "0/1", features))
-    measured = {"seconds": time.perf_counter() - start, "peak_mb": resident_peak_mb() - before}
+    measured = {"start": start, "end": time.monotonic(), "peak_mb": resident_peak_mb() - before}
     print(json.dumps(measured | {key: result.metrics[key] for key in ("distinct_messages", "padding_share")}))
 
 
@@ -146,11 +177,11 @@ def large_batches(bounds: Bounds, dataset: Path, turns: int) -> None:
     bounds.at_most("bert_features_peak_mb_above_model_large_batches", peak, 2048)
 
 
-def features(bounds: Bounds, dataset: Path, turns: int | None, plain_batches: int) -> None:
+def features(bounds: Bounds, dataset: Path, turns: int | None, rounds: int) -> None:
     """Turns per second: ours on `turns` turns or all, the plain way and sentence-transformers on some of them.
 
-    The plain way at full length would take hours: some batches tell its speed, `plain_batches` of 512 and as many turns
-    in batches of 32 before ours and the same again after it, since the machine's speed drifts.
+    The plain way at full length would take hours: its speed is told by `rounds` batches of 512 and as many turns in
+    batches of 32.
     """
     folder = minilm_folder()
     records = sample_of(read_messages(dataset), turns)
@@ -160,28 +191,27 @@ def features(bounds: Bounds, dataset: Path, turns: int | None, plain_batches: in
     ids = tokenizer(distinct, truncation=True, max_length=512).input_ids
     tokens = dict(zip(distinct, map(len, ids), strict=True))
     lengths = np.array([tokens[message] for message in flat])
-    chosen = {batch: typical_batches(lengths, batch, plain_batches * 512 // batch * 2) for batch in (512, 32)}
+    chosen = {batch: typical_batches(lengths, batch, rounds * 512 // batch) for batch in (512, 32)}
     seconds = dict.fromkeys(chosen, 0.0)
     found: dict[int, dict[str, np.ndarray]] = {batch: {} for batch in chosen}
 
-    def time_plain(half: int) -> None:
+    def time_plain(number: int) -> None:
         for batch, starts in chosen.items():
-            for first in starts[half::2]:
+            for first in starts[number::rounds]:
                 messages = flat[first : first + batch]
                 start = time.perf_counter()
                 rows = plain(model, tokenizer, messages, batch)
                 seconds[batch] += time.perf_counter() - start
                 found[batch].update(zip(messages, rows, strict=True))
 
-    time_plain(0)
     with tempfile.TemporaryDirectory() as place:
         path = write_records(Path(place) / "records", records)
-        run = run_alone(path, f"{place}/features", defaults.BERT_BATCH_TOKENS)
+        plain_rounds = [functools.partial(time_plain, number) for number in range(rounds)]
+        run = run_alone(path, f"{place}/features", defaults.BERT_BATCH_TOKENS, plain_rounds)
         table = open_dataset(f"{place}/features/messages", text_messages_schema(384)).table()
         embedded = dict(
             zip(table["message"].to_pylist(), table["embedding"].to_numpy(zero_copy_only=False), strict=True)
         )
-    time_plain(1)
     ours = len(flat) / run["seconds"]
     print(
         f"ours: {len(flat)} turns, {run['distinct_messages']:.0f} distinct, {run['seconds']:.1f} s, {ours:.0f} turns/s"
@@ -315,7 +345,7 @@ def main() -> int:
         return 0
     quick, bounds = options.quick, Bounds()
     parts: dict[str, Callable[[], None]] = {
-        "features": lambda: features(bounds, options.dataset, 2000 if quick else options.turns, 1 if quick else 3),
+        "features": lambda: features(bounds, options.dataset, 2000 if quick else options.turns, 2 if quick else 12),
         "batches": lambda: large_batches(bounds, options.dataset, 1000 if quick else 20_000),
         "same": lambda: same_assignment(bounds),
         "scoring": lambda: scoring(bounds, *((20_000, 40_000, 64, 50) if quick else (1_500_000, 3_450_000, 768, 1000))),
