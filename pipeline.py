@@ -236,7 +236,7 @@ def free2ds(
         mgm_vision_tower_aux: Its ConvNeXt encoder, likewise.
         bert_model: Local folder, object-store URI or hub id.
         bert_revision: Branch, tag or commit of bert_model.
-        bert_batch_tokens: Tokens of one forward pass of BERT, padding included.
+        bert_batch_tokens: Most tokens of one forward pass of BERT, padding included; on a CPU a pass may be smaller.
         num_shards: Parts that the models score side by side, 1 to 64.
         max_reject_fraction: Largest accepted share of unusable records, in [0, 1].
         max_new_tokens: Most tokens that a model generates per record.

@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default=defaults.BERT_MODEL, help="encoder: folder, object-store URI or hub id")
     parser.add_argument("--revision", default=defaults.REVISION, help="hub branch or commit; unused for a folder")
     parser.add_argument(
-        "--batch-tokens", type=int, default=defaults.BERT_BATCH_TOKENS, help="tokens of one forward pass, with padding"
+        "--batch-tokens", type=int, default=defaults.BERT_BATCH_TOKENS, help="most tokens of one forward pass"
     )
     parser.add_argument(
         "--dtype", default=defaults.DTYPE, help="auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16"

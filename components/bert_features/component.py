@@ -20,7 +20,7 @@ def bert_features(
         features: messages (text_messages/1, the embeddings) and turns (text_turns/1, who said which message).
         model: Local folder, object-store URI or hub id of the BERT model.
         revision: Branch, tag or commit of a hub id; also decides the cache of a folder or URI.
-        batch_tokens: Tokens of one forward pass, padding included.
+        batch_tokens: Most tokens of one forward pass, padding included; on a CPU a pass may be smaller.
         dtype: Number format of the model: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16.
         code_version: Any text that changes when the code in an image changes under the same tag; decides the cache.
     """

@@ -44,7 +44,7 @@ class BertFeaturesConfig:
         records: records/1 folder.
         model: Folder, object-store URI or hub id of a BERT encoder.
         revision: Hub branch or commit; unused for folders.
-        batch_tokens: Tokens of one forward pass, padding included.
+        batch_tokens: Most tokens of one forward pass, padding included; on a CPU a pass may be smaller.
         dtype: One of `DTYPES`.
         part: "i/n": only the messages whose hash falls into part i of n, counted from 0; "0/1" takes all.
         features: Folder to write: `messages` (text_messages/1) and `turns` (text_turns/1).
