@@ -10,13 +10,15 @@ import argparse
 import functools
 import gzip
 import json
+import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, wait
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 
 import faiss
@@ -120,60 +122,53 @@ def typical_batches(lengths: np.ndarray, batch: int, count: int) -> np.ndarray:
     return starts[chosen]
 
 
-def run_alone(
-    records: str, features: str, batch_tokens: int, between: Iterable[Callable[[], object]] = ()
-) -> dict[str, float]:
-    """bert_features in a process of its own, so that neither what it keeps nor its heap's settings matter here.
+def alone(work: Callable[..., dict], *arguments: object, between: Iterable[Callable[[], object]] = ()) -> dict:
+    """Do work in a process of its own, so that neither what it keeps nor its heap's settings matter here.
 
     Args:
-        records: records/1 folder.
-        features: Folder to write.
-        batch_tokens: As the stage takes it.
-        between: Work done while the process is stopped, one piece after every `_STRETCH_SECONDS`; what is left when it
+        work: A function of this module; its result has `start` and `end`, seconds of the monotonic clock.
+        *arguments: Its arguments.
+        between: Done while the process is stopped, one piece after every `_STRETCH_SECONDS`; what is left when the work
             ends is done then. The machine's speed drifts over minutes: both meet the same of it.
 
     Returns:
-        Its seconds without the stops, its peak in MB above the loaded model's, distinct messages and share of padding.
+        The result, with `seconds` instead of start and end, without the stops.
     """
-    command = [sys.executable, "-m", "benchmarks.text", "--alone", records, features, str(batch_tokens)]
     stops: list[tuple[float, float]] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for work in between:
-            try:
-                process.wait(_STRETCH_SECONDS if process.returncode is None else 0)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGSTOP)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        process = pool.submit(os.getpid).result()
+        running = pool.submit(work, *arguments)
+        for piece in between:
+            if wait([running], _STRETCH_SECONDS).not_done:
+                os.kill(process, signal.SIGSTOP)
             start = time.monotonic()
             try:
-                work()
+                piece()
             finally:
-                process.send_signal(signal.SIGCONT)
+                os.kill(process, signal.SIGCONT)
             stops.append((start, time.monotonic()))
-        printed, _ = process.communicate()
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    measured = json.loads(printed.splitlines()[-1])
-    start, end = measured.pop("start"), measured.pop("end")
+        result = running.result()
+    start, end = result.pop("start"), result.pop("end")
     stopped = sum(max(0.0, min(last, end) - max(first, start)) for first, last in stops)
-    return measured | {"seconds": end - start - stopped}
+    return result | {"seconds": end - start - stopped}
 
 
-def print_run(records: str, features: str, batch_tokens: int) -> None:
-    """The child process of `run_alone`."""
+def run_features(records: str, features: str, batch_tokens: int) -> dict:
+    """bert_features; its peak in MB above the loaded model's, distinct messages and share of padding, for `alone`."""
     folder = minilm_folder()
     AutoModel.from_pretrained(folder)
     before = resident_peak_mb(reset=True)
     start = time.monotonic()
     result = run_bert(BertFeaturesConfig(records, str(folder), "", batch_tokens, "auto", "0/1", features))
     measured = {"start": start, "end": time.monotonic(), "peak_mb": resident_peak_mb() - before}
-    print(json.dumps(measured | {key: result.metrics[key] for key in ("distinct_messages", "padding_share")}))
+    return measured | {key: result.metrics[key] for key in ("distinct_messages", "padding_share")}
 
 
 def large_batches(bounds: Bounds, dataset: Path, turns: int) -> None:
     """Peak memory of bert_features where far larger batches are asked for than fit."""
     with tempfile.TemporaryDirectory() as place:
         records = write_records(Path(place) / "records", sample_of(read_messages(dataset), turns))
-        peak = run_alone(records, f"{place}/features", 1_000_000)["peak_mb"]
+        peak = alone(run_features, records, f"{place}/features", 1_000_000)["peak_mb"]
     bounds.at_most("bert_features_peak_mb_above_model_large_batches", peak, 2048)
 
 
@@ -207,7 +202,7 @@ def features(bounds: Bounds, dataset: Path, turns: int | None, rounds: int) -> N
     with tempfile.TemporaryDirectory() as place:
         path = write_records(Path(place) / "records", records)
         plain_rounds = [functools.partial(time_plain, number) for number in range(rounds)]
-        run = run_alone(path, f"{place}/features", defaults.BERT_BATCH_TOKENS, plain_rounds)
+        run = alone(run_features, path, f"{place}/features", defaults.BERT_BATCH_TOKENS, between=plain_rounds)
         table = open_dataset(f"{place}/features/messages", text_messages_schema(384)).table()
         embedded = dict(
             zip(table["message"].to_pylist(), table["embedding"].to_numpy(zero_copy_only=False), strict=True)
@@ -255,28 +250,29 @@ def resident_peak_mb(reset: bool = False) -> float:
 
 def scoring(bounds: Bounds, distinct: int, turns: int, dimensions: int, clusters: int) -> None:
     """cluster_scoring on synthetic features of the full size: seconds and peak memory."""
-    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as place:
+        write_synthetic(Path(place), np.random.default_rng(0), distinct, turns, dimensions)
+        run = alone(score, place, clusters)
+    print(f"cluster_scoring: {turns} turns, {distinct} distinct, K = {clusters}: {run['seconds']:.0f} s")
+    bounds.at_most(f"cluster_scoring_peak_gb_{turns}_turns", run["peak_mb"] / 1024, 8)
+
+
+def score(place: str, clusters: int) -> dict:
+    """cluster_scoring and its peak in MB, for `alone`."""
+    before = resident_peak_mb(reset=True)
+    start = time.monotonic()
+    run_scoring(ClusterScoringConfig([place], clusters, 100, 42, f"{place}/scores", f"{place}/kmeans"))
+    return {"start": start, "end": time.monotonic(), "peak_mb": resident_peak_mb() - before}
+
+
+def write_synthetic(place: Path, rng: np.random.Generator, distinct: int, turns: int, dimensions: int) -> np.ndarray:
+    """Features of random messages around a few centres; returns each turn's message, in order."""
+    import pyarrow as pa
+
     settings = {
         "model": "synthetic", "revision": "", "model_fingerprint": "", "dtype": "float32", "max_tokens": 512,
         "records_sha256": "", "part": "0/1",
     }  # fmt: skip
-    with tempfile.TemporaryDirectory() as place:
-        write_synthetic(Path(place), rng, distinct, turns, dimensions, settings)
-        before = resident_peak_mb(reset=True)
-        start = time.perf_counter()
-        run_scoring(ClusterScoringConfig([place], clusters, 100, 42, f"{place}/scores", f"{place}/kmeans"))
-        print(
-            f"cluster_scoring: {turns} turns, {distinct} distinct, K = {clusters}: {time.perf_counter() - start:.0f} s"
-        )
-        bounds.at_most(f"cluster_scoring_peak_gb_{turns}_turns", (resident_peak_mb() - before) / 1024, 8)
-
-
-def write_synthetic(
-    place: Path, rng: np.random.Generator, distinct: int, turns: int, dimensions: int, settings: dict
-) -> np.ndarray:
-    """Features of random messages around a few centres; returns each turn's message, in order."""
-    import pyarrow as pa
-
     centres = rng.normal(size=(200, dimensions)).astype(np.float32)
     with DatasetWriter(place / "messages", text_messages_schema(dimensions)) as writer:
         for start in range(0, distinct, 50_000):
@@ -307,12 +303,8 @@ def same_assignment(bounds: Bounds) -> None:
     """Ours against FAISS on the full, duplicated matrix, at a size where that fits."""
     rng = np.random.default_rng(1)
     distinct, turns, dimensions, clusters = 60_000, 150_000, 64, 200
-    settings = {
-        "model": "synthetic", "revision": "", "model_fingerprint": "", "dtype": "float32", "max_tokens": 512,
-        "records_sha256": "", "part": "0/1",
-    }  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
-        said = write_synthetic(Path(place), rng, distinct, turns, dimensions, settings)
+        said = write_synthetic(Path(place), rng, distinct, turns, dimensions)
         table = open_dataset(f"{place}/messages", text_messages_schema(dimensions)).table(["embedding"])
         embeddings = table.column(0).combine_chunks().flatten().to_numpy().reshape(-1, dimensions)
         full = np.ascontiguousarray(embeddings[said])
@@ -337,12 +329,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, help="of the data set, drawn at random; all by default")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some parts only")
-    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.alone:
-        records, features_folder, batch_tokens = options.alone
-        print_run(records, features_folder, int(batch_tokens))
-        return 0
     quick, bounds = options.quick, Bounds()
     parts: dict[str, Callable[[], None]] = {
         "features": lambda: features(bounds, options.dataset, 2000 if quick else options.turns, 2 if quick else 12),

@@ -20,7 +20,7 @@ def key_of(number):
     return hashlib.sha256(f"text {number}".encode()).hexdigest()
 
 
-def write_features(folder, embeddings, said, **settings):
+def write_features(folder, embeddings, said, key_of=key_of, **settings):
     """`said[i]` lists record i + 1's messages as rows of `embeddings`."""
     with DatasetWriter(folder / "messages", text_messages_schema(embeddings.shape[1])) as writer:
         writer.write(
@@ -146,10 +146,10 @@ def test_turns_that_do_not_fit_the_messages(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["a1", "a1" * 33, "z" * 64, "a1" * 32 + "é"])
-def test_keys_that_are_no_sha256_are_refused(tmp_path, monkeypatch, key):
-    monkeypatch.setitem(globals(), "key_of", lambda _: key)
+def test_keys_that_are_no_sha256_are_refused(tmp_path, key):
+    folder = write_features(tmp_path / "f", np.eye(1, dtype=np.float32), [[0]], key_of=lambda _: key)
     with pytest.raises(StageError, match="a message_key is not a hex sha256. Rerun bert_features"):
-        run(config_for(tmp_path, write_features(tmp_path / "f", np.eye(1, dtype=np.float32), [[0]])))
+        run(config_for(tmp_path, folder))
 
 
 def test_fewer_messages_than_clusters(tmp_path, caplog):
