@@ -30,7 +30,8 @@ LOG_LINE = re.compile(
     r"\S+ (?P<time>\d\d:\d\d:\d\d)\S* (?P<level>[A-Z]+) (?:components|free2ds_common)\.(?P<where>\w+)\S*: "
 )
 FAILED_TASK = re.compile(r"Task '(?P<task>[\w-]+)' finished with status FAILURE|Inner task failed: '(?P<inner>[\w-]+)'")
-EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b.*")
+# As a traceback ends. faiss prints exceptions that it got over, as Name("...").
+EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt)(: .*)?")
 COLOUR = re.compile(r"\x1b\[\d+m")
 RESULTS = {
     "selected": ("selected.json", "the selected records, LLaVA JSON, in input order"),

@@ -51,6 +51,16 @@ def test_only_the_stages_own_lines_are_shown_and_all_are_kept(tmp_path, capsys):
             "mgm_attention: it ended without a message; perhaps the machine ran out of memory. The whole log is in ",
             1,
         ),
+        (
+            [
+                "    [KFP Executor 2026-01-02 10:00:01,002 INFO]: Could not load library with AVX2 support due to:",
+                """    ModuleNotFoundError("No module named 'faiss.swigfaiss_avx2'")""",
+                "10:00 - Task 'llava-attention' finished with status FAILURE",
+            ],
+            "llava_attention: it ended without a message; perhaps the machine ran out of memory. The whole log is in ",
+            1,
+        ),
+        (["    KeyboardInterrupt", "Task 'split' finished with status FAILURE"], "split: KeyboardInterrupt. The", 1),
         (["RuntimeError: x. Inner task failed: 'split'."], "split: it ended without a message", 1),
         (["OSError: [Errno 28] No space left on device"], "kfp.local: OSError: [Errno 28] No space left on device.", 1),
     ],
