@@ -15,7 +15,7 @@ PUSH :=
 BUILD = $(PYTHON) images/build.py --registry "$(REGISTRY)" --tag "$(TAG)" --faiss "$(FAISS)" \
     --base-image "$(BASE_IMAGE)" --extra-index "$(EXTRA_INDEX)" $(if $(PUSH),--push)
 
-.PHONY: demo test check lint fast compile locks images images-offline bench-attention bench-text bench-selection
+.PHONY: demo test check lint fast compile docs locks images images-offline bench-attention bench-text bench-selection
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; give it as: make PYTHON=/path/to/python3.11")'
@@ -60,6 +60,11 @@ images-offline:
 	@$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
 	    --dest images/wheels/cpu "$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' images/constraints.txt)"
 	@$(BUILD) --variant cpu --network host
+
+# The page of parameters, from the pipeline itself.
+docs: $(READY)
+	@{ sed '/^| parameter/,$$d' docs/parameters.md; $(BIN)/python pipeline.py parameters; } > docs/parameters.new
+	@mv docs/parameters.new docs/parameters.md
 
 # The locks of the images; run it after a change of pyproject.toml or of a requirements.in.
 locks: $(READY)

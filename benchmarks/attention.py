@@ -8,6 +8,7 @@ Every comparison is a ratio within one run. Peak memory is measured in a fresh p
 import argparse
 import copy
 import json
+import logging
 import statistics
 import subprocess
 import sys
@@ -29,18 +30,19 @@ from transformers import (
 )
 
 from benchmarks.bounds import Bounds, in_turns
-from free2ds_common import defaults
-from free2ds_common.attention import stage
-from free2ds_common.attention.capture import ATTENTION_NAME
-from free2ds_common.attention.decode import Answer, Decoder, PictureGroup, Question
-from free2ds_common.attention.feed import PictureQuestions, feed
-from free2ds_common.attention.maps import aggregate_steps
-from free2ds_common.attention.model import VisionLanguageModel
-from free2ds_common.attention.prompts import Prompt
+from components.llava_attention.config import LlavaAttentionConfig
 from free2ds_common.datasets import DatasetWriter
-from free2ds_common.heap import resident_bytes
-from free2ds_common.packed_linear import pack_linear_layers
+from free2ds_common.inference import stage
+from free2ds_common.inference.capture import ATTENTION_NAME
+from free2ds_common.inference.decode import Answer, Decoder, PictureGroup, Question
+from free2ds_common.inference.feed import PictureQuestions, feed
+from free2ds_common.inference.heap import resident_bytes
+from free2ds_common.inference.maps import aggregate_steps
+from free2ds_common.inference.model import VisionLanguageModel
+from free2ds_common.inference.packed_linear import pack_linear_layers
+from free2ds_common.inference.prompts import Prompt
 from free2ds_common.schemas import RECORDS
+from free2ds_common.settings import AttentionConfig
 
 SIZES = {"tiny": (64, 2), "small": (256, 8), "large": (1024, 16), "7b": (4096, 32)}
 VOCABULARY, IMAGE_TOKEN, EOS, PAD = 2000, 1999, 2, 1998
@@ -273,7 +275,7 @@ def sharing(bounds: Bounds, size: str, repeats: int) -> None:
 def against_known(bounds: Bounds, size: str, repeats: int) -> None:
     """The known way and ours at the stage's default batch size, two records per picture."""
     bench = Bench(size)
-    batch = defaults.ATTENTION_BATCH_SIZE
+    batch = AttentionConfig.batch_size
     lengths = spread(batch)
     groups = make_groups(2, lengths)
     rounds = in_turns(repeats, ours=lambda: bench.answer(groups, batch), known=lambda: bench.known(groups))
@@ -353,12 +355,15 @@ def flat_memory(bounds: Bounds, records: int) -> None:
                     for number in range(records)
                 ]
             )
-        config = stage.AttentionConfig(
-            shard=f"{root}/shard", image_root_uri=root, model=root, revision="", model_type="bench", prompt="method",
-            vision_tower="", vision_tower_aux="", max_new_tokens=MAX_NEW_TOKENS, batch_size=16, dtype="float32",
+        config = LlavaAttentionConfig(
+            shard=f"{root}/shard",
+            image_root_uri=root,
+            model=root,
+            max_new_tokens=MAX_NEW_TOKENS,
+            dtype="float32",
             attention=f"{root}/attention",
-        )  # fmt: skip
-        stage.run_attention(config, "bench", "", lambda *_: loaded)
+        )
+        stage.run_attention(config, "", lambda *_: loaded, logging.getLogger("benchmarks"))
     grown = max(resident[500:]) - resident[500]
     print(f"{len(resident)} records: at most {max(resident):.0f} MB, {resident[500]:.0f} MB after 500")
     bounds.at_most(f"memory_growth_mb_{records}_records", grown, 50)

@@ -23,10 +23,10 @@ from PIL import Image
 
 from benchmarks.bounds import Bounds
 from components.joint_selection import stage
-from components.joint_selection.stage import JointSelectionConfig, run
-from free2ds_common import defaults
-from free2ds_common.attention.stage import CAPTURE_VERSION
+from components.joint_selection.config import JointSelectionConfig
+from components.joint_selection.stage import run
 from free2ds_common.datasets import DatasetWriter, open_dataset
+from free2ds_common.inference.attention_stage import CAPTURE_VERSION
 from free2ds_common.schemas import RECORDS, TEXT_SCORES, attention_schema, kmeans_schema
 
 POSITIONS = 576
@@ -135,11 +135,8 @@ def measure(folder: Path) -> None:
         llava_attention=[str(folder / f"llava{part:02d}") for part in range(PARTS)],
         mgm_attention=[str(folder / f"mgm{part:02d}") for part in range(PARTS)],
         text_scores=str(folder / "text"), image_root_uri=str(folder), kmeans=str(folder / "kmeans"),
-        ratio=defaults.RATIO, num_samples=0, alpha=defaults.ALPHA, temperature=defaults.TEMPERATURE,
-        sampler=defaults.SAMPLER, missing_iou=defaults.MISSING_IOU, text_normalization=defaults.TEXT_NORMALIZATION,
-        stratify="", seed=42, top_percent=defaults.TOP_PERCENT, max_reject_fraction=0.05,
         selected=str(folder / "selected.json"), scores=str(folder / "scores"), report=str(folder / "report.html"),
-        summary=str(folder / "summary.json"), random=str(folder / "random.json"), overview="",
+        summary=str(folder / "summary.json"), random=str(folder / "random.json"),
     )  # fmt: skip
     Path("/proc/self/clear_refs").write_text("5")
     start = time.perf_counter()

@@ -27,13 +27,13 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.bounds import Bounds
-from components.bert_features.stage import BertFeaturesConfig
+from components.bert_features.config import BertFeaturesConfig
 from components.bert_features.stage import run as run_bert
-from components.cluster_scoring.stage import ClusterScoringConfig, train, training_rows
+from components.cluster_scoring.config import ClusterScoringConfig
 from components.cluster_scoring.stage import run as run_scoring
-from free2ds_common import defaults
+from components.cluster_scoring.stage import train, training_rows
 from free2ds_common.datasets import DatasetWriter, open_dataset
-from free2ds_common.heap import resident_bytes
+from free2ds_common.inference.heap import resident_bytes
 from free2ds_common.schemas import RECORDS, TEXT_TURNS, kmeans_schema, text_messages_schema
 
 PLACEHOLDERS = ("<image>", "<Image>")
@@ -159,7 +159,9 @@ def run_features(records: str, features: str, batch_tokens: int) -> dict:
     AutoModel.from_pretrained(folder)
     before = resident_peak_mb(reset=True)
     start = time.monotonic()
-    result = run_bert(BertFeaturesConfig(records, str(folder), "", batch_tokens, "auto", "0/1", features))
+    result = run_bert(
+        BertFeaturesConfig(records=records, model=str(folder), batch_tokens=batch_tokens, features=features)
+    )
     measured = {"start": start, "end": time.monotonic(), "peak_mb": resident_peak_mb() - before}
     return measured | {key: result.metrics[key] for key in ("distinct_messages", "padding_share")}
 
@@ -202,7 +204,7 @@ def features(bounds: Bounds, dataset: Path, turns: int | None, rounds: int) -> N
     with tempfile.TemporaryDirectory() as place:
         path = write_records(Path(place) / "records", records)
         plain_rounds = [functools.partial(time_plain, number) for number in range(rounds)]
-        run = alone(run_features, path, f"{place}/features", defaults.BERT_BATCH_TOKENS, between=plain_rounds)
+        run = alone(run_features, path, f"{place}/features", BertFeaturesConfig.batch_tokens, between=plain_rounds)
         table = open_dataset(f"{place}/features/messages", text_messages_schema(384)).table()
         embedded = dict(
             zip(table["message"].to_pylist(), table["embedding"].to_numpy(zero_copy_only=False), strict=True)
@@ -261,7 +263,11 @@ def score(place: str, clusters: int) -> dict:
     """cluster_scoring and its peak in MB, for `alone`."""
     before = resident_peak_mb(reset=True)
     start = time.monotonic()
-    run_scoring(ClusterScoringConfig([place], clusters, 100, 42, f"{place}/scores", f"{place}/kmeans"))
+    run_scoring(
+        ClusterScoringConfig(
+            features=[place], num_clusters=clusters, scores=f"{place}/scores", kmeans=f"{place}/kmeans"
+        )
+    )
     return {"start": start, "end": time.monotonic(), "peak_mb": resident_peak_mb() - before}
 
 
@@ -313,7 +319,15 @@ def same_assignment(bounds: Bounds) -> None:
         _, wanted = kmeans.index.search(full, 1)
         index, _ = train(full[training_rows(turns, clusters, 42)], clusters, 20, 42)
         _, found = index.search(embeddings, 1)
-        run_scoring(ClusterScoringConfig([place], clusters, 20, 42, f"{place}/scores", f"{place}/kmeans"))
+        run_scoring(
+            ClusterScoringConfig(
+                features=[place],
+                num_clusters=clusters,
+                num_iterations=20,
+                scores=f"{place}/scores",
+                kmeans=f"{place}/kmeans",
+            )
+        )
         stage = (
             open_dataset(f"{place}/kmeans", kmeans_schema(dimensions)).table(["centroid"]).column(0).combine_chunks()
         )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from examples.scenes import make_dataset, sample_texts
-from free2ds_common.cli import EXIT_WRONG_SETUP
 from free2ds_common.errors import StageError
+from free2ds_common.failure import run_reported
 from free2ds_common.storage import atomic_writer
 
 # Raised when the same settings give other bytes than before.
@@ -75,12 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.num_records < 1:
         parser.error("--num-records: wanted at least 1")
-    try:
-        make(options.output_dir, options.num_records, options.seed)
-    except StageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_WRONG_SETUP
-    return 0
+    return run_reported("examples.make", lambda: make(options.output_dir, options.num_records, options.seed))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from components.mgm_attention.model import Mgm
-from free2ds_common.attention.prompts import INSTRUCTION, LLAVA_SYSTEM, MGM_SYSTEM
+from free2ds_common.inference.prompts import INSTRUCTION, LLAVA_SYSTEM, MGM_SYSTEM
 
 VOCABULARY = 640
 EOS = 2

@@ -1,54 +1,62 @@
-"""The command line that every stage shares: help, logging, exit codes."""
+"""The command line of every stage, made from the dataclass of its settings and ports."""
 
-import argparse
+import importlib
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from free2ds_common.errors import StageError
+import tyro
+
+from free2ds_common.failure import run_reported
 from free2ds_common.result import StageResult
 from free2ds_common.runlog import configure_logging
 
-EXIT_WRONG_SETUP = 2
+Config = TypeVar("Config")
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults where there are any: a required option has none."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-def stage_parser(stage: str, description: str) -> argparse.ArgumentParser:
-    """A parser whose help shows every default.
+def parse(config: type[Config], argv: Sequence[str] | None, command: str) -> Config:
+    """Read a config from the command line; `--help` shows every option with its description and default.
 
     Args:
-        stage: The stage's name, "cluster_scoring".
-        description: One sentence.
+        config: A dataclass; the first line of its docstring describes the command, `Attributes` each option.
+        argv: Arguments; None takes the process's.
+        command: How the command is called.
+
+    Raises:
+        SystemExit: 2 for wrong arguments, 0 after `--help`.
     """
-    return argparse.ArgumentParser(
-        prog=f"python -m components.{stage}",
-        description=description,
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-    )
+    summary = (config.__doc__ or "").partition("\n")[0]
+    return tyro.cli(config, args=argv, prog=command, description=summary)
 
 
-def run_stage(work: Callable[[], StageResult | None]) -> int:
-    """Run a stage from the shell and print its counts as one JSON line.
+def print_counts(config: Any, result: StageResult) -> None:
+    """Print a stage's counts and metrics as one JSON line."""
+    print(json.dumps({**vars(result.counts), **result.metrics}))
+
+
+def stage_main(
+    stage: str,
+    config: type[Config],
+    argv: Sequence[str] | None,
+    show: Callable[[Config, StageResult], None] = print_counts,
+) -> int:
+    """Run a stage from a shell.
 
     Args:
-        work: The stage with its settings bound.
+        stage: Its name.
+        config: Its settings and ports.
+        argv: Arguments; None takes the process's.
+        show: Prints the result.
 
     Returns:
         0, or 2 with one sentence on stderr when the set-up is wrong. Other errors keep their traceback.
     """
-    configure_logging()
-    try:
-        result = work()
-    except StageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_WRONG_SETUP
-    if result is not None:
-        print(json.dumps({**vars(result.counts), **result.metrics}))
-    return 0
+    parsed = parse(config, argv, f"python -m components.{stage}")
+
+    def work() -> None:
+        configure_logging()
+        # Here, not at the top: --help does not wait for torch or pyarrow.
+        run = importlib.import_module(f"components.{stage}.stage").run
+        show(parsed, run(parsed))
+
+    return run_reported(stage, work)

@@ -1,11 +1,35 @@
-"""The one exception that means "the set-up is wrong": exit code 2, one sentence, no traceback."""
+"""The exception that means "the set-up is wrong": exit code 2, one sentence, no traceback."""
+
+from collections.abc import Mapping
 
 
 class StageError(Exception):
-    """A wrong setting, path or input that the user can mend.
+    """A wrong setting, path or input that the user can fix.
 
-    The message says what, where, got, wanted and the remedy, in one sentence.
+    The message is one sentence: what, where, got, wanted, remedy.
+
+    Attributes:
+        counts: Records read, written, dropped and rejected so far; empty where none were counted.
     """
+
+    def __init__(self, sentence: str, counts: Mapping[str, int] | None = None) -> None:
+        """Keep the sentence and the counts."""
+        super().__init__(sentence)
+        self.counts = dict(counts or {})
+
+
+class SettingError(StageError):
+    """A setting that its stage does not accept.
+
+    Attributes:
+        setting: Its name.
+        problem: The rest of the sentence: "got 65, wanted 1 to 64."
+    """
+
+    def __init__(self, setting: str, problem: str) -> None:
+        """Keep both parts."""
+        super().__init__(f"{setting}: {problem}")
+        self.setting, self.problem = setting, problem
 
 
 def first_line(error: Exception) -> str:

@@ -1,38 +1,189 @@
-"""Checks of parameters: each raises one clear sentence."""
+"""Settings that several stages share, and the checks behind every stage's `check()`. Standard library only.
 
+A setting's default and its one-line description are written once, in the dataclass that holds it. The command lines,
+the pipeline's parameters and docs/parameters.md are made from there.
+"""
+
+import re
 from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar
 
-from free2ds_common.errors import StageError
+from free2ds_common import __version__
+from free2ds_common.errors import SettingError
 
-# Number formats that a model may run in; auto is bfloat16 on a GPU, else float32.
+# Number formats that a model may run in.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+PROMPTS = ("method", "chat")
+AUTO = "auto"
+# A hub id is a name, or owner/name; a path or URI has more to it.
+_HUB_ID = re.compile(r"(hf://)?[\w.-]+(/[\w.-]+)?")
 
 
 def require_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Refuse a name that is not one of `choices`.
 
     Raises:
-        StageError: `value` is unknown.
+        SettingError: `value` is unknown.
     """
     if value not in choices:
-        raise StageError(f"{name}: got {value!r}, wanted one of {', '.join(sorted(choices))}.")
+        raise SettingError(name, f"got {value!r}, wanted one of {', '.join(sorted(choices))}.")
 
 
 def require_at_least(name: str, value: float, minimum: float) -> None:
     """Refuse a number below `minimum`, or not a number.
 
     Raises:
-        StageError: `value` is too small or NaN.
+        SettingError: `value` is too small or NaN.
     """
     if not value >= minimum:
-        raise StageError(f"{name}: got {value:g}, wanted a number of at least {minimum:g}.")
+        raise SettingError(name, f"got {value:g}, wanted a number of at least {minimum:g}.")
 
 
 def require_fraction(name: str, value: float, *, zero_allowed: bool = True) -> None:
     """Refuse a number outside [0, 1], or (0, 1] when `zero_allowed` is false.
 
     Raises:
-        StageError: `value` is out of range or NaN.
+        SettingError: `value` is out of range or NaN.
     """
     if not 0 <= value <= 1 or (value == 0 and not zero_allowed):
-        raise StageError(f"{name}: got {value:g}, wanted a number in {'[' if zero_allowed else '('}0, 1].")
+        raise SettingError(name, f"got {value:g}, wanted a number in {'[' if zero_allowed else '('}0, 1].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the settings of all stages have in common."""
+
+    def check(self) -> None:
+        """Refuse what the stage cannot work with.
+
+        Raises:
+            SettingError: A setting is out of range.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versions:
+    """What decides Kubeflow's cache beside the settings. The work itself does not read them.
+
+    Attributes:
+        dataset_version: Any text; change it when the bytes behind dataset_uri change, or a cached result is used again.
+        image_root_version: Any text; change it when the pictures change.
+        code_version: Any text; change it when an image changes under the same tag.
+    """
+
+    dataset_version: str = ""
+    image_root_version: str = ""
+    code_version: str = __version__
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSettings(Settings):
+    """Where a stage finds the pictures.
+
+    Attributes:
+        image_root_uri: The folder that the records' images are relative to; empty if no record has an image.
+    """
+
+    image_root_uri: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectSettings(Settings):
+    """How much of its input a stage may refuse.
+
+    Attributes:
+        max_reject_fraction: Largest accepted share of unusable records, in [0, 1].
+    """
+
+    max_reject_fraction: float = 0.05
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        super().check()
+        require_fraction("max_reject_fraction", self.max_reject_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedSettings(Settings):
+    """What makes a random stage repeatable.
+
+    Attributes:
+        seed: Seed of the stage's random numbers.
+    """
+
+    SEED_BITS: ClassVar[int]
+
+    seed: int = 42
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        super().check()
+        if not 0 <= self.seed < 2**self.SEED_BITS:
+            raise SettingError("seed", f"got {self.seed}, wanted an integer from 0 to {2**self.SEED_BITS - 1}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings):
+    """A model and how to run it.
+
+    Attributes:
+        model: Folder, object-store URI or hub id of the model.
+        revision: Branch, tag or commit of a hub id; not used for a folder or URI.
+        dtype: Number format: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16.
+    """
+
+    model: str
+    revision: str = "main"
+    dtype: str = "auto"
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        super().check()
+        if not self.model:
+            raise SettingError("model", "is empty, wanted a folder, an object-store URI or a hub id.")
+        if not self.revision and _HUB_ID.fullmatch(self.model):
+            raise SettingError("revision", f"is empty, wanted a branch, tag or commit of {self.model}.")
+        require_choice("dtype", self.dtype, DTYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSettings(ModelSettings, PictureSettings):
+    """Settings of an attention stage, whichever its model.
+
+    Attributes:
+        model_type: The stage's own model, or auto for another image-text-to-text model of transformers.
+        prompt: method, or (with model type auto) chat for the model's own chat template.
+        vision_tower: Its CLIP encoder, where the model's own entry does not lead to it; empty otherwise.
+        max_new_tokens: Longest answer in tokens, EOS included.
+        batch_size: Records that generate together.
+    """
+
+    OWN_TYPE: ClassVar[str]
+
+    model_type: str
+    prompt: str = "method"
+    vision_tower: str = ""
+    max_new_tokens: int = 100
+    batch_size: int = 16
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        super().check()
+        require_choice("model_type", self.model_type, (self.OWN_TYPE, AUTO))
+        require_choice("prompt", self.prompt, PROMPTS if self.model_type == AUTO else PROMPTS[:1])
+        require_at_least("max_new_tokens", self.max_new_tokens, 1)
+        require_at_least("batch_size", self.batch_size, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig(AttentionSettings):
+    """Settings and ports of an attention stage.
+
+    Attributes:
+        shard: Input folder, records/1: one shard of split, or all of ingest's records.
+        attention: Output folder, attention/1: one row per record; no map where the outcome says why.
+    """
+
+    shard: str
+    attention: str

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from free2ds_common.packed_linear import PackedLinear, pack_linear_layers
+from free2ds_common.inference.packed_linear import PackedLinear, pack_linear_layers
 
 MODEL_TYPES = ("bert", "electra", "roberta", "xlm-roberta")
 # Where a message does not fill its vectors, torch's attention on a CPU is slow: 28 tokens take twice as long as 32.

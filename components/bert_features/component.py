@@ -13,19 +13,10 @@ def bert_features(
     dtype: str,
     code_version: str,
 ):
-    """Embed every distinct human message once.
-
-    Args:
-        records: records/1.
-        features: messages (text_messages/1, the embeddings) and turns (text_turns/1, who said which message).
-        model: Local folder, object-store URI or hub id of the BERT model.
-        revision: Branch, tag or commit of a hub id; also decides the cache of a folder or URI.
-        batch_tokens: Most tokens of one forward pass, padding included; on a CPU a pass may be smaller.
-        dtype: Number format of the model: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16.
-        code_version: Any text that changes when the code in an image changes under the same tag; decides the cache.
-    """
-    from components.bert_features.stage import BertFeaturesConfig, run
-    from free2ds_common.kfp_output import run_component
+    """Embed every distinct human message once."""
+    from components.bert_features.config import BertFeaturesConfig
+    from components.bert_features.stage import run
+    from free2ds_common.kfp_task import run_task
 
     config = BertFeaturesConfig(
         records=records.path,
@@ -33,7 +24,6 @@ def bert_features(
         revision=revision,
         batch_tokens=batch_tokens,
         dtype=dtype,
-        part="0/1",
         features=features.path,
     )
-    run_component(lambda: run(config), {"code_version": code_version}, features=features)
+    run_task("bert_features", lambda: run(config), {"code_version": code_version}, features=features)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from components.bert_features import bert
 from free2ds_common.errors import StageError, first_line
-from free2ds_common.packed_linear import pack_linear_layers
+from free2ds_common.inference.packed_linear import pack_linear_layers
 
 # Memory of one forward pass on a CPU, whatever the batch setting. Larger passes are not faster there: MiniLM with 384
 # dimensions on two threads does 3 % more tokens a second in passes of 2,048 than of 4,096.

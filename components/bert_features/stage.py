@@ -12,17 +12,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from components.bert_features.config import BertFeaturesConfig
 from components.bert_features.encoder import Encoder, Tokens, load_encoder
+from free2ds_common.checkpoints import fingerprint, resolve_model
 from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
-from free2ds_common.errors import StageError
-from free2ds_common.heap import FreedMemory
-from free2ds_common.models import fingerprint, resolve_model
+from free2ds_common.inference.heap import FreedMemory
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
 from free2ds_common.schemas import RECORDS, TEXT_TURNS, text_messages_schema
-from free2ds_common.settings import DTYPES, require_at_least, require_choice
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Messages sorted by length and embedded together: enough for batches of one length, 200 MB of BERT-base's embeddings.
 _WINDOW = 65_536
@@ -34,41 +33,6 @@ _MAX_PADDING = 0.05
 _MOST_FREED_BYTES = 512 << 20
 # Of a message's hash; two of 100 million messages share so much with a probability of 1e-23.
 _SEEN_BYTES = 16
-
-
-@dataclass(frozen=True)
-class BertFeaturesConfig:
-    """Settings of the stage.
-
-    Attributes:
-        records: records/1 folder.
-        model: Folder, object-store URI or hub id of a BERT encoder.
-        revision: Hub branch or commit; unused for folders.
-        batch_tokens: Most tokens of one forward pass, padding included; on a CPU a pass may be smaller.
-        dtype: One of `DTYPES`.
-        part: "i/n": only the messages whose hash falls into part i of n, counted from 0; "0/1" takes all.
-        features: Folder to write: `messages` (text_messages/1) and `turns` (text_turns/1).
-    """
-
-    records: str
-    model: str
-    revision: str
-    batch_tokens: int
-    dtype: str
-    part: str
-    features: str
-
-
-def parse_part(part: str) -> tuple[int, int]:
-    """The two numbers of "i/n".
-
-    Raises:
-        StageError: It is not i/n with 0 <= i < n.
-    """
-    first, slash, second = part.partition("/")
-    if not slash or not first.isdigit() or not second.isdigit() or int(first) >= int(second):
-        raise StageError(f"part: got {part!r}, wanted i/n with i from 0 to n - 1, such as 0/4.")
-    return int(first), int(second)
 
 
 def run(config: BertFeaturesConfig) -> StageResult:
@@ -83,9 +47,8 @@ def run(config: BertFeaturesConfig) -> StageResult:
     Source:
         method.md section 4: CLS of the last hidden state, no pooling layer, no normalisation, at most 512 tokens.
     """
-    require_at_least("batch_tokens", config.batch_tokens, 1)
-    require_choice("dtype", config.dtype, DTYPES)
-    part, parts = parse_part(config.part)
+    config.check()
+    part, parts = config.part_numbers()
     records = open_dataset(config.records, RECORDS)
     folder = Path(resolve_model(config.model, config.revision))
     encoder = load_encoder(folder, config.dtype)
@@ -100,7 +63,7 @@ def run(config: BertFeaturesConfig) -> StageResult:
     }
     batch_tokens = min(config.batch_tokens, encoder.most_batch_tokens)
     if batch_tokens < config.batch_tokens:
-        _LOG.info("%d tokens a pass instead of %d: more would not be faster here", batch_tokens, config.batch_tokens)
+        logger.info("%d tokens a pass instead of %d: more would not be faster here", batch_tokens, config.batch_tokens)
     output = Path(config.features)
     with (
         DatasetWriter(output / "turns", TEXT_TURNS) as turns,
@@ -110,9 +73,9 @@ def run(config: BertFeaturesConfig) -> StageResult:
         padding = _embed(source, encoder, batch_tokens, embeddings)
         turns.manifest.update(settings)
         embeddings.manifest.update(settings)
-    _LOG.info("%d turns of %d records, %d distinct messages", source.num_turns, records.num_rows, source.num_distinct)
+    logger.info("%d turns of %d records, %d distinct messages", source.num_turns, records.num_rows, source.num_distinct)
     if torch.cuda.is_available():
-        _LOG.info("peak GPU memory %.2f GiB", torch.cuda.max_memory_allocated() / 2**30)
+        logger.info("peak GPU memory %.2f GiB", torch.cuda.max_memory_allocated() / 2**30)
     metrics = {
         "turns": float(source.num_turns),
         "distinct_messages": float(source.num_distinct),
@@ -182,7 +145,7 @@ class MessageSource:
 
 def _embed(source: MessageSource, encoder: Encoder, batch_tokens: int, writer: DatasetWriter) -> float:
     """Write every message with its embedding; returns the share of padding in what the model read."""
-    progress = Progress(source.total_records, "records", _LOG)
+    progress = Progress(source.total_records, "records", logger)
     freed = FreedMemory(_MOST_FREED_BYTES)
     real = padded = 0
     for window in _windows(source, encoder):

@@ -13,19 +13,10 @@ def cluster_scoring(
     seed: int,
     code_version: str,
 ):
-    """Score how typical each record's messages are: how near they lie to a k-means centroid.
-
-    Args:
-        features: The folder of bert_features.
-        scores: text_scores/1, one row per record.
-        kmeans: kmeans/1, one row per cluster: centroid, size, typical message.
-        num_clusters: Centroids.
-        num_iterations: Rounds of k-means.
-        seed: Of k-means.
-        code_version: Any text that changes when the code in an image changes under the same tag; decides the cache.
-    """
-    from components.cluster_scoring.stage import ClusterScoringConfig, run
-    from free2ds_common.kfp_output import run_component
+    """Score how typical each record's messages are: how near they lie to a k-means centroid."""
+    from components.cluster_scoring.config import ClusterScoringConfig
+    from components.cluster_scoring.stage import run
+    from free2ds_common.kfp_task import run_task
 
     config = ClusterScoringConfig(
         features=[features.path],
@@ -35,4 +26,4 @@ def cluster_scoring(
         scores=scores.path,
         kmeans=kmeans.path,
     )
-    run_component(lambda: run(config), {"code_version": code_version}, scores=scores, kmeans=kmeans)
+    run_task("cluster_scoring", lambda: run(config), {"code_version": code_version}, scores=scores, kmeans=kmeans)

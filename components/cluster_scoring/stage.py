@@ -11,39 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from components.cluster_scoring.config import ClusterScoringConfig
 from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset, open_parts
 from free2ds_common.errors import StageError
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.schemas import TEXT_SCORES, TEXT_TURNS, kmeans_schema, text_messages_schema
-from free2ds_common.settings import require_at_least
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # FAISS trains on at most this many points per centroid; part of the method.
 MAX_POINTS_PER_CENTROID = 256
 _BLOCK_ROWS = 16_384
 _SAME_IN_ALL_PARTS = ("model_fingerprint", "dtype", "max_tokens", "records_sha256")
-
-
-@dataclass(frozen=True)
-class ClusterScoringConfig:
-    """Settings of the stage.
-
-    Attributes:
-        features: Folders of bert_features, one per part.
-        num_clusters: K; fewer where there are fewer distinct messages.
-        num_iterations: k-means iterations.
-        seed: Of FAISS's subsampling and initial centroids.
-        scores: text_scores/1 folder to write.
-        kmeans: kmeans/1 folder to write; empty for none.
-    """
-
-    features: Sequence[str]
-    num_clusters: int
-    num_iterations: int
-    seed: int
-    scores: str
-    kmeans: str
 
 
 @dataclass(frozen=True)
@@ -75,18 +54,15 @@ def run(config: ClusterScoringConfig) -> StageResult:
     Source:
         method.md section 4. Differs in memory only: duplicates are never materialised.
     """
-    for name in ("num_clusters", "num_iterations"):
-        require_at_least(name, getattr(config, name), 1)
-    if not 0 <= config.seed < 2**31:
-        raise StageError(f"seed: got {config.seed}, wanted an integer from 0 to 2147483647.")
+    config.check()
     messages, turn_tables = _open_parts(config.features)
     turns = join_turns(messages, turn_tables)
     num_messages = sum(part.num_rows for part in messages)
     clusters = min(config.num_clusters, num_messages)
     if clusters < config.num_clusters:
-        _LOG.warning("%d distinct messages: %d clusters instead of %d", num_messages, clusters, config.num_clusters)
+        logger.warning("%d distinct messages: %d clusters instead of %d", num_messages, clusters, config.num_clusters)
     sample = training_rows(len(turns.message), clusters, config.seed)
-    _LOG.info("k-means: %d turns, %d train %d clusters", len(turns.message), len(sample), clusters)
+    logger.info("k-means: %d turns, %d train %d clusters", len(turns.message), len(sample), clusters)
     points = _gather(messages, turns.message[sample])
     index, objectives = train(points, clusters, config.num_iterations, config.seed)
     del points

@@ -14,20 +14,10 @@ def ingest(
     max_reject_fraction: float,
     code_version: str,
 ):
-    """Read a LLaVA data set, check every record and its picture, and number the usable ones.
-
-    Args:
-        records: records/1, one row per usable record.
-        rejects: JSON lines, one per unusable record, with its reason.
-        dataset_uri: LLaVA JSON or JSONL file, gzip too.
-        dataset_version: Any text that changes when the bytes behind dataset_uri change; decides the cache.
-        image_root_uri: The folder that the records' images are relative to.
-        image_root_version: Any text that changes when the pictures change; decides the cache.
-        max_reject_fraction: Largest accepted share of unusable records, in [0, 1].
-        code_version: Any text that changes when the code in an image changes under the same tag; decides the cache.
-    """
-    from components.ingest.stage import IngestConfig, run
-    from free2ds_common.kfp_output import run_component
+    """Read a LLaVA data set, check every record and its picture, and number the usable ones."""
+    from components.ingest.config import IngestConfig
+    from components.ingest.stage import run
+    from free2ds_common.kfp_task import run_task
 
     config = IngestConfig(
         dataset_uri=dataset_uri,
@@ -41,4 +31,4 @@ def ingest(
         "image_root_version": image_root_version,
         "code_version": code_version,
     }
-    run_component(lambda: run(config), versions, records=records, rejects=rejects)
+    run_task("ingest", lambda: run(config), versions, records=records, rejects=rejects)

@@ -253,8 +253,6 @@ def open_records(uri: str) -> Iterator[DatasetReader]:
     Raises:
         StageError: There is no such file, or its first bytes are no data set.
     """
-    if not uri:
-        raise StageError("dataset_uri: is empty, wanted the path or URI of a LLaVA JSON or JSONL file.")
     fs, path = filesystem(uri)
     try:
         stored = fs.open(path, "rb")

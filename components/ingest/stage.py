@@ -6,20 +6,19 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
+from components.ingest.config import IngestConfig
 from components.ingest.reader import BrokenLine, DatasetReader, open_records
 from components.ingest.records import PLACEHOLDER, CheckedRecord, RecordProblem, check_record
+from components.ingest.rejects import RejectLog
 from free2ds_common.datasets import DatasetWriter
 from free2ds_common.errors import StageError
-from free2ds_common.images import ImageProblem, decode_image, read_image_bytes
 from free2ds_common.outcomes import IMAGE_FAILURES
-from free2ds_common.rejects import RejectLog
+from free2ds_common.pictures import PictureProblem, decode_picture, read_picture_bytes
 from free2ds_common.result import Counts, StageResult, check_reject_fraction
 from free2ds_common.runlog import Progress
 from free2ds_common.schemas import RECORDS
-from free2ds_common.settings import require_fraction
 from free2ds_common.storage import require_folder
 
 logger = logging.getLogger(__name__)
@@ -31,25 +30,6 @@ DECODE_THREADS = min(8, os.cpu_count() or 1)
 # Records that wait for their pictures.
 WINDOW = 16 * FETCH_THREADS
 ROWS_PER_WRITE = 1000
-
-
-@dataclass(frozen=True)
-class IngestConfig:
-    """Settings of the stage.
-
-    Attributes:
-        dataset_uri: LLaVA JSON list or JSON lines, gzip'ed or not.
-        image_root_uri: The folder that the records' images are relative to; may be empty for text-only data sets.
-        max_reject_fraction: Largest accepted rejected / read, in [0, 1].
-        records: Folder to write, records/1.
-        rejects: JSON lines file to write.
-    """
-
-    dataset_uri: str
-    image_root_uri: str
-    max_reject_fraction: float
-    records: str
-    rejects: str
 
 
 def run(config: IngestConfig) -> StageResult:
@@ -64,7 +44,7 @@ def run(config: IngestConfig) -> StageResult:
     Raises:
         StageError: A wrong setting, no data set, no usable record, or more rejects than allowed.
     """
-    require_fraction("max_reject_fraction", config.max_reject_fraction)
+    config.check()
     with open_records(config.dataset_uri) as reader, DatasetWriter(config.records, RECORDS) as writer:
         logger.info("reading %s (%s)", config.dataset_uri, "JSON list" if reader.is_list else "JSON lines")
         progress = Progress(None, "records", logger)
@@ -200,9 +180,9 @@ class _Pictures:
 
     def _try(self, image: str) -> RecordProblem | None:
         try:
-            data = read_image_bytes(self._root, image)
+            data = read_picture_bytes(self._root, image)
             with self._decoding:
-                decode_image(data, image)
-        except ImageProblem as problem:
+                decode_picture(data, image)
+        except PictureProblem as problem:
             return RecordProblem(problem.reason, problem.detail)
         return None

@@ -8,8 +8,6 @@ import pyarrow as pa
 from components.joint_selection.scoring import softmax
 from free2ds_common.errors import StageError
 
-SAMPLERS = ("gumbel", "reference", "top")
-STRATIFY = ("", "source")
 _HASH_ROWS = 65_536
 _DIGEST_WORDS = 3
 

@@ -11,9 +11,9 @@ from PIL import Image, ImageOps
 
 from components.joint_selection.wording import shortened, shortened_in_the_middle
 from free2ds_common.datasets import Dataset
-from free2ds_common.images import ImageProblem, load_image
+from free2ds_common.pictures import PictureProblem, load_picture
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PLACEHOLDER = "<image>"
 _SIDE = 224
@@ -100,9 +100,9 @@ def pictures_of(image_root_uri: str, image: str, layers: Sequence[Layer]) -> lis
         layers: At least one; those without a map are left out.
 
     Raises:
-        ImageProblem: The picture cannot be used.
+        PictureProblem: The picture cannot be used.
     """
-    picture = load_image(image_root_uri, image)
+    picture = load_picture(image_root_uri, image)
     shown = [("picture", _data_uri(framed(picture, layers[0].framing)))]
     for layer in layers:
         if layer.values is not None:
@@ -155,11 +155,11 @@ def card(
     if row["image"]:
         try:
             shown = pictures_of(image_root_uri, row["image"], layers)
-        except ImageProblem as problem:
+        except PictureProblem as problem:
             remark = f"picture not shown: {problem.reason}"
         except Exception as error:
             # Stores have error classes of their own; a picture in the report is worth no failed selection.
-            _LOG.warning("gallery: %s: %s: %s", row["image"], type(error).__name__, error)
+            logger.warning("gallery: %s: %s: %s", row["image"], type(error).__name__, error)
             remark = "picture not shown: the store did not answer"
     short, source = shortened(question, _MOST_QUESTION), shortened_in_the_middle(row["source"], _MOST_SOURCE)
     return Card(unique_id, short, source, numbers, shown, remark, selected)

@@ -15,7 +15,7 @@ from free2ds_common.datasets import Dataset, first_difference, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.schemas import RECORDS, TEXT_SCORES, kmeans_schema
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _NAMED_IDS = 5
 _BATCH_ROWS = 8192
@@ -162,7 +162,7 @@ def read_side(parts: Sequence[Dataset], side: str, records: Records, grid: int, 
                 bits[rows[valid]] = top_bits(resample(maps, own, grid), k)
     missing = np.flatnonzero(part_of < 0)
     if len(missing):
-        _LOG.warning("%s: no row for %s", side, _ids(records, missing))
+        logger.warning("%s: no row for %s", side, _ids(records, missing))
     return Side(outcome, bits, part_of, _count_unknown(unknown, side))
 
 
@@ -187,7 +187,7 @@ def read_text(folder: str, records: Records) -> Text:
         similarity[rows] = values
     missing = np.flatnonzero(np.isnan(similarity))
     if len(missing):
-        _LOG.warning("text_scores: no score for %s", _ids(records, missing))
+        logger.warning("text_scores: no score for %s", _ids(records, missing))
     return Text(similarity, dataset.manifest, _count_unknown(unknown, "text_scores"))
 
 
@@ -252,7 +252,7 @@ def _count_unknown(unknown: Sequence[np.ndarray], where: str) -> int:
     ids = np.concatenate([np.empty(0, np.int64), *unknown])
     if len(ids):
         first = ", ".join(map(str, ids[:_NAMED_IDS]))
-        _LOG.warning("%s: %d ids that are not in records (first: %s)", where, len(ids), first)
+        logger.warning("%s: %d ids that are not in records (first: %s)", where, len(ids), first)
     return len(ids)
 
 

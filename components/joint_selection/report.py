@@ -4,21 +4,19 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import numpy as np
 
 from components.joint_selection import charts, gallery
+from components.joint_selection.config import JointSelectionConfig
 from components.joint_selection.inputs import Inputs
 from components.joint_selection.selection import Candidates, Selection
 from components.joint_selection.wording import markdown_cell, shortened
 from free2ds_common import outcomes
 from free2ds_common.datasets import Dataset
 from free2ds_common.storage import atomic_writer
-
-if TYPE_CHECKING:
-    from components.joint_selection.stage import JointSelectionConfig
 
 _CARDS = 6
 _CLUSTERS_SHOWN = 12
@@ -49,7 +47,7 @@ MISSING_IOU_WORDS = {
 
 
 def write_report(
-    config: "JointSelectionConfig",
+    config: JointSelectionConfig,
     inputs: Inputs,
     records: Candidates,
     selection: Selection,
@@ -151,7 +149,7 @@ def _charts(records: Candidates, selection: Selection, summary: Mapping[str, Any
 
 
 def _galleries(
-    config: "JointSelectionConfig", inputs: Inputs, records: Candidates, selection: Selection
+    config: JointSelectionConfig, inputs: Inputs, records: Candidates, selection: Selection
 ) -> list[tuple[str, str, list[gallery.Card]]]:
     """Title, explanation and cards of each gallery."""
     with_iou = np.flatnonzero(selection.in_pool & ~np.isnan(records.iou))

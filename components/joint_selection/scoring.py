@@ -4,9 +4,6 @@ import sys
 
 import numpy as np
 
-MISSING_IOU = ("text", "reference", "exclude")
-TEXT_NORMALIZATION = ("reference", "rank")
-
 
 def inverted_minmax(values: np.ndarray) -> np.ndarray:
     """1 - (value - min) / (max - min); all zeros when every value is the same.

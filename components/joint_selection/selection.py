@@ -7,64 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.joint_selection.draw import SAMPLERS, STRATIFY, draw, take_top
-from components.joint_selection.scoring import (
-    MISSING_IOU,
-    TEXT_NORMALIZATION,
-    combine,
-    image_score,
-    text_score,
-    tilt,
-)
+from components.joint_selection.config import DrawSettings
+from components.joint_selection.draw import draw, take_top
+from components.joint_selection.scoring import combine, image_score, text_score, tilt
 from free2ds_common import outcomes
 from free2ds_common.errors import StageError
-from free2ds_common.settings import require_choice, require_fraction
-
-
-@dataclass(frozen=True)
-class DrawSettings:
-    """What decides the selection, given IoU and text similarity.
-
-    Attributes:
-        ratio: Share of the records to select, in (0, 1].
-        num_samples: Exact number to select; 0 means "use ratio".
-        alpha: Weight of the text side, in [0, 1].
-        temperature: Of the softmax, above 0.
-        sampler: One of `SAMPLERS`.
-        missing_iou: One of `MISSING_IOU`.
-        text_normalization: One of `TEXT_NORMALIZATION`.
-        stratify: "source" draws within each source in proportion; empty draws over all.
-        seed: Of the draw and of the random control.
-    """
-
-    ratio: float
-    num_samples: int
-    alpha: float
-    temperature: float
-    sampler: str
-    missing_iou: str
-    text_normalization: str
-    stratify: str
-    seed: int
-
-    def check(self) -> None:
-        """Refuse settings out of range.
-
-        Raises:
-            StageError: One of them is.
-        """
-        require_fraction("ratio", self.ratio, zero_allowed=False)
-        require_fraction("alpha", self.alpha)
-        if not 0 < self.temperature < float("inf"):
-            raise StageError(f"temperature: got {self.temperature:g}, wanted a number above 0.")
-        if self.num_samples < 0:
-            raise StageError(f"num_samples: got {self.num_samples}, wanted 0 (use ratio) or the number to select.")
-        if not 0 <= self.seed < 2**32:
-            raise StageError(f"seed: got {self.seed}, wanted an integer from 0 to 4294967295.")
-        require_choice("sampler", self.sampler, SAMPLERS)
-        require_choice("missing_iou", self.missing_iou, MISSING_IOU)
-        require_choice("text_normalization", self.text_normalization, TEXT_NORMALIZATION)
-        require_choice("stratify", self.stratify, STRATIFY)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from components.joint_selection.config import JointSelectionConfig
 from components.joint_selection.draw import record_noise
 from components.joint_selection.inputs import (
     Inputs,
@@ -23,16 +24,15 @@ from components.joint_selection.inputs import (
 )
 from components.joint_selection.overlap import intersection_over_union, top_k
 from components.joint_selection.report import markdown, write_report
-from components.joint_selection.selection import Candidates, DrawSettings, Selection, by_source, select, unusable
+from components.joint_selection.selection import Candidates, Selection, by_source, select, unusable
 from free2ds_common import __version__, outcomes
 from free2ds_common.datasets import Dataset, DatasetWriter, open_parts
 from free2ds_common.errors import StageError
 from free2ds_common.result import Counts, StageResult, check_reject_fraction
 from free2ds_common.schemas import SCORES, attention_schema
-from free2ds_common.settings import require_fraction
 from free2ds_common.storage import atomic_writer
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SIDES = ("llava", "mgm")
 # A record that cluster_scoring has no score for cannot be ranked: it is rejected.
@@ -45,54 +45,6 @@ _MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "grid", "max_
 _TEXT_MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "max_tokens", "num_clusters", "faiss_version")
 _OUTPUTS = ("selected", "scores", "report", "summary", "random", "overview")
 _WRITE_ROWS = 50_000
-
-
-@dataclass(frozen=True)
-class JointSelectionConfig(DrawSettings):
-    """Settings of the stage; README.md explains each.
-
-    Attributes:
-        records: records/1 folder.
-        llava_attention: attention/1 folders of the first model, one per shard.
-        mgm_attention: attention/1 folders of the second model.
-        text_scores: text_scores/1 folder.
-        image_root_uri: What the records' images are relative to; for the report's galleries.
-        top_percent: Share of a map's positions that count as looked at, in (0, 100].
-        max_reject_fraction: Largest accepted share of records that cannot be used or were not scored.
-        selected: LLaVA JSON to write.
-        scores: scores/1 folder to write.
-        report: HTML to write.
-        summary: JSON to write.
-        random: LLaVA JSON of the random control to write.
-        overview: Markdown to write, the report in a few lines; empty for none.
-        kmeans: kmeans/1 folder, for the report's page on clusters; empty for none.
-    """
-
-    records: str
-    llava_attention: Sequence[str]
-    mgm_attention: Sequence[str]
-    text_scores: str
-    image_root_uri: str
-    top_percent: float
-    max_reject_fraction: float
-    selected: str
-    scores: str
-    report: str
-    summary: str
-    random: str
-    overview: str
-    kmeans: str
-
-    def check(self) -> None:
-        """Refuse settings out of range.
-
-        Raises:
-            StageError: One of them is.
-        """
-        super().check()
-        require_fraction("max_reject_fraction", self.max_reject_fraction)
-        if not 0 < self.top_percent <= 100:
-            raise StageError(f"top_percent: got {self.top_percent:g}, wanted a number in (0, 100].")
 
 
 def run(config: JointSelectionConfig) -> StageResult:
@@ -129,7 +81,7 @@ def run(config: JointSelectionConfig) -> StageResult:
         with atomic_writer(config.overview, "w") as handle:
             handle.write(markdown(summary, sentences))
     for sentence in sentences:
-        _LOG.info("%s", sentence)
+        logger.info("%s", sentence)
     metrics = {name: float(value) for name, value in summary["tilt"].items()}
     metrics |= {"pool": float(summary["pool"]), "without_iou": float(summary["without_iou"])}
     metadata = {name: value for name, value in summary.items() if name not in ("counts", "tilt")}

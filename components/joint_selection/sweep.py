@@ -2,54 +2,31 @@
 
 import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from components.joint_selection.config import DrawSettings, SweepConfig
 from components.joint_selection.draw import record_noise
 from components.joint_selection.inputs import outcome_codes
-from components.joint_selection.options import SWEPT
-from components.joint_selection.selection import Candidates, DrawSettings, by_source, select, unusable
+from components.joint_selection.selection import Candidates, by_source, select, unusable
 from components.joint_selection.wording import markdown_cell
 from free2ds_common.datasets import open_dataset
-from free2ds_common.errors import StageError
+from free2ds_common.errors import SettingError, StageError
 from free2ds_common.schemas import SCORES
 from free2ds_common.storage import atomic_writer
 
+# Those of which a sweep takes several values, and their types.
+SWEPT: dict[str, Callable[[str], str | float]] = {
+    "alpha": float,
+    "temperature": float,
+    "sampler": str,
+    "missing_iou": str,
+    "text_normalization": str,
+}
 _SOURCES_SHOWN, _SOURCE_LENGTH = 20, 60
-
-
-@dataclass(frozen=True)
-class SweepConfig:
-    """Settings of a sweep: every combination of the lists is drawn once.
-
-    Attributes:
-        scores: scores/1 folder of an earlier selection.
-        alpha: Values of `DrawSettings.alpha`, and so on.
-        temperature: Values.
-        sampler: Values.
-        missing_iou: Values.
-        text_normalization: Values.
-        ratio: As in `DrawSettings`.
-        num_samples: As in `DrawSettings`.
-        stratify: As in `DrawSettings`.
-        seed: As in `DrawSettings`.
-        output: JSON to write; empty for none.
-    """
-
-    scores: str
-    alpha: Sequence[float]
-    temperature: Sequence[float]
-    sampler: Sequence[str]
-    missing_iou: Sequence[str]
-    text_normalization: Sequence[str]
-    ratio: float
-    num_samples: int
-    stratify: str
-    seed: int
-    output: str
 
 
 def run(config: SweepConfig) -> dict[str, Any]:
@@ -66,7 +43,7 @@ def run(config: SweepConfig) -> dict[str, Any]:
         StageError: Wrong settings, or no such scores.
     """
     same = {name: getattr(config, name) for name in ("ratio", "num_samples", "stratify", "seed")}
-    combinations = list(itertools.product(*(getattr(config, name) for name in SWEPT)))
+    combinations = itertools.product(*(_values(name, getattr(config, name)) for name in SWEPT))
     settings = [DrawSettings(**dict(zip(SWEPT, values, strict=True)), **same) for values in combinations]
     for one in settings:
         one.check()
@@ -94,7 +71,7 @@ def run(config: SweepConfig) -> dict[str, Any]:
 def as_markdown(result: dict[str, Any]) -> str:
     """The tables of a sweep: tilt, overlap, composition by source (the largest ones)."""
     numbers = [str(number) for number in range(1, len(result["settings"]) + 1)]
-    shown = [name for name in SWEPT if len({one[name] for one in result["settings"]}) > 1] or list(SWEPT[:2])
+    shown = [name for name in SWEPT if len({one[name] for one in result["settings"]}) > 1] or list(SWEPT)[:2]
     head = [
         "",
         *shown,
@@ -125,6 +102,18 @@ def as_markdown(result: dict[str, Any]) -> str:
     if len(sources) > _SOURCES_SHOWN:
         lines.append(f"\n{len(sources) - _SOURCES_SHOWN} smaller sources are not shown; --output has them all.")
     return "\n".join(lines)
+
+
+def _values(name: str, text: str) -> list[str | float]:
+    """Comma-separated values in their type.
+
+    Raises:
+        SettingError: One is not of that type.
+    """
+    try:
+        return [SWEPT[name](value.strip()) for value in text.split(",")]
+    except ValueError:
+        raise SettingError(name, f"got {text!r}, wanted numbers separated by commas.") from None
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -1,23 +1,15 @@
-"""Command line of llava_attention."""
+"""The llava_attention stage from a shell."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from free2ds_common import defaults
-from free2ds_common.attention.command import attention_main
-from free2ds_common.result import StageResult
-
-
-def _stage_run() -> Callable[..., StageResult]:
-    # Here, not at the top: --help shall not wait for torch.
-    from components.llava_attention.stage import run
-
-    return run
+from components.llava_attention.config import LlavaAttentionConfig
+from free2ds_common.cli import stage_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
-    return attention_main("llava", "LLaVA-1.5", defaults.LLAVA_MODEL, argv, _stage_run)
+    return stage_main("llava_attention", LlavaAttentionConfig, argv)
 
 
 if __name__ == "__main__":

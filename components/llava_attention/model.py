@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from free2ds_common.attention import original_layout
-from free2ds_common.attention.capture import ATTENTION_NAME
-from free2ds_common.attention.model import Pixels, VisionLanguageModel
-from free2ds_common.attention.prompts import LLAVA_SYSTEM, build_prompt, method_settings
-from free2ds_common.attention.tokenizers import load_tokenizer
-from free2ds_common.attention.weights import ParameterFiller, empty_model
 from free2ds_common.errors import StageError
-from free2ds_common.packed_linear import pack_linear_layers
+from free2ds_common.inference import original_layout
+from free2ds_common.inference.capture import ATTENTION_NAME
+from free2ds_common.inference.model import Pixels, VisionLanguageModel
+from free2ds_common.inference.packed_linear import pack_linear_layers
+from free2ds_common.inference.prompts import LLAVA_SYSTEM, build_prompt, method_settings
+from free2ds_common.inference.tokenizers import load_tokenizer
+from free2ds_common.inference.weights import ParameterFiller, empty_model
 
 # Stored name to transformers' name; the first that matches counts. Hugging Face layouts old and new, then the original.
 _RENAMES = [
@@ -39,9 +39,7 @@ def parameter_name(stored: str) -> str:
     return stored
 
 
-def load_llava(
-    folder: Path, device: torch.device, dtype: torch.dtype, vision_tower: str = "", vision_tower_aux: str = ""
-) -> VisionLanguageModel:
+def load_llava(folder: Path, device: torch.device, dtype: torch.dtype, vision_tower: str = "") -> VisionLanguageModel:
     """Load LLaVA-1.5.
 
     Args:
@@ -49,7 +47,6 @@ def load_llava(
         device: Where the weights go; there is never a second copy of them.
         dtype: Of weights and arithmetic.
         vision_tower: For the original layout, where CLIP is when `mm_vision_tower` does not lead to it.
-        vision_tower_aux: LLaVA has none.
 
     Raises:
         StageError: Another architecture, missing files, missing or misshapen tensors.

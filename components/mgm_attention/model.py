@@ -13,14 +13,14 @@ from torch.nn import functional
 from transformers import CLIPVisionModel, ConvNextConfig, ConvNextModel, LlamaConfig, LlamaModel
 from transformers.models.clip.configuration_clip import CLIPVisionConfig
 
-from free2ds_common.attention import original_layout
-from free2ds_common.attention.capture import ATTENTION_NAME
-from free2ds_common.attention.model import Pixels, VisionLanguageModel
-from free2ds_common.attention.prompts import MGM_SYSTEM, build_prompt, method_settings
-from free2ds_common.attention.tokenizers import load_tokenizer
-from free2ds_common.attention.weights import ParameterFiller, empty_model, stored_tensors
 from free2ds_common.errors import StageError
-from free2ds_common.packed_linear import pack_linear_layers
+from free2ds_common.inference import original_layout
+from free2ds_common.inference.capture import ATTENTION_NAME
+from free2ds_common.inference.model import Pixels, VisionLanguageModel
+from free2ds_common.inference.packed_linear import pack_linear_layers
+from free2ds_common.inference.prompts import MGM_SYSTEM, build_prompt, method_settings
+from free2ds_common.inference.tokenizers import load_tokenizer
+from free2ds_common.inference.weights import ParameterFiller, empty_model, stored_tensors
 
 # timm's ConvNeXt uses this everywhere; transformers' default differs for the final norm only, which MGM does not use.
 _CONVNEXT_EPSILON = 1e-6

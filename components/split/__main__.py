@@ -1,37 +1,22 @@
-"""The split stage from a shell."""
+"""The split stage from a shell: prints the shards, one a line, and then the counts."""
 
 import sys
+from collections.abc import Sequence
 
-from free2ds_common import defaults
-from free2ds_common.cli import run_stage, stage_parser
+from components.split.config import SplitConfig
+from free2ds_common.cli import print_counts, stage_main
+from free2ds_common.result import StageResult
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Parse the arguments, run the stage, print the shards, return the exit code."""
-    parser = stage_parser(
-        "split",
-        "Divide the records into shards, all records of one image in the same; prints the shards, one a line.",
-    )
-    parser.add_argument("--records", required=True, help="input folder: the records of ingest (records/1)")
-    parser.add_argument(
-        "--num-shards",
-        type=int,
-        default=defaults.NUM_SHARDS,
-        help="how many shards, 1 to 64; some are empty if there are few images",
-    )
-    parser.add_argument("--shards", required=True, help="output folder: one folder of records/1 per shard")
-    arguments = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage; returns the exit code."""
+    return stage_main("split", SplitConfig, argv, _show)
 
-    from components.split.stage import SplitConfig, run, shard_names
-    from free2ds_common.result import StageResult
 
-    def work() -> StageResult:
-        result = run(SplitConfig(**vars(arguments)))
-        for name in shard_names(arguments.num_shards):
-            print(f"{arguments.shards.rstrip('/')}/{name}")
-        return result
-
-    return run_stage(work)
+def _show(config: SplitConfig, result: StageResult) -> None:
+    for name in result.metadata["shards"]:
+        print(f"{config.shards.rstrip('/')}/{name}")
+    print_counts(config, result)
 
 
 if __name__ == "__main__":

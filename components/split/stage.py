@@ -6,12 +6,12 @@ import logging
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from components.split.config import SplitConfig
 from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.result import Counts, StageResult
@@ -19,41 +19,14 @@ from free2ds_common.schemas import RECORDS
 
 logger = logging.getLogger(__name__)
 
-# The last stage gets two lists with one artifact per shard, and Kubeflow starts no step with an input above 128 KiB.
-MAX_SHARDS = 64
 # Sorted in memory at a time: about 100 MB of LLaVA-665K.
 ROWS_PER_RANGE = 50_000
 _SHARD_NAME = re.compile(r"shard-\d{5}-of-\d{5}")
 
 
-@dataclass(frozen=True)
-class SplitConfig:
-    """Settings of the stage.
-
-    Attributes:
-        records: Folder to read, records/1.
-        num_shards: How many shards, 1 to 64.
-        shards: Folder to write, one records/1 folder per shard.
-    """
-
-    records: str
-    num_shards: int
-    shards: str
-
-
 def shard_names(num_shards: int) -> list[str]:
     """The shards' folder names in order."""
     return [f"shard-{shard:05d}-of-{num_shards:05d}" for shard in range(num_shards)]
-
-
-def check_num_shards(num_shards: int) -> None:
-    """Refuse a number that the graph cannot carry.
-
-    Raises:
-        StageError: It is not 1 to `MAX_SHARDS`.
-    """
-    if not 1 <= num_shards <= MAX_SHARDS:
-        raise StageError(f"num_shards: got {num_shards}, wanted 1 to {MAX_SHARDS}.")
 
 
 def run(config: SplitConfig) -> StageResult:
@@ -72,7 +45,7 @@ def run(config: SplitConfig) -> StageResult:
     Raises:
         StageError: A wrong number of shards, or no records/1.
     """
-    check_num_shards(config.num_shards)
+    config.check()
     records = open_dataset(config.records, RECORDS)
     root = Path(config.shards)
     _remove_shards(root)

@@ -8,15 +8,20 @@ import pytest
 import yaml
 
 import pipeline
+from free2ds_common.launch import cluster
+from free2ds_common.launch.cluster import check_cron
+from free2ds_common.launch.package import Package
+from free2ds_common.launch.parameters import read_parameters, with_absolute_paths
 
 REQUIRED = ["--param", "dataset_uri=gs://b/d.json", "--param", "image_root_uri=gs://b/i"]
 
 
-def parameters(*options):
-    return pipeline.read_parameters(pipeline.command_line().parse_args(["run", "--output-dir", "o", *options]))
+@pytest.fixture(scope="module")
+def package():
+    return Package.compile(pipeline.free2ds)
 
 
-def test_parameters_get_their_types():
+def test_parameters_get_their_types(package):
     given = {
         "ratio": ("1", 1.0),
         "num_shards": ("3", 3),
@@ -25,8 +30,8 @@ def test_parameters_get_their_types():
         "node_selector": ('{"a": "b"}', {"a": "b"}),
         "tolerations": ("[]", []),
     }
-    options = [option for name, (text, _) in given.items() for option in ("--param", f"{name}={text}")]
-    assert parameters(*REQUIRED, *options) == {
+    assignments = [*REQUIRED[1::2], *(f"{name}={text}" for name, (text, _) in given.items())]
+    assert read_parameters(package, "", assignments) == {
         "dataset_uri": "gs://b/d.json",
         "image_root_uri": "gs://b/i",
         **{name: value for name, (_, value) in given.items()},
@@ -34,10 +39,10 @@ def test_parameters_get_their_types():
 
 
 @pytest.mark.parametrize("write", [json.dumps, yaml.safe_dump])
-def test_a_parameter_file_yields_to_the_command_line(write, tmp_path):
+def test_a_parameter_file_yields_to_the_command_line(package, write, tmp_path):
     path = tmp_path / "parameters"
     path.write_text(write({"dataset_uri": "d", "image_root_uri": "", "ratio": 1, "seed": 5}))
-    assert parameters("--params-file", str(path), "--param", "seed=6") == {
+    assert read_parameters(package, str(path), ["seed=6"]) == {
         "dataset_uri": "d",
         "image_root_uri": "",
         "ratio": 1.0,
@@ -77,6 +82,40 @@ def test_a_parameter_file_yields_to_the_command_line(write, tmp_path):
         ([*REQUIRED, "--param", "max_new_tokens=0"], "max_new_tokens: got 0, wanted a number of at least 1."),
         ([*REQUIRED, "--param", "num_clusters=0"], "num_clusters: got 0, wanted a number of at least 1."),
         ([*REQUIRED, "--param", "dtype=int8"], "dtype: got 'int8', wanted one of auto, bfloat16, float16, float32."),
+        ([*REQUIRED, "--param", "seed=3000000000"], "seed: got 3000000000, wanted an integer from 0 to 2147483647."),
+        ([*REQUIRED, "--param", "llava_prompt=chat"], "llava_prompt: got 'chat', wanted one of method."),
+        ([*REQUIRED, "--param", "mgm_prompt=xyz"], "mgm_prompt: got 'xyz', wanted one of method."),
+        (
+            [*REQUIRED, "--param", "mgm_model_type=auto", "--param", "mgm_prompt=xyz"],
+            "mgm_prompt: got 'xyz', wanted one of chat, method.",
+        ),
+        ([*REQUIRED, "--param", "llava_model_type=foo"], "llava_model_type: got 'foo', wanted one of auto, llava."),
+        ([*REQUIRED, "--param", "mgm_model_type=llava"], "mgm_model_type: got 'llava', wanted one of auto, mgm."),
+        (
+            [*REQUIRED, "--param", "llava_model="],
+            "llava_model: is empty, wanted a folder, an object-store URI or a hub",
+        ),
+        (
+            [*REQUIRED, "--param", "mgm_model="],
+            "mgm_model: is empty, wanted a folder, an object-store URI or a hub id.",
+        ),
+        (
+            [*REQUIRED, "--param", "bert_model="],
+            "bert_model: is empty, wanted a folder, an object-store URI or a hub id",
+        ),
+        ([*REQUIRED, "--param", "bert_revision="], "bert_revision: is empty, wanted a branch, tag or commit of google"),
+        ([*REQUIRED, "--param", "dataset_uri="], "dataset_uri: is empty, wanted the path or URI of a LLaVA JSON or"),
+        ([*REQUIRED, "--param", "top_percent=0"], "top_percent: got 0, wanted a number in (0, 100]."),
+        ([*REQUIRED, "--param", "num_iterations=0"], "num_iterations: got 0, wanted a number of at least 1."),
+        (
+            [*REQUIRED, "--param", "attention_batch_size=0"],
+            "attention_batch_size: got 0, wanted a number of at least 1",
+        ),
+        ([*REQUIRED, "--param", "bert_batch_tokens=0"], "bert_batch_tokens: got 0, wanted a number of at least 1."),
+        ([*REQUIRED, "--param", "gpu_count=0"], "gpu_count: got 0, wanted a number of at least 1."),
+        ([*REQUIRED, "--param", "max_reject_fraction=2"], "max_reject_fraction: got 2, wanted a number in [0, 1]."),
+        ([*REQUIRED, "--param", "stratify=image"], "stratify: got 'image', wanted one of , source."),
+        ([*REQUIRED, "--param", "text_normalization=z"], "text_normalization: got 'z', wanted one of rank, reference."),
         ([*REQUIRED, "--params-file", "none"], "--params-file: none cannot be read (No such file or directory)."),
     ],
 )
@@ -119,7 +158,7 @@ def test_only_this_machines_paths_are_made_absolute(tmp_path, monkeypatch):
         "sampler": "models",
         "seed": 1,
     }
-    assert pipeline.local_arguments(values) == {
+    assert with_absolute_paths(values) == {
         **values,
         "dataset_uri": f"{tmp_path}/d.json",
         "llava_model": f"{tmp_path}/models",
@@ -148,7 +187,7 @@ class FakeClient:
 @pytest.fixture
 def client(monkeypatch):
     fake = FakeClient()
-    monkeypatch.setattr(pipeline, "connect", lambda host, namespace: fake)
+    monkeypatch.setattr(cluster, "connect", lambda host, namespace: fake)
     return fake
 
 
@@ -185,7 +224,7 @@ def test_schedule_reads_the_data_set_every_time(client, capsys):
 
 @pytest.mark.parametrize("cron", ["0 0 3 * * 1", "30 */5 1-3,5 ? JAN MON-FRI", "59 0/15 * 1,15 * *"])
 def test_six_field_schedules_are_accepted(cron):
-    pipeline.check_cron(cron)
+    check_cron(cron)
 
 
 @pytest.mark.parametrize(

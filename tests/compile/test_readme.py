@@ -1,25 +1,14 @@
-"""The README's parameter table is the pipeline's."""
+"""The documentation is the pipeline's."""
 
-import json
 from pathlib import Path
 
 import pipeline
+from free2ds_common.launch.cli import parameter_table
+from free2ds_common.launch.package import Package
 
-README = Path(__file__).resolve().parents[2] / "README.md"
-
-
-def test_nothing_was_left_to_fill_in():
-    for path in README.parent.glob("**/README.md"):
-        if ".venv" not in path.parts:
-            assert "@@" not in path.read_text(encoding="utf-8"), path
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_every_parameter_with_its_default_and_meaning_is_in_the_table():
-    wanted = []
-    for name, value in pipeline.free2ds.component_spec.inputs.items():
-        text = value.default if isinstance(value.default, str) else json.dumps(value.default)
-        default = "required" if not value.optional else f"`{text}`" if text else "empty"
-        wanted.append(f"| `{name}` | {default} | {value.description} |")
-    lines = README.read_text(encoding="utf-8").splitlines()
-    start = lines.index("| parameter | default | meaning |") + 2
-    assert lines[start : start + len(wanted) + 1] == [*wanted, ""]
+def test_the_page_of_parameters_is_what_the_pipeline_has():
+    page = (REPOSITORY / "docs/parameters.md").read_text(encoding="utf-8")
+    assert page.endswith(f"\n\n{parameter_table(Package.compile(pipeline.free2ds))}\n"), "run: make docs"

@@ -1,15 +1,20 @@
 """What the compiled pipeline says to a backend."""
 
-import argparse
+import dataclasses
 import importlib
+import json
 
 import pytest
 
 import pipeline
+from free2ds_common.launch.package import Package, descriptions
+from free2ds_common.launch.resources import ResourceSettings
+from free2ds_common.settings import Versions as VersionSettings
 
 GPU_TASKS = ["llava-attention", "mgm-attention", "bert-features"]
 CPU_TASKS = ["ingest", "split", "cluster-scoring", "joint-selection"]
-VERSIONS = {"dataset_version", "image_root_version", "code_version"}
+VERSIONS = {field.name for field in dataclasses.fields(VersionSettings)}
+RESOURCES = {field.name for field in dataclasses.fields(ResourceSettings)}
 # What the compiler itself adds to a task whose resources are run parameters.
 RESOURCE_INPUTS = ("pipelinechannel--", "cpu_request", "memory_request", "accelerator_")
 
@@ -152,47 +157,76 @@ def test_every_step_may_use_the_cache_and_knows_the_versions_of_what_it_reads(co
         assert ("image_root_uri" in parameters) == ("image_root_version" in parameters)
 
 
-class Captured(Exception):
-    """Carries a stage's parser out of its main."""
+def class_of(stage, kind):
+    name = "".join(word.capitalize() for word in stage.split("_")) + kind
+    return getattr(importlib.import_module(f"components.{stage}.config"), name)
 
 
-def options_of(stage, monkeypatch) -> dict[str, argparse.Action]:
-    def capture(parser, *_):
-        raise Captured(parser)
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", capture)
-    with pytest.raises(Captured) as caught:
-        importlib.import_module(f"components.{stage}.__main__").main([])
-    return {action.dest: action for action in caught.value.args[0]._actions if action.dest != "help"}
+def fields_of(stage, kind):
+    return {field.name: field for field in dataclasses.fields(class_of(stage, kind))}
 
 
-# LLaVA has one picture encoder, and the graph has one BERT step; from a shell both may be wanted.
-SHELL_ONLY = {"llava_attention": {"vision_tower_aux"}, "bert_features": {"part"}}
+# The graph has one BERT step; from a shell several may share the work.
+SHELL_ONLY = {"bert_features": {"part"}}
 STAGES = [name.replace("-", "_") for name in GPU_TASKS + CPU_TASKS]
+TYPES = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float}
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_ports_and_parameters_are_the_options_of_the_command_line(compiled, stage, monkeypatch):
+def test_a_components_signature_is_its_config(compiled, stage):
+    """Parameters are the settings and the versions, artifacts the ports; nothing is left out or there twice."""
     component = compiled.component(stage.replace("_", "-"))
     inputs, outputs = component["inputDefinitions"], component["outputDefinitions"]
-    parameters = {name for name in inputs["parameters"] if not name.startswith(RESOURCE_INPUTS)} - VERSIONS
-    names = parameters | set(inputs.get("artifacts", {})) | set(outputs["artifacts"])
-    options = set(options_of(stage, monkeypatch))
-    assert names == options - SHELL_ONLY.get(stage, set())
+    settings = fields_of(stage, "Settings")
+    parameters = {
+        name: TYPES[definition["parameterType"]]
+        for name, definition in inputs["parameters"].items()
+        if not name.startswith(RESOURCE_INPUTS) and name not in VERSIONS
+    }
+    assert parameters == {name: field.type for name, field in settings.items()}
+    ports = set(inputs.get("artifacts", {})) | set(outputs["artifacts"])
+    assert ports == set(fields_of(stage, "Config")) - set(settings) - SHELL_ONLY.get(stage, set())
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_command_line_has_the_pipelines_defaults(compiled, stage, monkeypatch):
-    tasks, inputs = {**compiled.tasks("root"), **compiled.tasks("score-shard")}, pipeline.free2ds.component_spec.inputs
-    options = options_of(stage, monkeypatch)
-    compared = set()
-    for name, source in tasks[stage.replace("_", "-")]["inputs"]["parameters"].items():
-        if name in options and not options[name].required:
-            value = inputs[source["componentInputParameter"]]
-            # A location that a user of the pipeline must give may be left out where it only adorns the report.
-            assert options[name].default == (value.default if value.optional else ""), name
-            compared.add(name)
-    outputs = set(compiled.component(stage.replace("_", "-"))["outputDefinitions"]["artifacts"])
-    with_default = {name for name, option in options.items() if not option.required}
-    ports = outputs | set(compiled.component(stage.replace("_", "-"))["inputDefinitions"].get("artifacts", {}))
-    assert compared == with_default - ports - SHELL_ONLY.get(stage, set())
+def test_every_parameter_and_port_of_a_step_is_described_by_its_config(compiled, stage):
+    component = compiled.component(stage.replace("_", "-"))
+    known = descriptions(class_of(stage, "Config")) | descriptions(VersionSettings)
+    for definitions in (component["inputDefinitions"], component["outputDefinitions"]):
+        for name, definition in {**definitions.get("parameters", {}), **definitions.get("artifacts", {})}.items():
+            if name.startswith(RESOURCE_INPUTS) or name == "Output":
+                continue
+            assert definition["description"] == known[name], name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_component_says_what_its_config_says(stage):
+    """One sentence for the folder, the command line and the graph."""
+    component = getattr(importlib.import_module(f"components.{stage}.component"), stage)
+    sentence = component.component_spec.description or component.python_func.__doc__
+    assert sentence == class_of(stage, "Config").__doc__.partition("\n")[0]
+
+
+def test_the_pipelines_defaults_are_the_settings():
+    """Each run parameter has the default of every setting that it becomes; resources and versions likewise."""
+    package = Package.compile(pipeline.free2ds)
+    wanted = {}
+    for task in package.stage_tasks:
+        defaults = {**fields_of(task.stage, "Settings"), **{f.name: f for f in dataclasses.fields(VersionSettings)}}
+        for name, source in task.sources.items():
+            if name in defaults:
+                wanted.setdefault(source, set()).add(defaults[name].default)
+    for field in dataclasses.fields(ResourceSettings()):
+        wanted.setdefault(field.name, set()).add(json.dumps(getattr(ResourceSettings(), field.name), sort_keys=True))
+    assert set(wanted) == set(package.parameters)
+    # Only the report's pictures need it in joint_selection, so a shell may leave it out.
+    wanted["image_root_uri"].discard("")
+    for name, parameter in package.parameters.items():
+        (default,) = wanted[name]
+        given = json.dumps(parameter.default, sort_keys=True) if name in RESOURCES else parameter.default
+        assert (dataclasses.MISSING if parameter.required else given) == default, name
+
+
+def test_every_setting_of_every_step_comes_from_a_run_parameter():
+    for task in Package.compile(pipeline.free2ds).stage_tasks:
+        assert set(fields_of(task.stage, "Settings")) <= set(task.sources), task.stage

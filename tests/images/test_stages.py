@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 
 import pipeline
-from free2ds_common import docker_run, local_run
+from free2ds_common.launch import containers, local
 from images import build
 from tests.images.conftest import BASE_IMAGE, REPOSITORY, docker
 
@@ -66,7 +66,7 @@ def test_every_stage_alone_on_a_read_only_root_without_network(example, by_proce
     assert "data:image/jpeg;base64," in (tmp_path / "report.html").read_text()
 
 
-def containers():
+def running_containers():
     return docker("ps", "--quiet", "--filter", "label=free2ds.run").stdout
 
 
@@ -76,7 +76,7 @@ def test_the_pipeline_through_docker_selects_the_same(parameters, by_processes, 
         assert (tmp_path / "out" / name).read_bytes() == (by_processes / name).read_bytes()
     owners = {(path.stat().st_uid, path.stat().st_gid) for path in (tmp_path / "out").rglob("*")}
     assert owners == {(os.getuid(), os.getgid())}
-    assert containers() == ""
+    assert running_containers() == ""
 
 
 def test_outputs_belong_to_a_caller_who_is_not_root(parameters, by_processes, tmp_path, monkeypatch):
@@ -85,15 +85,15 @@ def test_outputs_belong_to_a_caller_who_is_not_root(parameters, by_processes, tm
     seen = set()
 
     def run_graph(work, log_path, threads):
-        tasks = work / local_run.TASKS
+        tasks = work / local.TASKS
         os.chown(tasks, caller, caller)
         started(work, log_path, threads)
         seen.update((path.stat().st_uid, path.stat().st_gid) for path in tasks.rglob("*") if path.is_file())
 
-    started = local_run.run_graph
-    monkeypatch.setattr(local_run, "run_graph", run_graph)
-    monkeypatch.setattr(docker_run.os, "getuid", lambda: caller)
-    monkeypatch.setattr(docker_run.os, "getgid", lambda: caller)
+    started = local.run_graph
+    monkeypatch.setattr(local, "run_graph", run_graph)
+    monkeypatch.setattr(containers.os, "getuid", lambda: caller)
+    monkeypatch.setattr(containers.os, "getgid", lambda: caller)
     assert run_pipeline(tmp_path / "out", parameters, "--runner", "docker") == 0
     assert seen == {(caller, caller)}
 
@@ -105,7 +105,7 @@ def test_a_stage_that_fails_in_its_container_is_one_sentence(parameters, tmp_pat
     assert run_pipeline(tmp_path / "out", parameters, "--runner", "docker") == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path}/broken: architecture Other, wanted MGMLlamaForCausalLM")
-    assert containers() == ""
+    assert running_containers() == ""
 
 
 def test_interrupting_a_run_stops_its_containers(parameters, tmp_path):
@@ -113,13 +113,13 @@ def test_interrupting_a_run_stops_its_containers(parameters, tmp_path):
     command = [sys.executable, "pipeline.py", "run", "--runner", "docker", "--output-dir", str(tmp_path), *given]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not containers() and time.monotonic() < deadline:
+    while not running_containers() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert containers(), "no container was started"
+    assert running_containers(), "no container was started"
     process.terminate()
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted; every stage was stopped" in error
-    assert containers() == ""
+    assert running_containers() == ""
 
 
 @pytest.fixture

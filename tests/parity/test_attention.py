@@ -8,9 +8,9 @@ import torch
 
 from components.llava_attention.model import load_llava
 from components.mgm_attention.model import load_mgm
-from free2ds_common.attention.decode import Decoder, PictureGroup, Question
-from free2ds_common.attention.prompts import prompt_text
-from free2ds_common.images import load_image
+from free2ds_common.inference.decode import Decoder, PictureGroup, Question
+from free2ds_common.inference.prompts import prompt_text
+from free2ds_common.pictures import load_picture
 
 TOLERANCE = 1e-6
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -32,7 +32,7 @@ def answers(shared, samples):
         groups = []
         for number, record in samples.items():
             prompt = model.prompt(record["conversations"][0]["value"])
-            pixels = model.preprocess(load_image(str(shared / "parity/images"), record["image"]))
+            pixels = model.preprocess(load_picture(str(shared / "parity/images"), record["image"]))
             groups.append(PictureGroup(pixels, (Question(number, prompt), Question(-number, prompt))))
         found[layout] = {answer.index: answer for answer in Decoder(model, 100, 16).answer(groups)}
     return found
@@ -84,6 +84,6 @@ def test_both_llava_layouts_give_the_same_bits(samples, answers):
 def test_preprocessing_equals(shared, samples):
     model = load_llava(shared / "parity/models/llava", CPU, FP32)
     for number in (1, 2):
-        picture = load_image(str(shared / "parity/images"), samples[number]["image"])
+        picture = load_picture(str(shared / "parity/images"), samples[number]["image"])
         wanted = expected(shared, "llava", number)["pixel_values"]
         np.testing.assert_array_equal(model.preprocess(picture)["pixel_values"].numpy(), wanted)

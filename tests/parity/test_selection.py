@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from components.joint_selection.config import JointSelectionConfig
 from components.joint_selection.overlap import intersection_over_union, top_bits
-from components.joint_selection.stage import JointSelectionConfig, run
-from free2ds_common.attention.stage import CAPTURE_VERSION
+from components.joint_selection.stage import run
 from free2ds_common.datasets import DatasetWriter, open_dataset
+from free2ds_common.inference.attention_stage import CAPTURE_VERSION
 from free2ds_common.schemas import RECORDS, SCORES, TEXT_SCORES, attention_schema
 
 REFERENCE = {"sampler": "reference", "missing_iou": "reference", "text_normalization": "reference"}

@@ -8,11 +8,12 @@ import faiss
 import numpy as np
 import pytest
 
-from components.bert_features.stage import BertFeaturesConfig
+from components.bert_features.config import BertFeaturesConfig
 from components.bert_features.stage import run as run_bert
-from components.cluster_scoring.stage import ClusterScoringConfig, similarity, train
+from components.cluster_scoring.config import ClusterScoringConfig
 from components.cluster_scoring.stage import run as run_scoring
-from components.ingest.stage import IngestConfig
+from components.cluster_scoring.stage import similarity, train
+from components.ingest.config import IngestConfig
 from components.ingest.stage import run as run_ingest
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.schemas import TEXT_SCORES, TEXT_TURNS, text_messages_schema
@@ -43,7 +44,11 @@ def features(text, minilm, tmp_path_factory):
             records=str(folder / "records"), rejects=str(folder / "rejects.jsonl"),
         )
     )  # fmt: skip
-    run_bert(BertFeaturesConfig(str(folder / "records"), minilm, "", 4096, "float32", "0/1", str(folder / "features")))
+    run_bert(
+        BertFeaturesConfig(
+            records=str(folder / "records"), model=minilm, dtype="float32", features=str(folder / "features")
+        )
+    )
     return folder / "features"
 
 
@@ -104,7 +109,15 @@ def test_stage_on_the_given_embeddings(text, features, tmp_path):
     with DatasetWriter(tmp_path / "features/turns", TEXT_TURNS) as writer:
         writer.write(turns)
         writer.manifest.update(keep)
-    run_scoring(ClusterScoringConfig([str(tmp_path / "features")], 50, 100, 42, str(tmp_path / "scores"), ""))
+    run_scoring(
+        ClusterScoringConfig(
+            features=[str(tmp_path / "features")],
+            num_clusters=50,
+            num_iterations=100,
+            seed=42,
+            scores=str(tmp_path / "scores"),
+        )
+    )
     wanted = json.loads((text / "text_similarity_50.json").read_text())
     found = open_dataset(tmp_path / "scores", TEXT_SCORES).table().to_pylist()
     assert len(found) == len(wanted) == 926

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast, RobertaConfig, RobertaModel
 
+from components.bert_features.config import BertFeaturesConfig
 from components.bert_features.encoder import Encoder
-from components.bert_features.stage import BertFeaturesConfig, parse_part, run, token_batches
+from components.bert_features.stage import run, token_batches
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.schemas import RECORDS, TEXT_TURNS, text_messages_schema
@@ -39,7 +40,9 @@ def config(bert, tmp_path):
     ]
     with DatasetWriter(tmp_path / "records", RECORDS) as writer:
         writer.write(rows)
-    return BertFeaturesConfig(str(tmp_path / "records"), str(bert), "", 64, "auto", "0/1", str(tmp_path / "features"))
+    return BertFeaturesConfig(
+        records=str(tmp_path / "records"), model=str(bert), batch_tokens=64, features=str(tmp_path / "features")
+    )
 
 
 def tables(config):
@@ -184,7 +187,7 @@ def test_longer_than_a_batch_is_a_batch_of_its_own():
 @pytest.mark.parametrize("part", ["", "1", "1/1", "2/2", "-1/2", "a/b", "0/0"])
 def test_wrong_parts(part):
     with pytest.raises(StageError, match="wanted i/n with i from 0 to n - 1"):
-        parse_part(part)
+        BertFeaturesConfig(records="", features="", part=part).check()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import faiss
 import numpy as np
 import pytest
 
-from components.cluster_scoring.stage import ClusterScoringConfig, run, similarity, training_rows
+from components.cluster_scoring.config import ClusterScoringConfig
+from components.cluster_scoring.stage import run, similarity, training_rows
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.schemas import TEXT_SCORES, TEXT_TURNS, kmeans_schema, text_messages_schema
@@ -40,7 +41,13 @@ def write_features(folder, embeddings, said, key_of=key_of, **settings):
 
 
 def config_for(tmp_path, *features, clusters=3):
-    return ClusterScoringConfig(features, clusters, 20, 42, str(tmp_path / "scores"), str(tmp_path / "kmeans"))
+    return ClusterScoringConfig(
+        features=features,
+        num_clusters=clusters,
+        num_iterations=20,
+        scores=str(tmp_path / "scores"),
+        kmeans=str(tmp_path / "kmeans"),
+    )
 
 
 def scores_of(config):

@@ -11,9 +11,9 @@ from components.llava_attention.model import load_llava
 from components.mgm_attention.model import load_mgm
 from examples.make import main, make
 from examples.scenes import make_dataset
-from free2ds_common.attention.decode import Decoder, PictureGroup, Question
 from free2ds_common.datasets import sha256_of_file
-from free2ds_common.images import load_image
+from free2ds_common.inference.decode import Decoder, PictureGroup, Question
+from free2ds_common.pictures import load_picture
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_models_load_and_answers_differ_in_length(made, load, name):
     groups = []
     for number, record in enumerate(records):
         prompt = model.prompt(record["conversations"][0]["value"])
-        pixels = model.preprocess(load_image(str(made / "images"), record["image"]))
+        pixels = model.preprocess(load_picture(str(made / "images"), record["image"]))
         groups.append(PictureGroup(pixels, (Question(number, prompt),)))
     answers = list(Decoder(model, 20, 16).answer(groups))
     assert len({len(answer.tokens) for answer in answers}) >= 3

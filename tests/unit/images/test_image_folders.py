@@ -10,8 +10,9 @@ from pathlib import Path
 import hcl2
 import pytest
 
+from free2ds_common.launch.package import Package
 from images import build, lock
-from pipeline import compiled_pipeline, images_of
+from pipeline import free2ds
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 IMAGES = REPOSITORY / "images"
@@ -35,7 +36,7 @@ def test_every_stage_has_an_image_and_every_image_a_stage():
     for stage in STAGES:
         names = {path.name for path in (IMAGES / stage).iterdir()}
         assert names == {"Dockerfile", "requirements.in", "requirements.txt"}
-    assert images_of(compiled_pipeline()[0]) == [build.image_name(stage, "", "dev") for stage in STAGES]
+    assert Package.compile(free2ds).images == [build.image_name(stage, "", "dev") for stage in STAGES]
 
 
 @pytest.mark.parametrize("path", lock.locks(), ids=lambda path: path.relative_to(IMAGES).as_posix())

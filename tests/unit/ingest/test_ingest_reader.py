@@ -151,8 +151,6 @@ def test_broken_list_is_refused_before_the_rest_is_read(tmp_path, monkeypatch):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(StageError, match="dataset_uri: is empty"):
-        read("")
     with pytest.raises(StageError, match="none.json: nothing there"):
         read(tmp_path / "none.json")
     with pytest.raises(StageError, match="memory://reader/none.json: nothing there"):

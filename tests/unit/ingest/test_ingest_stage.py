@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from components.ingest import stage
-from components.ingest.stage import IngestConfig, run
+from components.ingest.config import IngestConfig
+from components.ingest.stage import run
 from free2ds_common.datasets import open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.result import Counts
@@ -46,7 +47,15 @@ def place(tmp_path):
             path = tmp_path / "data.json"
             path.write_text(content if isinstance(content, str) else json.dumps(content))
             root = str(self.root) if image_root_uri is None else image_root_uri
-            return run(IngestConfig(str(path), root, max_reject_fraction, str(self.records), str(self.rejects)))
+            return run(
+                IngestConfig(
+                    dataset_uri=str(path),
+                    image_root_uri=root,
+                    max_reject_fraction=max_reject_fraction,
+                    records=str(self.records),
+                    rejects=str(self.rejects),
+                )
+            )
 
         def rows(self):
             return open_dataset(self.records, RECORDS).table().to_pylist()
@@ -77,7 +86,7 @@ def test_numbers_and_columns(place):
     assert result.metadata["reject_reasons"] == {} and None not in result.metadata.values()
 
 
-# Pytest undoes the filter that free2ds_common.images sets.
+# Pytest undoes the filter that free2ds_common.pictures sets.
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_every_picture_problem(place, tmp_path):
     whole = io.BytesIO()
@@ -128,7 +137,7 @@ def test_order_is_kept_and_every_picture_is_opened_once(place, monkeypatch):
             first_may_go.set()
         return png()
 
-    monkeypatch.setattr(stage, "read_image_bytes", slow_first)
+    monkeypatch.setattr(stage, "read_picture_bytes", slow_first)
     place.root.mkdir()
     place.run([record(number, f"{number % 10}.png") for number in range(40)])
     assert [json.loads(row["raw"])["id"] for row in place.rows()] == list(range(40))
@@ -139,7 +148,7 @@ def test_an_unexpected_error_is_not_a_reject(place, monkeypatch):
     def out_of_order(root, image):
         raise OSError("the store does not answer")
 
-    monkeypatch.setattr(stage, "read_image_bytes", out_of_order)
+    monkeypatch.setattr(stage, "read_picture_bytes", out_of_order)
     place.root.mkdir()
     with pytest.raises(OSError, match="does not answer"):
         place.run([record(1, "a.png"), record(2, "b.png")])
@@ -241,11 +250,11 @@ def test_object_store(tmp_path):
     )
     memory.pipe("/store/images/x/a.png", png())
     config = IngestConfig(
-        "memory://store/data.json.gz",
-        "memory://store/images/",
-        0.5,
-        str(tmp_path / "records"),
-        str(tmp_path / "rejects"),
+        dataset_uri="memory://store/data.json.gz",
+        image_root_uri="memory://store/images/",
+        max_reject_fraction=0.5,
+        records=str(tmp_path / "records"),
+        rejects=str(tmp_path / "rejects"),
     )
     assert run(config).counts == Counts(read=2, written=1, rejected=1)
     rejected = json.loads(Path(config.rejects).read_text())
@@ -261,11 +270,10 @@ def test_more_records_than_one_write(place, monkeypatch):
 def test_demo_set(shared, tmp_path):
     demo = shared / "data" / "demo"
     config = IngestConfig(
-        str(demo / "dataset.json"),
-        str(demo / "images"),
-        0.05,
-        str(tmp_path / "records"),
-        str(tmp_path / "rejects.jsonl"),
+        dataset_uri=str(demo / "dataset.json"),
+        image_root_uri=str(demo / "images"),
+        records=str(tmp_path / "records"),
+        rejects=str(tmp_path / "rejects.jsonl"),
     )
     result = run(config)
     assert result.counts == Counts(read=522, written=522)

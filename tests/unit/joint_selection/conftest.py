@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.joint_selection.stage import JointSelectionConfig
+from components.joint_selection.config import JointSelectionConfig
 from free2ds_common.datasets import DatasetWriter
 from free2ds_common.schemas import RECORDS, TEXT_SCORES, attention_schema
 

@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from components.joint_selection.config import DrawSettings
 from components.joint_selection.draw import record_noise
-from components.joint_selection.selection import Candidates, DrawSettings, select
+from components.joint_selection.selection import Candidates, select
 from components.joint_selection.stage import run
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
@@ -410,7 +411,7 @@ def test_a_store_that_does_not_answer_costs_pictures_not_the_selection(inputs, m
     def refuse(image_root_uri, image):
         raise HttpError("503")
 
-    monkeypatch.setattr("components.joint_selection.gallery.load_image", refuse)
+    monkeypatch.setattr("components.joint_selection.gallery.load_picture", refuse)
     config = inputs.config()
     run(config)
     assert "picture not shown: the store did not answer" in open(config.report).read()

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from components.llava_attention.model import load_llava, parameter_name
-from free2ds_common.attention.weights import stored_tensors, torch_dtype
+from free2ds_common.checkpoints import fingerprint
 from free2ds_common.errors import StageError
-from free2ds_common.models import fingerprint
+from free2ds_common.inference.weights import stored_tensors, torch_dtype
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 

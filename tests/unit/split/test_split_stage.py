@@ -3,7 +3,8 @@
 import pytest
 
 from components.split import stage
-from components.split.stage import SplitConfig, place, run, shard_names
+from components.split.config import SplitConfig
+from components.split.stage import place, run, shard_names
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.result import Counts
@@ -29,7 +30,7 @@ def sealed(folder, rows):
 
 def split(tmp_path, rows, num_shards, name="shards"):
     records = sealed(tmp_path / "records", rows)
-    result = run(SplitConfig(records, num_shards, str(tmp_path / name)))
+    result = run(SplitConfig(records=records, num_shards=num_shards, shards=str(tmp_path / name)))
     shards = [open_dataset(tmp_path / name / shard, RECORDS).table().to_pylist() for shard in shard_names(num_shards)]
     return result, shards
 
@@ -117,16 +118,16 @@ def test_manifest(tmp_path):
 @pytest.mark.parametrize("num_shards", [0, -1, 65])
 def test_number_of_shards_out_of_range(tmp_path, num_shards):
     with pytest.raises(StageError, match=f"num_shards: got {num_shards}, wanted 1 to 64"):
-        run(SplitConfig(str(tmp_path / "none"), num_shards, str(tmp_path / "shards")))
+        run(SplitConfig(records=str(tmp_path / "none"), num_shards=num_shards, shards=str(tmp_path / "shards")))
 
 
 def test_no_records_folder(tmp_path):
     with pytest.raises(StageError, match="no _manifest.json, wanted a finished records/1 folder"):
-        run(SplitConfig(str(tmp_path / "none"), 2, str(tmp_path / "shards")))
+        run(SplitConfig(records=str(tmp_path / "none"), shards=str(tmp_path / "shards")))
 
 
 def test_output_is_a_file(tmp_path):
     records = sealed(tmp_path / "records", ROWS)
     (tmp_path / "shards").write_text("")
     with pytest.raises(StageError, match="is or lies below a file"):
-        run(SplitConfig(records, 2, str(tmp_path / "shards")))
+        run(SplitConfig(records=records, shards=str(tmp_path / "shards")))

@@ -1,0 +1,74 @@
+"""How commands and tasks fail: one sentence for a wrong set-up, and a file that says what went wrong."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from free2ds_common.errors import StageError, first_line
+
+EXIT_CRASH = 1
+EXIT_WRONG_SETUP = 2
+# Lies beside a task's outputs.
+ERROR_FILE = "error.json"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a stage failed.
+
+    Attributes:
+        stage: Its name.
+        sentence: What a person reads.
+        exit_code: EXIT_WRONG_SETUP where the user can fix it, EXIT_CRASH otherwise.
+        counts: Records read, written, dropped and rejected; empty where none were counted.
+    """
+
+    stage: str
+    sentence: str
+    exit_code: int
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stage: str, error: Exception) -> "Failure":
+        """The failure that an exception means."""
+        if isinstance(error, StageError):
+            return cls(stage, str(error), EXIT_WRONG_SETUP, error.counts)
+        return cls(stage, f"{type(error).__name__}: {first_line(error)}", EXIT_CRASH)
+
+    @classmethod
+    def read(cls, path: Path) -> "Failure":
+        """Read `ERROR_FILE`."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+    def write(self, path: Path) -> None:
+        """Write `ERROR_FILE`."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+
+def run_reported(name: str, work: Callable[[], object], error_file: Path | None = None) -> int:
+    """Run a command or a task.
+
+    Args:
+        name: Of the stage or command.
+        work: What to do.
+        error_file: Where to leave the failure; None leaves none.
+
+    Returns:
+        0, or EXIT_WRONG_SETUP after one sentence on stderr.
+
+    Raises:
+        Exception: Whatever `work` raises that is no StageError, so that its traceback is seen.
+    """
+    try:
+        work()
+    except Exception as error:
+        failure = Failure.of(name, error)
+        if error_file is not None:
+            failure.write(error_file)
+        if failure.exit_code != EXIT_WRONG_SETUP:
+            raise
+        print(f"error: {failure.sentence}", file=sys.stderr)
+        return failure.exit_code
+    return 0

@@ -1,0 +1,60 @@
+"""What the decoding loop needs of a vision-language model, whichever it is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import PreTrainedModel
+
+from free2ds_common.inference.prompts import Prompt
+
+Pixels = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class VisionLanguageModel:
+    """A decoder that reads picture features as tokens.
+
+    Attributes:
+        decoder: transformers decoder without head; called with `inputs_embeds`, `position_ids`, `past_key_values`.
+        lm_head: Hidden states to vocabulary logits.
+        prompt: A record's question to tokens on both sides of the picture.
+        prompt_settings: What decides the prompt (JSON values).
+        preprocess: A picture in RGB to named CPU tensors; runs in worker threads.
+        encode_images: Batched pixels, each (n, ...), to (n, grid * grid, hidden) features in the decoder's dtype.
+        grid: Vision tokens per side.
+        eos_token_ids: Tokens that end an answer.
+        max_positions: The decoder's context in tokens.
+        preprocessing: The picture processor's settings (JSON values).
+        folders: The folders that weights and settings were read from, none inside another.
+    """
+
+    decoder: PreTrainedModel
+    lm_head: nn.Module
+    prompt: Callable[[str], Prompt]
+    prompt_settings: Mapping[str, object]
+    preprocess: Callable[[Image.Image], Pixels]
+    encode_images: Callable[[Pixels], torch.Tensor]
+    grid: int
+    eos_token_ids: frozenset[int]
+    max_positions: int
+    preprocessing: Mapping[str, object]
+    folders: tuple[Path, ...]
+
+    @property
+    def positions(self) -> int:
+        """Vision tokens of a picture."""
+        return self.grid * self.grid
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.decoder.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the decoder's weights."""
+        return next(self.decoder.parameters()).dtype

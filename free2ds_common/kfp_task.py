@@ -1,0 +1,59 @@
+"""Runs a stage as a task of Kubeflow Pipelines: artifact metadata, metrics, and a failure that can be read."""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from free2ds_common.failure import ERROR_FILE, run_reported
+from free2ds_common.result import StageResult
+from free2ds_common.runlog import configure_logging
+
+
+def run_task(stage: str, work: Callable[[], StageResult], versions: dict[str, str], /, **artifacts: Any) -> StageResult:
+    """Run a stage as a KFP task and describe its outputs.
+
+    A failure also goes to `ERROR_FILE`, beside the outputs.
+
+    Args:
+        stage: The stage's name.
+        work: The stage with its config bound.
+        versions: The task's version parameters, kept with every artifact: they decide the cache, not the work.
+        **artifacts: The task's output artifacts by port name. Each gets a display name, the counts and the metadata;
+            one with `log_metric` also gets the metrics.
+
+    Returns:
+        What the stage returned.
+
+    Raises:
+        SystemExit: Code 2 after one sentence on stderr, when the set-up is wrong.
+    """
+    configure_logging(replace=True)
+
+    results: list[StageResult] = []
+
+    def task() -> None:
+        result = work()
+        results.append(result)
+        for port, artifact in artifacts.items():
+            _describe(port, artifact, result, versions)
+
+    folder = Path(next(iter(artifacts.values())).path).parent
+    if exit_code := run_reported(stage, task, folder / ERROR_FILE):
+        raise SystemExit(exit_code)
+    return results[0]
+
+
+def _describe(port: str, artifact: Any, result: StageResult, versions: dict[str, str]) -> None:
+    """Give an artifact its metadata, and its metrics where it takes any."""
+    counts = asdict(result.counts)
+    artifact.metadata.update({"display_name": port, **versions, **result.metadata, **counts})
+    if not hasattr(artifact, "log_metric"):
+        return
+    for name, value in {**counts, **result.metrics}.items():
+        artifact.log_metric(name, value)
+    # A local task with a Metrics output is cached only when a file lies at its path.
+    if not os.path.exists(artifact.path):
+        with open(artifact.path, "w", encoding="utf-8") as handle:
+            handle.write("{}")

@@ -1,0 +1,238 @@
+"""Commands: run (this machine), compile (for a cluster), submit (one run), schedule (recurring), parameters (a table)."""
+
+import argparse
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kfp import dsl
+
+from free2ds_common.errors import StageError
+from free2ds_common.failure import run_reported
+from free2ds_common.launch.containers import require_images
+from free2ds_common.launch.local import LocalRun, run_locally
+from free2ds_common.launch.package import Package
+from free2ds_common.launch.parameters import read_mapping, read_parameters, with_absolute_paths
+
+EXIT_INTERRUPTED = 130
+
+
+def main(pipeline: dsl.base_component.BaseComponent, argv: Sequence[str] | None) -> int:
+    """Run one command.
+
+    Args:
+        pipeline: What the commands compile and start.
+        argv: The command line; None takes the process's own.
+
+    Returns:
+        0; 2 after one sentence when the set-up is wrong; 1 when a stage crashed; 130 when interrupted.
+    """
+    package = Package.compile(pipeline)
+    arguments = command_line(package).parse_args(argv)
+    exit_codes: list[int] = []
+    try:
+        with _terminated_like_interrupted():
+            wrong_setup = run_reported(arguments.command, lambda: exit_codes.append(arguments.work(package, arguments)))
+    except KeyboardInterrupt:
+        print("interrupted; every stage was stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return wrong_setup or exit_codes[0]
+
+
+def command_line(package: Package) -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    shared = {
+        "parameters": _parameter_options(),
+        "images": _image_options(),
+        "cluster": _cluster_options(),
+    }
+    parser = argparse.ArgumentParser(prog="python pipeline.py", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, work: Callable[[Package, argparse.Namespace], int], *groups: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            parents=[shared[group] for group in groups],
+            help=work.__doc__,
+            description=work.__doc__,
+            epilog=_parameter_listing(package) if "parameters" in groups else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        added.set_defaults(work=work)
+        return added
+
+    run = command("run", _run, "parameters", "images")
+    run.add_argument("--output-dir", required=True, help="gets selected.json, scores/, rejects.jsonl, report.html, ...")
+    run.add_argument(
+        "--runner",
+        choices=["subprocess", "docker"],
+        default="subprocess",
+        help="each stage as a process or in its image",
+    )
+    run.add_argument("--network", default="", help="Docker network of the stages (--runner docker)")
+    run.add_argument("--keep-work", action="store_true", help="keep what the stages hand to each other")
+    compiled = command("compile", _compile, "images")
+    compiled.add_argument("--output", default="free2ds.yaml", help="the file to write")
+    command("parameters", _parameters)
+    command("submit", _submit, "parameters", "images", "cluster")
+    schedule = command("schedule", _schedule, "parameters", "images", "cluster")
+    schedule.add_argument("--cron", required=True, help="six fields, seconds first: '0 0 3 * * 1' is Mondays at 03:00")
+    schedule.add_argument("--max-concurrency", type=int, default=1, help="runs at the same time, 1 to 10")
+    return parser
+
+
+def _parameter_listing(package: Package) -> str:
+    lines = []
+    for name, parameter in package.parameters.items():
+        default = "required" if parameter.required else f"default {json.dumps(parameter.default)}"
+        lines.append(f"  {name}: {parameter.description} ({default})")
+    return "\n".join(["parameters:", *lines])
+
+
+def parameter_table(package: Package) -> str:
+    """The run parameters as a table in Markdown."""
+    lines = ["| parameter | default | meaning |", "| --- | --- | --- |"]
+    for name, parameter in package.parameters.items():
+        text = parameter.default if parameter.kind is str else json.dumps(parameter.default)
+        default = "required" if parameter.required else f"`{text}`" if text else "empty"
+        lines.append(f"| `{name}` | {default} | {parameter.description} |")
+    return "\n".join(lines)
+
+
+def _parameter_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter; may be repeated"
+    )
+    options.add_argument("--params-file", default="", help="JSON or YAML file of parameters; --param wins over it")
+    return options
+
+
+def _image_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--registry", default="", help="where the images were pushed; empty keeps free2ds-<stage>:dev")
+    options.add_argument("--tag", default="", help="the tag they were pushed with")
+    options.add_argument(
+        "--digests", default="", help="JSON or YAML file of image name and sha256:..., instead of --tag"
+    )
+    return options
+
+
+def _cluster_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--host", default="", help="address of Kubeflow Pipelines; empty finds it as kubectl would")
+    options.add_argument("--namespace", default="kubeflow", help="of a multi-user installation")
+    options.add_argument("--experiment", default="free2ds", help="groups runs in the UI")
+    options.add_argument("--run-name", default="", help="how the UI calls the run")
+    return options
+
+
+def _run(package: Package, arguments: argparse.Namespace) -> int:
+    """Run the whole pipeline on this machine."""
+    values = with_absolute_paths(read_parameters(package, arguments.params_file, arguments.param))
+    in_images = arguments.runner == "docker"
+    if not in_images and (arguments.registry or arguments.network):
+        raise StageError("--registry and --network: only --runner docker uses images. Add it, or leave them out.")
+    released = _released(package, arguments)
+    if in_images:
+        require_images(released.images, local_only=not arguments.registry)
+    run = LocalRun(
+        package=released,
+        values=values,
+        num_shards=values.get("num_shards", package.parameters["num_shards"].default),
+        output_dir=Path(arguments.output_dir).resolve(),
+        keep_work=arguments.keep_work,
+        in_images=in_images,
+        network=arguments.network,
+    )
+    return run_locally(run)
+
+
+def _compile(package: Package, arguments: argparse.Namespace) -> int:
+    """Write the file that a cluster runs."""
+    _released(package, arguments).write(Path(arguments.output))
+    print(f"{arguments.output}: upload it in the Kubeflow Pipelines UI, or use: python pipeline.py submit")
+    return 0
+
+
+def _parameters(package: Package, arguments: argparse.Namespace) -> int:
+    """Print every parameter with its default and meaning, as Markdown."""
+    print(parameter_table(package))
+    return 0
+
+
+def _submit(package: Package, arguments: argparse.Namespace) -> int:
+    """Start one run on a cluster."""
+    from free2ds_common.launch.cluster import Backend
+
+    values = read_parameters(package, arguments.params_file, arguments.param)
+    backend = Backend(arguments.host, arguments.namespace, arguments.experiment)
+    print(backend.submit(_released(package, arguments), values, arguments.run_name))
+    return 0
+
+
+def _schedule(package: Package, arguments: argparse.Namespace) -> int:
+    """Start a run on a cluster again and again."""
+    from free2ds_common.launch.cluster import Backend
+
+    values = read_parameters(package, arguments.params_file, arguments.param)
+    backend = Backend(arguments.host, arguments.namespace, arguments.experiment)
+    released, name = _released(package, arguments), arguments.run_name or "free2ds"
+    print(backend.schedule(released, values, name, arguments.cron, arguments.max_concurrency))
+    return 0
+
+
+def _released(package: Package, arguments: argparse.Namespace) -> Package:
+    """The pipeline with the images that the command line names.
+
+    Raises:
+        StageError: The images are not named completely, or the digest file cannot be read.
+    """
+    digests = read_mapping("--digests", arguments.digests) if arguments.digests else None
+    return package.with_images(released_name(arguments.registry, arguments.tag, digests))
+
+
+def released_name(registry: str, tag: str, digests: Mapping[str, Any] | None) -> Callable[[str], str]:
+    """How an image of the source tree is named where it was pushed.
+
+    Args:
+        registry: Where the images are; empty leaves the names alone.
+        tag: The tag they were pushed with; unused when there are digests.
+        digests: sha256:... by image name ("free2ds-ingest").
+
+    Raises:
+        StageError: Only half of the information was given.
+    """
+    if not registry:
+        if tag or digests:
+            raise StageError("--tag and --digests: no --registry given. Say where the images were pushed.")
+        return lambda image: image
+    if not tag and digests is None:
+        raise StageError(f"--registry {registry}: neither --tag nor --digests given. Say which images to use.")
+
+    def name(image: str) -> str:
+        stage_image = image.partition(":")[0]
+        if digests is None:
+            return f"{registry.rstrip('/')}/{stage_image}:{tag}"
+        digest = digests.get(stage_image, "")
+        if not isinstance(digest, str) or not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+            raise StageError(f"--digests: {stage_image} has {digest!r}, wanted sha256: and 64 hex digits.")
+        return f"{registry.rstrip('/')}/{stage_image}@{digest}"
+
+    return name
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that it stops every stage too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

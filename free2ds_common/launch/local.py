@@ -1,0 +1,161 @@
+"""Runs the compiled pipeline on this machine and leaves its results in a folder."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from free2ds_common.errors import StageError
+from free2ds_common.launch.containers import container_arguments, stop_containers
+from free2ds_common.launch.graph_process import (
+    ARGUMENTS,
+    CONTAINERS,
+    OUTPUTS,
+    PIPELINE,
+    TASKS,
+    GraphFailed,
+    run_graph,
+)
+from free2ds_common.launch.package import Package
+
+# kfp.local runs at most two iterations of a loop side by side.
+SIDE_BY_SIDE = 2
+RESULTS = {
+    "selected": ("selected.json", "the selected records, LLaVA JSON, in input order"),
+    "scores": ("scores", "Parquet, one row per record: every score, both outcomes, probability, selected"),
+    "random": ("random.json", "a random draw of the same size: the control to train against"),
+    "rejects": ("rejects.jsonl", "the unusable records, each with its reason"),
+    "report": ("report.html", "the report; open it in a browser"),
+    "summary": ("summary.json", "every count, the tilt of the draw, the parameters"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalRun:
+    """A run on this machine.
+
+    Attributes:
+        package: The compiled pipeline, with the images that are to be used.
+        values: The parameters that are not left at their defaults, paths absolute.
+        num_shards: Iterations of the loop.
+        output_dir: Gets the results; what an earlier run left there stays until this one has succeeded.
+        keep_work: Keep what the stages handed to each other, in a folder below `output_dir`.
+        in_images: Run every stage in its image instead of as a process.
+        network: Docker network of the containers; empty for Docker's own.
+    """
+
+    package: Package
+    values: Mapping[str, Any]
+    num_shards: int
+    output_dir: Path
+    keep_work: bool = False
+    in_images: bool = False
+    network: str = ""
+
+
+def run_locally(run: LocalRun) -> int:
+    """Run the whole pipeline and leave its results in a folder.
+
+    Args:
+        run: What to run, and where to.
+
+    Returns:
+        0, or what the command exits with after one sentence on stderr.
+
+    Raises:
+        StageError: The folder cannot be written to, or Docker does not answer.
+    """
+    output_dir = run.output_dir
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=output_dir, prefix="work-"))
+    except OSError as error:
+        raise StageError(f"--output-dir: {output_dir} cannot be written to ({error.strerror}).") from None
+    log_path = output_dir / "run.log"
+    print(f"Running on this machine; everything the stages print goes to {log_path}", flush=True)
+    start = time.monotonic()
+    try:
+        _run_in(work, run, log_path)
+    except GraphFailed as failure:
+        print(f"error: {_with_rejects_kept(str(failure), work, output_dir)}", file=sys.stderr)
+        return failure.exit_code
+    finally:
+        try:
+            if run.in_images:
+                stop_containers(work.name)
+        finally:
+            if not run.keep_work:
+                shutil.rmtree(work, ignore_errors=True)
+    print_results(output_dir, time.monotonic() - start)
+    return 0
+
+
+def _run_in(work: Path, run: LocalRun, log_path: Path) -> None:
+    """Run the graph in a work folder, then publish."""
+    # More threads than cores make both shards slower.
+    threads = max(1, (os.cpu_count() or 1) // min(SIDE_BY_SIDE, run.num_shards))
+    # On one machine a failure repeats itself.
+    run.package.without_retries().write(work / PIPELINE)
+    (work / ARGUMENTS).write_text(json.dumps(dict(run.values)), encoding="utf-8")
+    # Or Docker makes it, and then it belongs to root.
+    (work / TASKS).mkdir()
+    if run.in_images:
+        containers = container_arguments(run.values, work.name, threads, run.network)
+        (work / CONTAINERS).write_text(json.dumps(containers), encoding="utf-8")
+    run_graph(work, log_path, threads)
+    publish_results(json.loads((work / OUTPUTS).read_text(encoding="utf-8")), run.output_dir)
+
+
+def _with_rejects_kept(message: str, work: Path, output_dir: Path) -> str:
+    """Keep the rejected records of a run that failed; returns the message with their new place in it."""
+    for rejects in work.glob(f"{TASKS}/*/ingest/rejects"):
+        if rejects.stat().st_size:
+            shutil.copy(rejects, output_dir / "rejects.jsonl")
+            print(f"The unusable records are in {output_dir / 'rejects.jsonl'}", file=sys.stderr)
+        message = message.replace(str(rejects), str(output_dir / "rejects.jsonl"))
+    return message
+
+
+def publish_results(outputs: Mapping[str, str], output_dir: Path) -> None:
+    """Move a run's results to where the user wants them; an earlier run's are replaced.
+
+    Args:
+        outputs: Paths by output name.
+        output_dir: On the same file system.
+
+    Raises:
+        GraphFailed: An output is missing: kfp.local takes a container that is gone before it looks for a finished one.
+    """
+    for name in RESULTS:
+        if not os.path.exists(outputs[name]):
+            raise GraphFailed(f"kfp.local: the run ended without its output {name}; perhaps a stage was killed.", 1)
+    for name, (file_name, _) in RESULTS.items():
+        target = output_dir / file_name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(outputs[name], target)
+
+
+def print_results(output_dir: Path, seconds: float) -> None:
+    """Say where a run's results are and what they mean.
+
+    Args:
+        output_dir: Holds them.
+        seconds: How long the run took.
+    """
+    summary = json.loads((output_dir / "summary.json").read_text(encoding="utf-8"))
+    with (output_dir / "rejects.jsonl").open(encoding="utf-8") as lines:
+        rejected = sum(1 for _ in lines) + summary["counts"]["rejected"]
+    print(
+        f"\nFinished in {seconds:.0f} s: {summary['counts']['written']} of {summary['pool']} usable records selected, "
+        f"{rejected} records unusable, {summary['without_iou']} ranked without comparing where the models look."
+    )
+    print(f"Results in {output_dir}:")
+    for file_name, meaning in RESULTS.values():
+        print(f"  {file_name:<15} {meaning}")

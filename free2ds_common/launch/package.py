@@ -1,0 +1,224 @@
+"""A compiled pipeline as one object: what a backend reads, its images, its parameters and how they reach the stages."""
+
+import copy
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+import yaml
+from kfp import compiler, dsl
+
+from free2ds_common.launch.resources import ResourceSettings
+from free2ds_common.settings import Settings, Versions
+from free2ds_common.storage import atomic_writer
+
+# The compiler's name of a parameter's type to Python's.
+PARAMETER_TYPES: dict[str, type] = {
+    "STRING": str,
+    "NUMBER_INTEGER": int,
+    "NUMBER_DOUBLE": float,
+    "STRUCT": dict,
+    "LIST": list,
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A run parameter.
+
+    Attributes:
+        kind: One of the types in `PARAMETER_TYPES`.
+        required: It has no default.
+        default: None where it is required.
+        description: What it is.
+    """
+
+    kind: type
+    required: bool
+    default: Any
+    description: str
+
+    @classmethod
+    def of(cls, definition: Mapping[str, Any]) -> "Parameter":
+        """Read an entry of `inputDefinitions`."""
+        kind = PARAMETER_TYPES[definition["parameterType"]]
+        required = not definition.get("isOptional", False)
+        # The spec holds whole numbers as floats.
+        default = None if required else kind(definition["defaultValue"])
+        return cls(kind, required, default, definition.get("description", ""))
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """A step of the graph, wherever it is nested.
+
+    Attributes:
+        stage: Name of the folder in components/.
+        component: Its entry in the spec's `components`.
+        sources: The stage's parameter to the run parameter that it comes from, where it comes from one.
+        constants: The stage's parameter to the value that the graph gives it, where that is fixed.
+    """
+
+    stage: str
+    component: str
+    sources: Mapping[str, str]
+    constants: Mapping[str, Any]
+
+    def settings_class(self) -> type[Settings]:
+        """`<Stage>Settings` of the stage's config.py."""
+        return getattr(self._config_module(), f"{self._class_prefix()}Settings")
+
+    def config_class(self) -> type[Settings]:
+        """`<Stage>Config` of the stage's config.py: the settings and the ports."""
+        return getattr(self._config_module(), f"{self._class_prefix()}Config")
+
+    def _config_module(self) -> Any:
+        return importlib.import_module(f"components.{self.stage}.config")
+
+    def _class_prefix(self) -> str:
+        return "".join(word.capitalize() for word in self.stage.split("_"))
+
+
+@dataclass(frozen=True)
+class Package:
+    """A compiled pipeline.
+
+    Attributes:
+        spec: The pipeline spec.
+        platform: The platform spec: what only Kubernetes reads.
+    """
+
+    spec: Mapping[str, Any]
+    platform: Mapping[str, Any]
+
+    @classmethod
+    def compile(cls, pipeline: dsl.base_component.BaseComponent) -> "Package":
+        """Compile a pipeline and describe its parameters and ports by the stages' own settings.
+
+        Args:
+            pipeline: A function under `@dsl.pipeline`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "pipeline.yaml"
+            compiler.Compiler().compile(pipeline, str(path))
+            spec, platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+        # As the function lists them; the compiler sorts them by name.
+        definitions = spec["root"]["inputDefinitions"]
+        definitions["parameters"] = {name: definitions["parameters"][name] for name in pipeline.component_spec.inputs}
+        package = cls(spec, platform)
+        package._describe()
+        return package
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The run parameters by name."""
+        definitions = self.spec["root"]["inputDefinitions"]["parameters"]
+        return {name: Parameter.of(definition) for name, definition in definitions.items()}
+
+    @property
+    def images(self) -> list[str]:
+        """The images of all steps."""
+        return sorted({container["image"] for container in self._containers()})
+
+    @property
+    def stage_tasks(self) -> list[StageTask]:
+        """Every step that runs a stage."""
+        inputs = {name: (name, None) for name in self.spec["root"]["inputDefinitions"]["parameters"]}
+        return list(self._walk(self.spec["root"]["dag"], inputs))
+
+    def with_images(self, name: Callable[[str], str]) -> "Package":
+        """The same pipeline with its images named otherwise.
+
+        Args:
+            name: Image of the source tree to the image that is to run.
+        """
+        changed = copy.deepcopy(self)
+        for container in changed._containers():
+            container["image"] = name(container["image"])
+        return changed
+
+    def without_cache(self, task: str) -> "Package":
+        """The same pipeline with one task of the root that never takes an earlier run's result."""
+        changed = copy.deepcopy(self)
+        changed.spec["root"]["dag"]["tasks"][task]["cachingOptions"] = {}
+        return changed
+
+    def without_retries(self) -> "Package":
+        """The same pipeline with every task tried once."""
+        changed = copy.deepcopy(self)
+        for component in (changed.spec["root"], *changed.spec["components"].values()):
+            for task in component.get("dag", {}).get("tasks", {}).values():
+                task.pop("retryPolicy", None)
+        return changed
+
+    def write(self, path: Path) -> None:
+        """Write the file that a backend takes, as the KFP compiler does: two YAML documents."""
+        with atomic_writer(path, "w") as handle:
+            yaml.safe_dump_all([dict(self.spec), dict(self.platform)], handle, sort_keys=True)
+
+    def _containers(self) -> Iterator[dict[str, Any]]:
+        for executor in self.spec["deploymentSpec"]["executors"].values():
+            if "container" in executor:
+                yield executor["container"]
+
+    def _walk(self, dag: Mapping[str, Any], inputs: Mapping[str, tuple[str | None, Any]]) -> Iterator[StageTask]:
+        """The stages of a graph and of the graphs in it.
+
+        Args:
+            dag: The graph.
+            inputs: The graph's inputs: the run parameter each comes from, or None and a constant; inputs that are only
+                known at run time are left out.
+        """
+        for task in dag["tasks"].values():
+            name = task["componentRef"]["name"]
+            component = self.spec["components"][name]
+            known: dict[str, tuple[str | None, Any]] = {}
+            for parameter, given in task.get("inputs", {}).get("parameters", {}).items():
+                if given.get("componentInputParameter") in inputs:
+                    known[parameter] = inputs[given["componentInputParameter"]]
+                elif "runtimeValue" in given:
+                    known[parameter] = (None, given["runtimeValue"]["constant"])
+            if "dag" in component:
+                yield from self._walk(component["dag"], known)
+                continue
+            executor = self.spec["deploymentSpec"]["executors"][component["executorLabel"]]
+            if "container" in executor:
+                arguments = executor["container"]["args"]
+                stage = arguments[arguments.index("--function_to_execute") + 1]
+                sources = {parameter: source for parameter, (source, _) in known.items() if source is not None}
+                constants = {parameter: value for parameter, (source, value) in known.items() if source is None}
+                yield StageTask(stage, name, sources, constants)
+
+    def _describe(self) -> None:
+        """Write the settings' and ports' descriptions into the spec; KFP knows those of docstrings only."""
+        versions = descriptions(Versions)
+        of_run: dict[str, list[str]] = {name: [text] for name, text in descriptions(ResourceSettings).items()}
+        for task in self.stage_tasks:
+            texts = versions | descriptions(task.config_class())
+            component = self.spec["components"][task.component]
+            for definitions in (component["inputDefinitions"], component["outputDefinitions"]):
+                for port, definition in {
+                    **definitions.get("parameters", {}),
+                    **definitions.get("artifacts", {}),
+                }.items():
+                    if port in texts:
+                        definition["description"] = texts[port]
+            for parameter, source in task.sources.items():
+                if parameter in texts and texts[parameter] not in of_run.setdefault(source, []):
+                    of_run[source].append(texts[parameter])
+        for name, definition in self.spec["root"]["inputDefinitions"]["parameters"].items():
+            if name in of_run:
+                definition["description"] = " ".join(of_run[name])
+
+
+def descriptions(settings: type) -> dict[str, str]:
+    """The one-line description of each field, from the `Attributes` of a dataclass and of what it inherits from."""
+    found: dict[str, str] = {}
+    for cls in reversed(settings.__mro__):
+        for attribute in docstring_parser.parse(cls.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE).params:
+            found[attribute.arg_name] = " ".join((attribute.description or "").split())
+    return {field.name: found[field.name] for field in fields(settings) if field.name in found}

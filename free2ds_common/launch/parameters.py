@@ -1,0 +1,141 @@
+"""Run parameters from a file and the command line: typed, and checked by every stage that gets one before it starts."""
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from free2ds_common.errors import SettingError, StageError
+from free2ds_common.launch.package import Package
+from free2ds_common.launch.resources import ResourceSettings
+
+WORDS: dict[type, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    dict: "a JSON object",
+    list: "a JSON list",
+}
+
+
+def read_mapping(option: str, path: str) -> dict[str, Any]:
+    """A JSON or YAML file that holds names and values.
+
+    Args:
+        option: The command line's option, for the message.
+        path: The file.
+
+    Raises:
+        StageError: The file is missing or holds something else.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StageError(f"{option}: {path} cannot be read ({error.strerror}). Give a JSON or YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise StageError(f"{option}: {path} is neither JSON nor YAML. Give a file of names and values.") from None
+    if not isinstance(content, dict):
+        raise StageError(f"{option}: {path} holds no names and values. Write it as name: value, one a line.")
+    return content
+
+
+def read_parameters(package: Package, file: str, assignments: Sequence[str]) -> dict[str, Any]:
+    """The run parameters that a user gives.
+
+    Args:
+        package: The pipeline.
+        file: JSON or YAML file of parameters; empty for none.
+        assignments: name=value each; they win over the file.
+
+    Returns:
+        Typed values, those left at their defaults left out.
+
+    Raises:
+        StageError: A parameter is unknown, missing, of another type or refused by a stage.
+    """
+    known = package.parameters
+    given = read_mapping("--params-file", file) if file else {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise StageError(f"--param: got {text!r}, wanted name=value.")
+        given[name] = value
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"Did you mean {close[0]}?" if close else "python pipeline.py run --help lists them."
+            raise StageError(f"{name}: there is no parameter of this name. {hint}")
+    values = {name: typed_value(name, value, known[name].kind) for name, value in given.items()}
+    for name, parameter in known.items():
+        if parameter.required and name not in values:
+            raise StageError(f"{name}: is missing. Add --param {name}=... ({parameter.description})")
+    check_parameters(package, values)
+    return values
+
+
+def typed_value(name: str, value: Any, kind: type) -> Any:
+    """A parameter's value in its own type.
+
+    Args:
+        name: The parameter, for the message.
+        value: Text from the command line, or a value from a file.
+        kind: One of `WORDS`.
+
+    Raises:
+        SettingError: The value is not of that type.
+    """
+    problem = SettingError(name, f"got {value!r}, wanted {WORDS[kind]}.")
+    if isinstance(value, str) and kind is not str:
+        try:
+            value = kind(value) if kind in (int, float) else json.loads(value)
+        except ValueError:
+            raise problem from None
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
+        raise SettingError(name, f"got {value!r}, wanted {WORDS[kind]}.")
+    return value
+
+
+def check_parameters(package: Package, values: Mapping[str, Any]) -> None:
+    """Let every stage check its settings now, rather than hours later when its turn comes.
+
+    Args:
+        package: The pipeline; its graph says which parameter becomes which setting.
+        values: The parameters that are not left at their defaults.
+
+    Raises:
+        SettingError: A stage does not accept a setting; named as the run parameter that it comes from.
+    """
+    every = {name: parameter.default for name, parameter in package.parameters.items()} | dict(values)
+    ResourceSettings(**{field.name: every[field.name] for field in fields(ResourceSettings)}).check()
+    for task in package.stage_tasks:
+        known = dict(task.constants) | {name: every[source] for name, source in task.sources.items()}
+        settings = task.settings_class()
+        try:
+            settings(**{field.name: known[field.name] for field in fields(settings) if field.name in known}).check()
+        except SettingError as error:
+            raise SettingError(task.sources.get(error.setting, error.setting), error.problem) from None
+
+
+def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with this machine's paths made absolute: the stages run in another folder.
+
+    Args:
+        values: Parameters by name.
+    """
+    absolute = dict(values)
+    for name, value in values.items():
+        if not isinstance(value, str) or not value or "://" in value:
+            continue
+        path = os.path.abspath(os.path.expanduser(value))
+        # A hub id looks like a relative path: only what exists is one.
+        if name.endswith("_uri") or (("_model" in name or "_tower" in name) and os.path.exists(path)):
+            absolute[name] = path
+    return absolute

@@ -1,0 +1,104 @@
+"""Where a model is found and what its fingerprint is of."""
+
+import json
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from free2ds_common.checkpoints import fingerprint, first_line, read_json_object, resolve_model
+from free2ds_common.errors import StageError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Answers a download with the folder "id@revision"; unreachable for ids of "nobody"."""
+
+    def download(hub_id, revision, ignore_patterns):
+        if hub_id.startswith("nobody/"):
+            raise LocalEntryNotFoundError("no connection\nand more lines")
+        return f"{hub_id}@{revision}"
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path):
+    assert resolve_model(str(tmp_path), "unused") == str(tmp_path)
+
+
+@pytest.mark.parametrize("model", ["some/bert", "hf://some/bert", "hf://models/some/bert"])
+def test_a_hub_id_is_downloaded_at_its_revision(hub, model):
+    assert resolve_model(model, "v1") == "some/bert@v1"
+
+
+def test_a_uri_is_copied_to_the_cache(tmp_path):
+    source = tmp_path / "bucket"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    found = resolve_model(f"file://{source}", "unused", cache_dir=str(tmp_path / "cache"))
+    assert read_json_object(tmp_path / found / "config.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("", "model: is empty"),
+        ("/nowhere", "model: /nowhere is no folder. Give an existing folder"),
+        ("a/b/c", "model: a/b/c is no folder"),
+        ("nobody/bert", r"model: nobody/bert at revision main .* from the hub \(no connection\)\.$"),
+    ],
+)
+def test_no_such_model(hub, model, message):
+    with pytest.raises(StageError, match=message):
+        resolve_model(model, "main")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def write(name, **files):
+        place = tmp_path / name
+        place.mkdir(parents=True)
+        for file, text in {"config.json": "{}", "model.safetensors": "w", **files}.items():
+            (place / file).write_text(text)
+        return place
+
+    return write
+
+
+def test_fingerprint_is_of_names_and_contents(folder):
+    one = fingerprint(folder("one"))
+    assert one.startswith("sha256 ")
+    assert fingerprint(folder("two")) == one == fingerprint(folder("three", **{"README.md": "words"}))
+    assert fingerprint(folder("four", **{"model.safetensors": "v"})) != one
+
+
+def test_fingerprint_tells_chat_templates_apart(folder):
+    found = {fingerprint(folder(text, **{"chat_template.jinja": text})) for text in ("one", "two")}
+    assert len(found | {fingerprint(folder("none"))}) == 3
+
+
+def test_fingerprint_of_a_hub_download_is_its_commit(folder):
+    assert fingerprint(folder(f"models--some--bert/snapshots/{COMMIT}")) == f"commit {COMMIT}"
+
+
+@pytest.mark.parametrize("name", ["mine", COMMIT[:-1], COMMIT + "0"])
+def test_a_users_own_snapshots_folder_is_no_hub_download(folder, name):
+    assert fingerprint(folder(f"snapshots/{name}")) == fingerprint(folder("elsewhere"))
+
+
+def test_first_line():
+    assert first_line(ValueError(" one\ntwo")) == "one"
+    assert first_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff"])
+def test_settings_that_are_no_json_object(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(StageError, match="config.json is no JSON object. Copy the model folder again"):
+        read_json_object(tmp_path / "config.json")
+
+
+def test_settings_are_read(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"a": "ä"}))
+    assert read_json_object(tmp_path / "config.json") == {"a": "ä"}

@@ -1,0 +1,162 @@
+import dataclasses
+import json
+import logging
+
+import pytest
+
+from components.llava_attention.config import LlavaAttentionConfig
+from free2ds_common.datasets import DatasetWriter, open_dataset
+from free2ds_common.errors import StageError
+from free2ds_common.inference.attention_stage import run_attention
+from free2ds_common.inference.prompts import INSTRUCTION
+from free2ds_common.schemas import attention_schema
+
+LOGGER = logging.getLogger("test")
+
+
+@pytest.fixture
+def config(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    return LlavaAttentionConfig(
+        shard="",
+        image_root_uri="",
+        model=str(model),
+        max_new_tokens=6,
+        batch_size=4,
+        attention=str(tmp_path / "attention"),
+    )
+
+
+def rows_of(config):
+    return list(open_dataset(config.attention, attention_schema()).rows())
+
+
+ROWS = [
+    ("a.png", "What is it?"),
+    (None, "Write a poem."),
+    ("a.png", "Why so?\n<image>"),
+    ("b.png", None),
+    ("b.png", "How many are there in the picture?"),
+    ("c.png", "word " * 200),
+    ("c.png", "Where?"),
+]
+
+
+def test_one_row_per_record_in_the_shards_order(config, load_tiny, write_shard):
+    shard, root = write_shard(ROWS)
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root)
+    result = run_attention(config, "S", load_tiny, LOGGER)
+    rows = rows_of(config)
+    assert [row["unique_id"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["record_key"] for row in rows] == [f"key{number}" for number in range(1, 8)]
+    outcomes = [row["outcome"] for row in rows]
+    assert outcomes[1] == "text_only" and outcomes[3] == "no_question" and outcomes[5] == "prompt_too_long"
+    assert set(outcomes[0::2][:1] + [outcomes[2], outcomes[4], outcomes[6]]) <= {"ok", "eos_only"}
+    for row in rows:
+        assert (row["map"] is None) == (row["outcome"] != "ok")
+        assert row["map"] is None or sum(row["map"]) == pytest.approx(1, abs=1e-5)
+        assert (row["num_steps"] == 0) == (row["outcome"] in ("text_only", "no_question", "prompt_too_long"))
+    assert (result.counts.read, result.counts.written, result.counts.rejected) == (7, 7, 0)
+    assert sum(result.metadata["outcomes"].values()) == 7
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_batch_size_does_not_change_maps(config, load_tiny, write_shard, batch_size):
+    shard, root = write_shard([(f"{number % 3}.png", "why " * (number + 1)) for number in range(9)])
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root)
+    run_attention(config, "S", load_tiny, LOGGER)
+    wanted = rows_of(config)
+    run_attention(dataclasses.replace(config, batch_size=batch_size), "S", load_tiny, LOGGER)
+    for one, other in zip(wanted, rows_of(config), strict=True):
+        assert one["num_steps"] == other["num_steps"]
+        assert one["map"] == pytest.approx(other["map"], abs=1e-6) if one["map"] else other["map"] is None
+
+
+def test_manifest_says_what_decided_the_maps(config, load_tiny, write_shard):
+    shard, root = write_shard([("a.png", "Q?")])
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root)
+    run_attention(config, "S", load_tiny, LOGGER)
+    manifest = json.loads((open_dataset(config.attention, attention_schema()).folder / "_manifest.json").read_text())
+    assert manifest["grid"] == 24 and manifest["dtype"] == "float32" and manifest["max_new_tokens"] == 6
+    assert manifest["prompt"] == {"style": "method", "system": "S", "instruction": INSTRUCTION} and manifest[
+        "preprocessing"
+    ] == {"size": 24}
+    assert manifest["model_fingerprint"] and manifest["capture_version"] == 1
+
+
+def test_picture_lost_since_ingest_is_an_outcome(config, load_tiny, write_shard, tmp_path):
+    shard, root = write_shard([("a.png", "Q?"), ("b.png", "Q?"), ("c.png", "Q?")])
+    (tmp_path / "images/a.png").unlink()
+    (tmp_path / "images/c.png").write_bytes(b"no picture")
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root)
+    result = run_attention(config, "S", load_tiny, LOGGER)
+    assert [row["outcome"] for row in rows_of(config)][0::2] == ["image_missing", "image_unreadable"]
+    assert result.counts.read == result.counts.written == 3
+
+
+def test_no_usable_picture_stops_the_stage(config, load_tiny, write_shard):
+    shard, root = write_shard([("a.png", "Q?"), ("b.png", "Q?")], draw=False)
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root)
+    with pytest.raises(StageError, match="none of the 2 pictures of this shard can be used. Check image_root_uri"):
+        run_attention(config, "S", load_tiny, LOGGER)
+
+
+def test_empty_shard_and_text_only_shard(config, load_tiny, write_shard):
+    for rows in ([], [(None, "Q?")]):
+        shard, _ = write_shard(rows)
+        result = run_attention(
+            dataclasses.replace(config, shard=shard, image_root_uri="/nowhere"), "S", load_tiny, LOGGER
+        )
+        assert result.counts.written == len(rows) == len(rows_of(config))
+
+
+def test_another_grid_than_the_pairs_is_refused_before_any_picture(config, load_tiny, write_shard, tmp_path):
+    shard, _ = write_shard([("a.png", "Q?")], draw=False)
+    config = dataclasses.replace(config, shard=shard, image_root_uri="/nowhere")
+
+    def load(*arguments):
+        return dataclasses.replace(load_tiny(*arguments), grid=16)
+
+    with pytest.raises(StageError, match="model: 16 x 16 vision tokens, wanted the 24 x 24 .* Use model_type auto"):
+        run_attention(config, "S", load, LOGGER)
+    assert not (tmp_path / "attention").exists()
+
+
+def test_progress_counts_answers_as_they_come(config, load_tiny, write_shard, monkeypatch):
+    """The first record has the longest prompt and is answered late; the others are not waited for."""
+    shard, root = write_shard([(f"{number}.png", "why " * (9 - number)) for number in range(6)])
+    counted, counted_at_write = [], []
+    monkeypatch.setattr(
+        "free2ds_common.inference.attention_stage.Progress.add", lambda self, count=1: counted.append(count)
+    )
+    monkeypatch.setattr("free2ds_common.inference.attention_stage._ROWS_PER_WRITE", 4)
+    write = DatasetWriter.write
+    monkeypatch.setattr(
+        DatasetWriter,
+        "write",
+        lambda self, rows: (counted_at_write.append((len(rows), len(counted))), write(self, rows)),
+    )
+    run_attention(dataclasses.replace(config, shard=shard, image_root_uri=root), "S", load_tiny, LOGGER)
+    assert counted == [1] * 6
+    assert [rows for rows, _ in counted_at_write] == [4, 2] and counted_at_write[0][1] > 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("max_new_tokens", 0, "max_new_tokens: got 0, wanted a number of at least 1"),
+        ("batch_size", 0, "batch_size: got 0"),
+        ("dtype", "int8", "dtype: got 'int8', wanted one of auto, bfloat16, float16, float32"),
+        ("image_root_uri", "/nowhere", "image_root_uri: /nowhere is not a folder"),
+        ("shard", "/nowhere", "no _manifest.json"),
+        ("model", "/nowhere", "/nowhere"),
+    ],
+)
+def test_wrong_settings(config, load_tiny, write_shard, setting, value, message):
+    shard, root = write_shard([("a.png", "Q?")])
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root)
+    with pytest.raises(StageError, match=message):
+        run_attention(dataclasses.replace(config, **{setting: value}), "S", load_tiny, LOGGER)

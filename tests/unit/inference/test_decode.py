@@ -1,0 +1,354 @@
+"""The batched, shared, fused path against a plain loop with full attention matrices, on a random tiny decoder."""
+
+import dataclasses
+import weakref
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from free2ds_common.inference import capture, decode
+from free2ds_common.inference.capture import ATTENTION_NAME
+from free2ds_common.inference.decode import Decoder, PictureGroup, Question
+from free2ds_common.inference.maps import aggregate_steps
+from free2ds_common.inference.model import VisionLanguageModel
+from free2ds_common.inference.prompts import Prompt
+
+GRID, HIDDEN, VOCABULARY, EOS = 3, 32, 40, 2
+MAX_NEW_TOKENS = 8
+
+
+def tiny(key_value_heads=4, seed=0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=key_value_heads, vocab_size=VOCABULARY, max_position_embeddings=128,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)  # peaked attention and varied answers
+    projection = torch.randn(4, GRID * GRID * HIDDEN)
+    wrapped = VisionLanguageModel(
+        decoder=model.model,
+        lm_head=model.lm_head,
+        prompt=None,
+        prompt_settings={},
+        preprocess=None,
+        encode_images=lambda pixels: (pixels["pixel_values"] @ projection).view(-1, GRID * GRID, HIDDEN),
+        grid=GRID,
+        eos_token_ids=frozenset([EOS, 5, 6, 7]),
+        max_positions=128,
+        preprocessing={},
+        folders=(),
+    )
+    return model, wrapped
+
+
+def groups_of(questions_per_picture, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    groups, index = [], 0
+    for count in questions_per_picture:
+        questions = []
+        for number in range(count):
+            length = int(torch.randint(1, 9, (1,), generator=generator))
+            after = torch.randint(8, VOCABULARY, (length,), generator=generator)
+            # Every fourth question stands before the picture, so its prefix is not shared.
+            before = (1, 9, 10) if number % 4 != 3 else (1, 9, 10, 11 + number)
+            questions.append(Question(index, Prompt(before, tuple(after.tolist()))))
+            index += 1
+        groups.append(PictureGroup({"pixel_values": torch.randn(4, generator=generator)}, tuple(questions)))
+    return groups
+
+
+@torch.inference_mode()
+def plain(model, wrapped, group, question):
+    """One record, eager attention with every matrix kept, the whole sequence again at every step."""
+    model.config._attn_implementation = wrapped.decoder.config._attn_implementation = "eager"
+    features = wrapped.encode_images({"pixel_values": group.pixels["pixel_values"][None]})[0]
+    embed = wrapped.decoder.embed_tokens
+    start = len(question.prompt.before)
+    inputs = torch.cat(
+        [embed(torch.tensor(question.prompt.before)), features, embed(torch.tensor(question.prompt.after))]
+    )
+    tokens, steps = [], []
+    while len(tokens) < MAX_NEW_TOKENS and (not tokens or tokens[-1] not in wrapped.eos_token_ids):
+        out = model(inputs_embeds=inputs[None], output_attentions=True)
+        rows = torch.stack([layer[0, :, -1] for layer in out.attentions])
+        steps.append(rows.mean(dim=(0, 1))[start : start + wrapped.positions])
+        tokens.append(int(out.logits[0, -1].argmax()))
+        inputs = torch.cat([inputs, embed(torch.tensor(tokens[-1:]))])
+    return tokens, aggregate_steps(torch.stack(steps))
+
+
+@pytest.fixture(params=[4, 2], ids=["full heads", "grouped heads"])
+def models(request):
+    return tiny(request.param)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 64])
+def test_equals_the_plain_loop(models, batch_size, share):
+    model, wrapped = models
+    groups = groups_of([1, 4, 2, 9, 1, 5])
+    wanted = {q.index: plain(model, wrapped, group, q) for group in groups for q in group.questions}
+    assert len({len(tokens) for tokens, _ in wanted.values()}) > 3, "answers should differ in length"
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    found = list(Decoder(wrapped, MAX_NEW_TOKENS, batch_size, share).answer(groups))
+    assert sorted(answer.index for answer in found) == sorted(wanted)
+    for answer in found:
+        tokens, aggregated = wanted[answer.index]
+        assert list(answer.tokens) == tokens
+        if aggregated is None:
+            assert (answer.map, answer.outcome) == (None, "eos_only")
+        else:
+            assert answer.outcome == "ok"
+            torch.testing.assert_close(answer.map, aggregated, rtol=0, atol=1e-6)
+
+
+def test_flash_attention_gives_the_same(models, monkeypatch):
+    """What the package computes, written out: the GPU's path with everything but its kernel."""
+    calls = []
+
+    def written_out(query, keys, values, softmax_scale, causal):
+        calls.append((query.shape[1], keys.shape[1]))
+        groups = query.shape[2] // keys.shape[2]
+        query, keys, values = (held.transpose(1, 2) for held in (query, keys, values))
+        keys, values = (held.repeat_interleave(groups, dim=1) for held in (keys, values))
+        allowed = torch.ones(query.shape[2], keys.shape[2]).tril(keys.shape[2] - query.shape[2]).bool()
+        scores = (query @ keys.transpose(2, 3) * softmax_scale).masked_fill(~allowed, float("-inf"))
+        assert causal
+        return (scores.softmax(-1) @ values).transpose(1, 2)
+
+    _, wrapped = models
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1, 4, 2])
+    wanted = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups)}
+    monkeypatch.setattr(capture, "flash_attn_func", written_out)
+    assert not capture.flash_attention_fits(torch.zeros(1))  # on the CPU never
+    monkeypatch.setattr(capture, "flash_attention_fits", lambda query: True)
+    for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups):
+        assert answer.tokens == wanted[answer.index].tokens
+        if answer.map is not None:
+            torch.testing.assert_close(answer.map, wanted[answer.index].map, rtol=0, atol=1e-6)
+    assert {keys > queries for queries, keys in calls} == {True, False}
+
+
+def test_finished_answers_leave_at_once():
+    """Rows computed = tokens generated after the first, however long the longest answer is."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    rows = []
+    hook = wrapped.decoder.register_forward_hook(
+        lambda module, arguments, options, output: rows.append(options["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    answers = list(Decoder(wrapped, MAX_NEW_TOKENS, 16).answer(groups_of([1] * 16)))
+    hook.remove()
+    decoded = sum(count for count, tokens in rows if tokens == 1)
+    assert decoded == sum(len(answer.tokens) - 1 for answer in answers)
+
+
+def test_a_large_group_does_not_wait_for_the_slowest_answer():
+    """Two pictures with as many questions as rows; one answer of the first is long, the second's start meanwhile."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([8, 8])
+    lengths = {answer.index: len(answer.tokens) for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups)}
+    longest = max(range(8), key=lengths.__getitem__)
+    assert lengths[longest] > 2 + min(lengths[index] for index in range(8, 16))
+    order = [answer.index for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups)]
+    assert min(order.index(index) for index in range(8, 16)) < order.index(longest)
+
+
+def test_non_finite_attention_is_an_outcome_and_spreads_to_no_one():
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1, 1, 1, 1, 1, 1])
+    clean = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 2).answer(groups)}
+    broken = [*groups]
+    broken[1] = PictureGroup({"pixel_values": torch.full((4,), float("nan"))}, groups[1].questions)
+    found = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 2).answer(broken)}
+    assert found[1].outcome == "non_finite" and found[1].map is None
+    for index in (0, 2, 3, 4, 5):
+        assert found[index].tokens == clean[index].tokens
+        assert found[index].outcome == clean[index].outcome
+
+
+def test_memory_without_values_reaches_no_answer(models, monkeypatch):
+    """Slots start as whatever the memory holds, here NaN, also after they have grown."""
+    _, wrapped = models
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1, 4, 2, 9, 1, 5])
+    wanted = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 6).answer(groups)}
+    monkeypatch.setattr(capture.KeyValueSlots, "GROWTH", 1)
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda self, *shape: self.new_full(shape, float("nan")), raising=False
+    )
+    for answer in Decoder(wrapped, MAX_NEW_TOKENS, 6).answer(groups):
+        assert (answer.tokens, answer.outcome) == (wanted[answer.index].tokens, wanted[answer.index].outcome)
+        assert answer.map is None or torch.isfinite(answer.map).all()
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(caplog):
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([3, 4, 2, 1, 5])
+    wanted = {answer.index: answer.tokens for answer in Decoder(wrapped, MAX_NEW_TOKENS, 64).answer(groups)}
+
+    def refuse(module, arguments, options):
+        if options["inputs_embeds"].shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = wrapped.decoder.register_forward_pre_hook(refuse, with_kwargs=True)
+    decoder = Decoder(wrapped, MAX_NEW_TOKENS, 8)
+    found = list(decoder.answer(groups))
+    hook.remove()
+    assert decoder.batch_size == 2
+    assert {answer.index: answer.tokens for answer in found} == wanted and len(found) == len(wanted)
+    assert "out of memory: going on with 2 answers at a time" in caplog.text
+
+
+def test_out_of_memory_on_the_way_to_the_decoder_loses_nothing():
+    """While pictures are encoded, and while a finished answer is put together."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1] * 12)
+    wanted = {answer.index: answer.tokens for answer in Decoder(wrapped, MAX_NEW_TOKENS, 4).answer(groups)}
+    calls = []
+
+    def encode(pixels):
+        calls.append(len(pixels["pixel_values"]))
+        if len(calls) in (2, 3, 4):  # together, and in halves down to one
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return wrapped.encode_images(pixels)
+
+    decoder = Decoder(dataclasses.replace(wrapped, encode_images=encode), MAX_NEW_TOKENS, 4)
+    found = [(answer.index, answer.tokens) for answer in decoder.answer(groups)]
+    assert sorted(found) == sorted(wanted.items())
+    assert decoder.batch_size == 2 and calls[1:4] == [4, 2, 1] and max(calls[4:]) == 2
+
+    decoder, aggregated = Decoder(wrapped, MAX_NEW_TOKENS, 4), []
+
+    def aggregate(steps):
+        aggregated.append(len(steps))
+        if len(aggregated) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return aggregate_steps(steps)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "aggregate_steps", aggregate)
+        found = [(answer.index, answer.tokens) for answer in decoder.answer(groups)]
+    assert sorted(found) == sorted(wanted.items()) and decoder.batch_size == 2
+
+
+def test_out_of_memory_frees_what_the_failed_pass_made():
+    """Before the next try, pictures and decoder alike."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    made = []
+
+    def fail_first(name):
+        if all(failed != name for failed, _ in made):
+            states = torch.zeros(3)
+            made.append((name, weakref.ref(states)))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert all(state() is None for _, state in made), f"{name}: a failed pass is still in memory"
+
+    def encode(pixels):
+        fail_first("encode")
+        return wrapped.encode_images(pixels)
+
+    hook = wrapped.decoder.register_forward_pre_hook(lambda module, arguments: fail_first("decode"))
+    decoder = Decoder(dataclasses.replace(wrapped, encode_images=encode), MAX_NEW_TOKENS, 4)
+    assert len(list(decoder.answer(groups_of([1] * 6)))) == 6
+    hook.remove()
+    assert [name for name, _ in made] == ["encode", "decode"]
+
+
+def test_out_of_memory_at_one_record_is_an_error():
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+
+    def refuse(module, arguments, options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = wrapped.decoder.register_forward_pre_hook(refuse, with_kwargs=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(Decoder(wrapped, MAX_NEW_TOKENS, 4).answer(groups_of([1, 1])))
+    hook.remove()
+
+
+@pytest.mark.parametrize("questions", [1, 2])
+def test_nothing_of_length_times_length_is_allocated(questions):
+    """The largest tensor of a prefill outside the fused kernel, also with a shared prefix."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            result = function(*arguments, **(options or {}))
+            for value in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(value, torch.Tensor):
+                    seen.append(value.numel())
+            return result
+
+    asked = tuple(Question(number, Prompt((1,) * 160, (9,) * 31)) for number in range(questions))
+    with Watch():
+        list(Decoder(wrapped, 1, questions).answer([PictureGroup({"pixel_values": torch.zeros(4)}, asked)]))
+    length = 160 + 9 + 31
+    assert max(seen) < length * length
+
+
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
+
+
+def moved(wrapped, device, dtype=torch.float32):
+    """The tiny model on a device; its pictures are still made in fp32 on the CPU, so that both see the same."""
+    wrapped.decoder.to(device, dtype)
+    return dataclasses.replace(
+        wrapped,
+        lm_head=wrapped.lm_head.to(device, dtype),
+        encode_images=lambda pixels: wrapped.encode_images({"pixel_values": pixels["pixel_values"].cpu()}).to(
+            device, dtype
+        ),
+    )
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
+def test_a_gpu_gives_the_same(models, device):
+    _, wrapped = models
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1, 4, 2, 9, 1, 5])
+    wanted = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups)}
+    found = list(Decoder(moved(wrapped, device), MAX_NEW_TOKENS, 8).answer(groups))
+    assert len(found) == len(wanted)
+    for answer in found:
+        assert answer.tokens == wanted[answer.index].tokens
+        if answer.map is not None:
+            torch.testing.assert_close(answer.map, wanted[answer.index].map, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
+def test_real_out_of_memory_on_a_gpu(device):
+    """More than one picture at a time takes more than the device has."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1] * 12)
+    wanted = {answer.index: answer.tokens for answer in Decoder(wrapped, MAX_NEW_TOKENS, 4).answer(groups)}
+    on_device = moved(wrapped, device)
+    share = int(0.6 * torch.cuda.mem_get_info()[0])
+
+    def encode(pixels):
+        held = torch.empty(len(pixels["pixel_values"]), share, dtype=torch.uint8, device=device)
+        del held
+        return on_device.encode_images(pixels)
+
+    decoder = Decoder(dataclasses.replace(on_device, encode_images=encode), MAX_NEW_TOKENS, 4)
+    assert {answer.index: answer.tokens for answer in decoder.answer(groups)} == wanted
+    assert decoder.batch_size == 4
+
+
+def test_no_groups_no_answers():
+    _, wrapped = tiny()
+    assert list(Decoder(wrapped, MAX_NEW_TOKENS, 4).answer([])) == []

@@ -1,0 +1,141 @@
+"""What containers see of this machine; no engine is needed for that."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import docker
+import pytest
+
+from free2ds_common.errors import StageError
+from free2ds_common.launch import containers
+
+
+class Engine:
+    """An engine with one image and one network."""
+
+    def __init__(self, runtimes=("runc",)):
+        self.info = lambda: {"Runtimes": dict.fromkeys(runtimes, {})}
+        self.networks = SimpleNamespace(list=lambda: [SimpleNamespace(name="bridge"), SimpleNamespace(name="mine")])
+        self.images = self
+        self.pulled = []
+
+    def get(self, name):
+        if name != "here:1":
+            raise docker.errors.ImageNotFound("no such image")
+
+    def pull(self, name):
+        if name == "refused:1":
+            raise docker.errors.APIError("x", explanation="pull access denied")
+        self.pulled.append(name)
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    made = Engine()
+    monkeypatch.setattr(containers, "connect", lambda: made)
+    for name in (*containers.PASSED_ON, containers.CREDENTIAL_FILE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", "/nowhere")
+    return made
+
+
+def test_paths_that_parameters_name_are_mounted_once(tmp_path):
+    (tmp_path / "data/images").mkdir(parents=True)
+    (tmp_path / "data/d.json").write_text("[]")
+    (tmp_path / "model").mkdir()
+    values = {
+        "dataset_uri": f"{tmp_path}/data/d.json",
+        "image_root_uri": f"{tmp_path}/data",
+        "llava_model": f"{tmp_path}/model",
+        "mgm_model": "org/hub-id",
+        "bert_model": f"{tmp_path}/is/not/there",
+        "num_shards": 2,
+        "node_selector": {"a": "b"},
+        "tolerations": [],
+        "mgm_vision_tower": f"file://{tmp_path}/model",
+    }
+    assert containers.read_only_paths(values) == [f"{tmp_path}/data", f"{tmp_path}/model"]
+
+
+def test_what_a_model_folder_links_to_is_mounted_too(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "blobs/abc").write_text("{}")
+    (tmp_path / "snapshot/config.json").symlink_to("../blobs/abc")
+    (tmp_path / "snapshot/gone").symlink_to("../blobs/gone")
+    found = containers.read_only_paths({"llava_model": f"{tmp_path}/snapshot"})
+    assert found == [f"{tmp_path}/blobs", f"{tmp_path}/snapshot"]
+
+
+def test_container_arguments(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://gcs:9023")
+    monkeypatch.setenv("SECRET_OF_ANOTHER_PROGRAM", "x")
+    arguments = containers.container_arguments({"dataset_uri": str(tmp_path)}, "run-1", 3, "mine")
+    assert json.loads(json.dumps(arguments)) == arguments
+    assert arguments["mounts"] == [{"Type": "bind", "Source": str(tmp_path), "Target": str(tmp_path), "ReadOnly": True}]
+    assert arguments["environment"] == {"STORAGE_EMULATOR_HOST": "http://gcs:9023", "OMP_NUM_THREADS": "3"}
+    assert arguments["user"] == f"{os.getuid()}:{os.getgid()}"
+    assert (arguments["network"], arguments["labels"]) == ("mine", {"free2ds.run": "run-1"})
+    assert "device_requests" not in arguments
+
+
+def test_gpus_are_passed_on_where_the_engine_has_them(monkeypatch, engine):
+    monkeypatch.setattr(containers, "connect", lambda: Engine(runtimes=("nvidia", "runc")))
+    arguments = containers.container_arguments({}, "r", 1, "")
+    request = docker.types.DeviceRequest(**arguments["device_requests"][0])
+    assert (request.count, request.capabilities) == (-1, [["gpu"]])
+    assert "network" not in arguments
+
+
+def test_credentials_and_the_hub_cache_come_along(engine, tmp_path, monkeypatch):
+    (tmp_path / "key.json").write_text("{}")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", f"{tmp_path}/key.json")
+    monkeypatch.setenv("HF_HOME", f"{tmp_path}/hub")
+    arguments = containers.container_arguments({"mgm_model": "org/name"}, "r", 1, "")
+    assert {mount["Source"]: mount["ReadOnly"] for mount in arguments["mounts"]} == {
+        f"{tmp_path}/key.json": True,
+        f"{tmp_path}/hub": False,
+    }
+    assert arguments["environment"]["HF_HOME"] == f"{tmp_path}/hub"
+
+
+def test_credentials_that_are_not_there(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", f"{tmp_path}/none.json")
+    with pytest.raises(StageError, match="GOOGLE_APPLICATION_CREDENTIALS: .*none.json is not there"):
+        containers.container_arguments({}, "r", 1, "")
+
+
+def test_stopping_waits_for_containers_that_were_about_to_start(monkeypatch):
+    left = [["one"], ["two"], []]
+    removed = []
+
+    class Containers:
+        def list(self, all, filters):
+            assert all and filters == {"label": "free2ds.run=r"}
+            return [SimpleNamespace(remove=lambda force, name=name: removed.append(name)) for name in left.pop(0)]
+
+    monkeypatch.setattr(containers, "connect", lambda: SimpleNamespace(containers=Containers()))
+    containers.stop_containers("r")
+    assert removed == ["one", "two"]
+
+
+def test_an_unknown_network_is_refused(engine):
+    with pytest.raises(StageError, match="--network: there is no Docker network other. Make it: docker network create"):
+        containers.container_arguments({}, "r", 1, "other")
+
+
+def test_images_must_be_here_or_in_the_registry(engine):
+    containers.require_images(["here:1"], local_only=True)
+    with pytest.raises(StageError, match="there is no image free2ds-split:dev. Build all of them: make images"):
+        containers.require_images(["here:1", "free2ds-split:dev"], local_only=True)
+    containers.require_images(["here:1", "far:1"], local_only=False)
+    assert engine.pulled == ["far:1"]
+    with pytest.raises(StageError, match="refused:1 cannot be pulled .pull access denied."):
+        containers.require_images(["refused:1"], local_only=False)
+
+
+def test_no_engine_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    with pytest.raises(StageError, match="--runner docker: no Docker engine answers .*use --runner subprocess"):
+        containers.connect()

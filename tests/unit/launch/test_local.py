@@ -1,0 +1,171 @@
+"""Running a graph on this machine: what the user sees, and what is left when it fails."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from kfp import compiler, dsl
+
+import pipeline
+from free2ds_common.launch.graph_process import GraphFailed, run_graph, stop_group, watch
+from free2ds_common.launch.local import RESULTS, publish_results
+
+
+class Printed:
+    """A process that has printed lines and ended."""
+
+    def __init__(self, *lines, exit_code=0):
+        self.stdout = [f"{line}\n" for line in lines]
+        self._exit_code = exit_code
+
+    def wait(self):
+        return self._exit_code
+
+
+def test_only_the_stages_own_lines_are_shown_and_all_are_kept(tmp_path, capsys):
+    lines = [
+        "10:00:00.000 - INFO - Executing task \x1b[96m'ingest'\x1b[0m",
+        '    {"inputs": {}}',
+        "    2026-01-02 10:00:01,002 INFO components.ingest.stage: read 3 = written 3 + rejected 0",
+        "    2026-01-02 10:00:02,003 WARNING free2ds_common.inference.attention_stage: a word",
+    ]
+    watch(Printed(*lines), tmp_path, tmp_path / "run.log")
+    assert capsys.readouterr().out == (
+        "10:00:01 ingest: read 3 = written 3 + rejected 0\n10:00:02 inference: WARNING a word\n"
+    )
+    kept = (tmp_path / "run.log").read_text()
+    assert kept.count("\n") == 4 and "Executing task 'ingest'" in kept
+
+
+@pytest.mark.parametrize(
+    ("lines", "message", "exit_code"),
+    [
+        (
+            ["    ValueError: boom", "", "10:00 - Task \x1b[96m'bert-features'\x1b[0m finished with status FAILURE"],
+            "bert_features: ValueError: boom. The whole log is in ",
+            1,
+        ),
+        (
+            ["10:00 - Task 'mgm-attention' finished with status FAILURE"],
+            "mgm_attention: it ended without a message; perhaps the machine ran out of memory. The whole log is in ",
+            1,
+        ),
+        (
+            [
+                "    [KFP Executor 2026-01-02 10:00:01,002 INFO]: Could not load library with AVX2 support due to:",
+                """    ModuleNotFoundError("No module named 'faiss.swigfaiss_avx2'")""",
+                "10:00 - Task 'llava-attention' finished with status FAILURE",
+            ],
+            "llava_attention: it ended without a message; perhaps the machine ran out of memory. The whole log is in ",
+            1,
+        ),
+        (["    KeyboardInterrupt", "Task 'split' finished with status FAILURE"], "split: KeyboardInterrupt. The", 1),
+        (["RuntimeError: x. Inner task failed: 'split'."], "split: it ended without a message", 1),
+        (["OSError: [Errno 28] No space left on device"], "kfp.local: OSError: [Errno 28] No space left on device.", 1),
+    ],
+)
+def test_a_failure_is_one_sentence(lines, message, exit_code, tmp_path):
+    with pytest.raises(GraphFailed) as failed:
+        watch(Printed(*lines, exit_code=1), tmp_path, tmp_path / "run.log")
+    assert str(failed.value).startswith(message)
+    assert failed.value.exit_code == exit_code
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def crash():
+    raise ValueError("boom")
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def never(after: int):
+    print("never runs")
+
+
+def test_the_graph_stops_at_a_crash(tmp_path):
+    @dsl.pipeline(name="crashing")
+    def crashing():
+        never(after=1).after(crash())
+
+    compiler.Compiler().compile(crashing, str(tmp_path / "free2ds.yaml"))
+    (tmp_path / "arguments.json").write_text("{}")
+    with pytest.raises(GraphFailed, match="^crash: ValueError: boom. The whole log is in .*run.log.$"):
+        run_graph(tmp_path, tmp_path / "run.log", threads=1)
+    log = (tmp_path / "run.log").read_text()
+    assert "Traceback" in log and "Executing task 'never'" not in log
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def echo(path: str) -> str:
+    import sys
+
+    return f"{path} {sys.prefix}"
+
+
+def test_a_path_with_python3_in_it_reaches_the_stage_unchanged(tmp_path):
+    work = tmp_path / "lib" / "python3.11 copy"
+    work.mkdir(parents=True)
+
+    @dsl.pipeline(name="echoing")
+    def echoing(path: str) -> str:
+        return echo(path=path).output
+
+    compiler.Compiler().compile(echoing, str(work / "free2ds.yaml"))
+    (work / "arguments.json").write_text(json.dumps({"path": "/lib/python3/x"}))
+    run_graph(work, work / "run.log", threads=1)
+    assert json.loads((work / "outputs.json").read_text()) == {"Output": f"/lib/python3/x {sys.prefix}"}
+
+
+def test_stopping_ends_grandchildren_too():
+    process = subprocess.Popen(
+        ["sh", "-c", "sleep 600 & echo started; wait"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "started\n"
+    stop_group(process)
+    # The pipe ends when the last process that holds it is gone.
+    assert process.stdout.read() == ""
+    process.wait(timeout=5)
+
+
+def test_results_replace_those_of_an_earlier_run(tmp_path):
+    work, output_dir = tmp_path / "work", tmp_path / "out"
+    for root, content in ((work, "new"), (output_dir, "old")):
+        (root / "scores").mkdir(parents=True)
+        (root / "scores" / f"{content}.parquet").write_text(content)
+        for name, (file, _) in RESULTS.items():
+            if name != "scores":
+                (root / file).write_text(content)
+    publish_results({name: str(work / file) for name, (file, _) in RESULTS.items()}, output_dir)
+    assert [path.name for path in (output_dir / "scores").iterdir()] == ["new.parquet"]
+    assert {path.read_text() for path in output_dir.iterdir() if path.is_file()} == {"new"}
+
+
+def test_a_run_without_an_output_has_failed(tmp_path):
+    outputs = {name: str(tmp_path / "work" / file) for name, (file, _) in RESULTS.items()}
+    with pytest.raises(GraphFailed, match="the run ended without its output selected; perhaps a stage was killed"):
+        publish_results(outputs, tmp_path)
+
+
+def test_a_missing_data_set_leaves_earlier_results_alone(tmp_path, capsys):
+    output_dir = tmp_path / "out"
+    output_dir.mkdir()
+    (output_dir / "selected.json").write_text("[1]")
+    parameters = [f"dataset_uri={tmp_path}/none.json", f"image_root_uri={tmp_path}"]
+    options = [option for parameter in parameters for option in ("--param", parameter)]
+    assert pipeline.main(["run", "--output-dir", str(output_dir), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/none.json: ") and error.count("\n") == 1
+    assert sorted(path.name for path in output_dir.iterdir()) == ["run.log", "selected.json"]
+    assert json.loads((output_dir / "selected.json").read_text()) == [1]
+
+
+def test_rejects_are_shown_when_there_are_too_many(tmp_path, capsys):
+    record = {"id": "a", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
+    (tmp_path / "d.json").write_text(json.dumps([record, {"id": "b"}]))
+    options = ["--param", f"dataset_uri={tmp_path}/d.json", "--param", "image_root_uri="]
+    assert pipeline.main(["run", "--output-dir", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert f"The unusable records are in {tmp_path}/out/rejects.jsonl" in error
+    assert "1 of 2 records rejected (conversations_missing 1), more than max_reject_fraction 0.05 allows." in error
+    rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
+    assert [(reject["index"], reject["record"]) for reject in rejects] == [(1, {"id": "b"})]
