@@ -1,4 +1,4 @@
-"""Commands: run (this machine), compile (for a cluster), submit (one run), schedule (recurring), parameters (a table)."""
+"""Commands: run (this machine), compile (for a cluster), submit (one run), schedule (recurring runs), parameters."""
 
 import argparse
 import json
