@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from components.bert_features import bert
 from free2ds_common.errors import StageError, first_line
+from free2ds_common.inference.device import choose_device, torch_dtype
 from free2ds_common.inference.packed_linear import pack_linear_layers
 
 # Memory of one forward pass on a CPU, whatever the batch setting. Larger passes are not faster there: MiniLM with 384
@@ -47,6 +48,7 @@ class Encoder:
         max_tokens: Longer messages are cut.
         dimensions: Of an embedding.
         dtype: Of weights and arithmetic.
+        device: Where the model runs.
         most_batch_tokens: Most tokens of one forward pass that are worth it.
     """
 
@@ -66,6 +68,7 @@ class Encoder:
         on_gpu = model.device.type != "cpu"
         self.most_batch_tokens = sys.maxsize if on_gpu else most_bytes // bytes_per_token
         self.dtype: torch.dtype = model.dtype
+        self.device: torch.device = model.device
         # A decoder's CLS sees itself only, so nobody would want it; transformers has its masks.
         whole = model.config.model_type not in bert.MODEL_TYPES or model.config.is_decoder
         # With AVX2 only, torch's own linear layers do 5 % more tokens a second than oneDNN's.
@@ -127,16 +130,14 @@ def load_encoder(folder: Path, dtype: str) -> Encoder:
     Raises:
         StageError: Files are missing, or it is another kind of model.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype == "auto":
-        dtype = "float32" if device.type == "cpu" else "bfloat16"
+    device = choose_device()
     try:
         config = AutoConfig.from_pretrained(folder)
         if config.model_type not in _ENCODERS:
             raise StageError(f"{folder}: model type {config.model_type}, wanted one of {', '.join(sorted(_ENCODERS))}.")
         options = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
         model, loading = AutoModel.from_pretrained(
-            folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True, **options
+            folder, config=config, dtype=torch_dtype(dtype, device), output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, SafetensorError) as error:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from components.bert_features.config import BertFeaturesConfig
 from components.bert_features.encoder import Encoder, Tokens, load_encoder
 from free2ds_common.checkpoints import fingerprint, resolve_model
 from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
+from free2ds_common.inference.device import dtype_name, log_peak_memory
 from free2ds_common.inference.heap import FreedMemory
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
@@ -56,7 +56,7 @@ def run(config: BertFeaturesConfig) -> StageResult:
         "model": config.model,
         "revision": config.revision,
         "model_fingerprint": fingerprint(folder),
-        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "dtype": dtype_name(encoder.dtype),
         "max_tokens": encoder.max_tokens,
         "part": config.part,
         "records_sha256": records.sha256,
@@ -74,8 +74,7 @@ def run(config: BertFeaturesConfig) -> StageResult:
         turns.manifest.update(settings)
         embeddings.manifest.update(settings)
     logger.info("%d turns of %d records, %d distinct messages", source.num_turns, records.num_rows, source.num_distinct)
-    if torch.cuda.is_available():
-        logger.info("peak GPU memory %.2f GiB", torch.cuda.max_memory_allocated() / 2**30)
+    log_peak_memory(logger, encoder.device)
     metrics = {
         "turns": float(source.num_turns),
         "distinct_messages": float(source.num_distinct),

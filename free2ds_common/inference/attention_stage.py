@@ -15,9 +15,9 @@ from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.inference.auto import load_auto
 from free2ds_common.inference.decode import Answer, Decoder, Question
+from free2ds_common.inference.device import choose_device, dtype_name, log_peak_memory, torch_dtype
 from free2ds_common.inference.feed import PictureQuestions, feed
 from free2ds_common.inference.model import VisionLanguageModel
-from free2ds_common.inference.weights import torch_dtype
 from free2ds_common.pictures import PictureProblem
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
@@ -57,7 +57,7 @@ def run_attention(config: AttentionConfig, system: str, load: Loader, log: loggi
     """
     config.check()
     shard = open_dataset(config.shard, RECORDS)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     dtype = torch_dtype(config.dtype, device)
     folder = Path(resolve_model(config.model, config.revision))
     if config.model_type == AUTO:
@@ -79,7 +79,7 @@ def run_attention(config: AttentionConfig, system: str, load: Loader, log: loggi
         "prompt": dict(model.prompt_settings),
         "max_new_tokens": config.max_new_tokens,
         "preprocessing": dict(model.preprocessing),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "grid": model.grid,
         "capture_version": CAPTURE_VERSION,
     }
@@ -102,8 +102,7 @@ def run_attention(config: AttentionConfig, system: str, load: Loader, log: loggi
             f"{config.image_root_uri}: none of the {with_image} pictures of this shard can be used. "
             "Check image_root_uri."
         )
-    if device.type == "cuda":
-        log.info("peak GPU memory %.2f GiB", torch.cuda.max_memory_allocated() / 2**30)
+    log_peak_memory(log, device)
     metrics = {f"outcome_{outcome}": float(count) for outcome, count in sorted(counted.items())}
     counts = Counts(read=len(records), written=sum(counted.values()))
     return StageResult(counts, {**metrics, "generated_tokens": float(steps)}, {**settings, "outcomes": dict(counted)})

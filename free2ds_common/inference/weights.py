@@ -163,15 +163,3 @@ def _restore_buffers(module: nn.Module, device: torch.device) -> None:
         fresh = type(module)(config=module.config)
         for name in names:
             setattr(module, name, getattr(fresh, name).to(device))
-
-
-def torch_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type of weights and arithmetic.
-
-    Args:
-        name: "auto" (bfloat16 on a GPU, float32 on a CPU), "float32", "bfloat16" or "float16".
-        device: Where the model runs.
-    """
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
