@@ -13,8 +13,8 @@ def stage_counts(output_dir: Path) -> dict[str, list[tuple[int, int, int, int]]]
     for path in sorted(output_dir.glob("work-*/tasks/**/executor_output.json")):
         artifacts = json.loads(path.read_text())["artifacts"]
         metadata = next(iter(artifacts.values()))["artifacts"][0]["metadata"]
-        numbers = tuple(int(metadata[name]) for name in ("read", "written", "dropped", "rejected"))
-        counts.setdefault(path.parent.name, []).append(numbers)
+        read, written, dropped, rejected = (int(metadata[name]) for name in ("read", "written", "dropped", "rejected"))
+        counts.setdefault(path.parent.name, []).append((read, written, dropped, rejected))
     return counts
 
 

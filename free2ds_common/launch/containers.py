@@ -6,28 +6,43 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import docker
+
 from free2ds_common.errors import StageError
 
 LABEL = "free2ds.run"
 # Credentials, proxies and addresses that a stage reads from its environment; everything else travels as a parameter.
 PASSED_ON = (
-    "STORAGE_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
-    "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "HF_TOKEN", "HF_ENDPOINT",
-    "HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
-)  # fmt: skip
+    "STORAGE_EMULATOR_HOST",
+    "GOOGLE_CLOUD_PROJECT",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "HF_TOKEN",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+)
 CREDENTIAL_FILE = "GOOGLE_APPLICATION_CREDENTIALS"
 # As on a cluster; a container's own /dev/shm is 64 MB.
 SHM_SIZE = "8g"
 
 
-def connect() -> Any:
+def connect() -> docker.DockerClient:
     """A client of the Docker engine.
 
     Raises:
         StageError: No engine answers.
     """
-    import docker
-
     try:
         client = docker.from_env()
         client.ping()
@@ -48,8 +63,6 @@ def require_images(images: Iterable[str], *, local_only: bool) -> None:
     Raises:
         StageError: One is missing or cannot be pulled.
     """
-    import docker
-
     client = connect()
     for image in images:
         try:
@@ -85,7 +98,7 @@ def read_only_paths(values: Mapping[str, Any]) -> list[str]:
     return sorted(path for path in found if not any(str(parent) in found for parent in Path(path).parents))
 
 
-def _may_be_hub_id(name: str, value: Any) -> bool:
+def _may_be_hub_id(name: str, value: object) -> bool:
     return name.endswith("_model") and "://" not in str(value) and not os.path.exists(str(value))
 
 
@@ -142,8 +155,6 @@ def container_arguments(values: Mapping[str, Any], run: str, threads: int, netwo
 
 def stop_containers(run: str) -> None:
     """End what is left of a run: stopping kfp.local does not stop the containers that it started."""
-    import docker
-
     client = connect()
     # Again until there is none: one may be just about to start.
     while found := client.containers.list(all=True, filters={"label": f"{LABEL}={run}"}):

@@ -70,17 +70,16 @@ class StageTask:
 
     def settings_class(self) -> type[Settings]:
         """`<Stage>Settings` of the stage's config.py."""
-        return getattr(self._config_module(), f"{self._class_prefix()}Settings")
+        return self._config("Settings")
 
     def config_class(self) -> type[Settings]:
         """`<Stage>Config` of the stage's config.py: the settings and the ports."""
-        return getattr(self._config_module(), f"{self._class_prefix()}Config")
+        return self._config("Config")
 
-    def _config_module(self) -> Any:
-        return importlib.import_module(f"components.{self.stage}.config")
-
-    def _class_prefix(self) -> str:
-        return "".join(word.capitalize() for word in self.stage.split("_"))
+    def _config(self, suffix: str) -> type[Settings]:
+        name = "".join(word.capitalize() for word in self.stage.split("_")) + suffix
+        found: type[Settings] = getattr(importlib.import_module(f"components.{self.stage}.config"), name)
+        return found
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Package:
 
     Attributes:
         spec: The pipeline spec.
-        platform: The platform spec: what only Kubernetes reads.
+        platform: The platform spec: what only Kubernetes reads; empty where there is none.
     """
 
     spec: Mapping[str, Any]
@@ -105,11 +104,11 @@ class Package:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "pipeline.yaml"
             compiler.Compiler().compile(pipeline, str(path))
-            spec, platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+            spec, *platforms = yaml.safe_load_all(path.read_text(encoding="utf-8"))
         # As the function lists them; the compiler sorts them by name.
         definitions = spec["root"]["inputDefinitions"]
         definitions["parameters"] = {name: definitions["parameters"][name] for name in pipeline.component_spec.inputs}
-        package = cls(spec, platform)
+        package = cls(spec, platforms[0] if platforms else {})
         package._describe()
         return package
 
@@ -156,9 +155,9 @@ class Package:
         return changed
 
     def write(self, path: Path) -> None:
-        """Write the file that a backend takes, as the KFP compiler does: two YAML documents."""
+        """Write the file that a backend takes, as the KFP compiler does: a YAML document of each."""
         with atomic_writer(path, "w") as handle:
-            yaml.safe_dump_all([dict(self.spec), dict(self.platform)], handle, sort_keys=True)
+            yaml.safe_dump_all([dict(document) for document in (self.spec, self.platform) if document], handle)
 
     def _containers(self) -> Iterator[dict[str, Any]]:
         for executor in self.spec["deploymentSpec"]["executors"].values():
@@ -176,12 +175,16 @@ class Package:
         for task in dag["tasks"].values():
             name = task["componentRef"]["name"]
             component = self.spec["components"][name]
+            # The compiler gives a task more inputs than its component defines, for its resources.
+            defined = component.get("inputDefinitions", {}).get("parameters", {})
             known: dict[str, tuple[str | None, Any]] = {}
             for parameter, given in task.get("inputs", {}).get("parameters", {}).items():
                 if given.get("componentInputParameter") in inputs:
                     known[parameter] = inputs[given["componentInputParameter"]]
-                elif "runtimeValue" in given:
-                    known[parameter] = (None, given["runtimeValue"]["constant"])
+                elif "runtimeValue" in given and parameter in defined:
+                    # The spec holds whole numbers as floats.
+                    kind = PARAMETER_TYPES[defined[parameter]["parameterType"]]
+                    known[parameter] = (None, kind(given["runtimeValue"]["constant"]))
             if "dag" in component:
                 yield from self._walk(component["dag"], known)
                 continue

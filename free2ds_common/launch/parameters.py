@@ -14,6 +14,7 @@ import yaml
 from free2ds_common.errors import SettingError, StageError
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.resources import ResourceSettings
+from free2ds_common.settings import Settings
 
 WORDS: dict[type, str] = {
     str: "text",
@@ -79,7 +80,7 @@ def read_parameters(package: Package, file: str, assignments: Sequence[str]) -> 
     return values
 
 
-def typed_value(name: str, value: Any, kind: type) -> Any:
+def typed_value(name: str, value: object, kind: type) -> object:
     """A parameter's value in its own type.
 
     Args:
@@ -114,14 +115,18 @@ def check_parameters(package: Package, values: Mapping[str, Any]) -> None:
         SettingError: A stage does not accept a setting; named as the run parameter that it comes from.
     """
     every = {name: parameter.default for name, parameter in package.parameters.items()} | dict(values)
-    ResourceSettings(**{field.name: every[field.name] for field in fields(ResourceSettings)}).check()
+    _of(ResourceSettings, every).check()
     for task in package.stage_tasks:
         known = dict(task.constants) | {name: every[source] for name, source in task.sources.items()}
-        settings = task.settings_class()
         try:
-            settings(**{field.name: known[field.name] for field in fields(settings) if field.name in known}).check()
+            _of(task.settings_class(), known).check()
         except SettingError as error:
             raise SettingError(task.sources.get(error.setting, error.setting), error.problem) from None
+
+
+def _of(settings: type[Settings], known: Mapping[str, Any]) -> Settings:
+    """Settings with those of their fields whose value is known."""
+    return settings(**{field.name: known[field.name] for field in fields(settings) if field.name in known})
 
 
 def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:

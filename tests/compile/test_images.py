@@ -6,9 +6,15 @@ import pytest
 
 import pipeline
 
-IMAGES = [f"free2ds-{name}" for name in (
-    "ingest", "split", "llava-attention", "mgm-attention", "bert-features", "cluster-scoring", "joint-selection",
-)]  # fmt: skip
+IMAGES = [
+    "free2ds-ingest",
+    "free2ds-split",
+    "free2ds-llava-attention",
+    "free2ds-mgm-attention",
+    "free2ds-bert-features",
+    "free2ds-cluster-scoring",
+    "free2ds-joint-selection",
+]
 
 
 def images_of(compiled):

@@ -133,7 +133,8 @@ def test_the_selection_collects_the_maps_of_all_shards(compiled):
         "kmeans": ("cluster-scoring", "kmeans"),
     }
     inputs = compiled.component("joint-selection")["inputDefinitions"]["artifacts"]
-    assert inputs["llava_attention"]["isArtifactList"] and inputs["mgm_attention"]["isArtifactList"]
+    assert inputs["llava_attention"]["isArtifactList"]
+    assert inputs["mgm_attention"]["isArtifactList"]
 
 
 def test_the_pipeline_hands_out_its_results(compiled):

@@ -36,8 +36,14 @@ def run_python(code: str) -> str:
 
 def test_the_seven_stages_are_there():
     assert [stage.name for stage in STAGES] == [
-        "bert_features", "cluster_scoring", "ingest", "joint_selection", "llava_attention", "mgm_attention", "split",
-    ]  # fmt: skip
+        "bert_features",
+        "cluster_scoring",
+        "ingest",
+        "joint_selection",
+        "llava_attention",
+        "mgm_attention",
+        "split",
+    ]
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
@@ -59,6 +65,18 @@ class TestStage:
         for path in stage.glob("*.py"):
             if path.name not in ("component.py", "__main__.py"):
                 assert not imported(path) & {"kfp", "argparse"}, path
+
+    def test_settings_know_only_the_standard_library_and_the_common_settings(self, stage):
+        tree = ast.parse((stage / "config.py").read_text(encoding="utf-8"))
+        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        ours = {name for name in modules if name.partition(".")[0] not in sys.stdlib_module_names}
+        assert ours <= {"free2ds_common.settings", "free2ds_common.errors"}
+
+
+def test_the_commands_never_import_the_pipeline():
+    for path in (REPOSITORY / "free2ds_common/launch").glob("*.py"):
+        assert "pipeline" not in imported(path), path
 
 
 def test_stages_pull_in_no_kfp_by_any_way():

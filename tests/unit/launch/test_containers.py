@@ -15,7 +15,7 @@ class Engine:
     """An engine with one image and one network."""
 
     def __init__(self, runtimes=("runc",)):
-        self.info = lambda: {"Runtimes": dict.fromkeys(runtimes, {})}
+        self.info = lambda: {"Runtimes": {key: {} for key in runtimes}}
         self.networks = SimpleNamespace(list=lambda: [SimpleNamespace(name="bridge"), SimpleNamespace(name="mine")])
         self.images = self
         self.pulled = []
@@ -102,7 +102,7 @@ def test_credentials_and_the_hub_cache_come_along(engine, tmp_path, monkeypatch)
 
 def test_credentials_that_are_not_there(engine, tmp_path, monkeypatch):
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", f"{tmp_path}/none.json")
-    with pytest.raises(StageError, match="GOOGLE_APPLICATION_CREDENTIALS: .*none.json is not there"):
+    with pytest.raises(StageError, match=r"GOOGLE_APPLICATION_CREDENTIALS: .*none.json is not there"):
         containers.container_arguments({}, "r", 1, "")
 
 
@@ -111,8 +111,8 @@ def test_stopping_waits_for_containers_that_were_about_to_start(monkeypatch):
     removed = []
 
     class Containers:
-        def list(self, all, filters):
-            assert all and filters == {"label": "free2ds.run=r"}
+        def list(self, **options):
+            assert options == {"all": True, "filters": {"label": "free2ds.run=r"}}
             return [SimpleNamespace(remove=lambda force, name=name: removed.append(name)) for name in left.pop(0)]
 
     monkeypatch.setattr(containers, "connect", lambda: SimpleNamespace(containers=Containers()))
@@ -121,21 +121,23 @@ def test_stopping_waits_for_containers_that_were_about_to_start(monkeypatch):
 
 
 def test_an_unknown_network_is_refused(engine):
-    with pytest.raises(StageError, match="--network: there is no Docker network other. Make it: docker network create"):
+    with pytest.raises(
+        StageError, match=r"--network: there is no Docker network other. Make it: docker network create"
+    ):
         containers.container_arguments({}, "r", 1, "other")
 
 
 def test_images_must_be_here_or_in_the_registry(engine):
     containers.require_images(["here:1"], local_only=True)
-    with pytest.raises(StageError, match="there is no image free2ds-split:dev. Build all of them: make images"):
+    with pytest.raises(StageError, match=r"there is no image free2ds-split:dev. Build all of them: make images"):
         containers.require_images(["here:1", "free2ds-split:dev"], local_only=True)
     containers.require_images(["here:1", "far:1"], local_only=False)
     assert engine.pulled == ["far:1"]
-    with pytest.raises(StageError, match="refused:1 cannot be pulled .pull access denied."):
+    with pytest.raises(StageError, match=r"refused:1 cannot be pulled .pull access denied."):
         containers.require_images(["refused:1"], local_only=False)
 
 
 def test_no_engine_is_one_sentence(monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
-    with pytest.raises(StageError, match="--runner docker: no Docker engine answers .*use --runner subprocess"):
+    with pytest.raises(StageError, match=r"--runner docker: no Docker engine answers .*use --runner subprocess"):
         containers.connect()

@@ -1,6 +1,7 @@
 """Running a graph on this machine: what the user sees, and what is left when it fails."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from kfp import compiler, dsl
 
 import pipeline
+from free2ds_common.failure import ERROR_FILE, Failure
 from free2ds_common.launch.graph_process import GraphFailed, run_graph, stop_group, watch
 from free2ds_common.launch.local import RESULTS, publish_results
 
@@ -35,7 +37,8 @@ def test_only_the_stages_own_lines_are_shown_and_all_are_kept(tmp_path, capsys):
         "10:00:01 ingest: read 3 = written 3 + rejected 0\n10:00:02 inference: WARNING a word\n"
     )
     kept = (tmp_path / "run.log").read_text()
-    assert kept.count("\n") == 4 and "Executing task 'ingest'" in kept
+    assert kept.count("\n") == 4
+    assert "Executing task 'ingest'" in kept
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,37 @@ def test_a_failure_is_one_sentence(lines, message, exit_code, tmp_path):
     assert failed.value.exit_code == exit_code
 
 
+def leave_failure(work, task, stage, exit_code, sentence):
+    """What a task leaves beside its outputs when it fails."""
+    path = work / "tasks/free2ds" / task / ERROR_FILE
+    path.parent.mkdir(parents=True)
+    Failure(stage, sentence, exit_code, {}).write(path)
+
+
+def test_a_task_that_says_why_it_failed_is_quoted(tmp_path):
+    leave_failure(tmp_path, "joint-selection", "joint_selection", 2, "ratio: got 2, wanted a number in (0, 1].")
+    line = "10:00 - Task 'joint-selection' finished with status FAILURE"
+    with pytest.raises(GraphFailed) as failed:
+        watch(Printed("    ValueError: of another library", line), tmp_path, tmp_path / "run.log")
+    assert str(failed.value) == "ratio: got 2, wanted a number in (0, 1]."
+    assert failed.value.exit_code == 2
+
+
+def test_a_task_that_crashed_is_named_with_its_error(tmp_path):
+    leave_failure(tmp_path, "split", "split", 1, "ValueError: boom")
+    with pytest.raises(GraphFailed, match=r"^split: ValueError: boom. The whole log is in .*run.log.$") as failed:
+        watch(Printed("Task 'split' finished with status FAILURE"), tmp_path, tmp_path / "run.log")
+    assert failed.value.exit_code == 1
+
+
+def test_of_two_tasks_that_failed_the_first_one_is_quoted(tmp_path):
+    leave_failure(tmp_path, "llava-attention", "llava_attention", 2, "model: second")
+    leave_failure(tmp_path, "mgm-attention", "mgm_attention", 2, "model: first")
+    os.utime(tmp_path / "tasks/free2ds/mgm-attention" / ERROR_FILE, (1, 1))
+    with pytest.raises(GraphFailed, match=r"^model: first$"):
+        watch(Printed("Task 'score-shard' finished with status FAILURE"), tmp_path, tmp_path / "run.log")
+
+
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
 def crash():
     raise ValueError("boom")
@@ -89,10 +123,11 @@ def test_the_graph_stops_at_a_crash(tmp_path):
 
     compiler.Compiler().compile(crashing, str(tmp_path / "free2ds.yaml"))
     (tmp_path / "arguments.json").write_text("{}")
-    with pytest.raises(GraphFailed, match="^crash: ValueError: boom. The whole log is in .*run.log.$"):
+    with pytest.raises(GraphFailed, match=r"^crash: ValueError: boom. The whole log is in .*run.log.$"):
         run_graph(tmp_path, tmp_path / "run.log", threads=1)
     log = (tmp_path / "run.log").read_text()
-    assert "Traceback" in log and "Executing task 'never'" not in log
+    assert "Traceback" in log
+    assert "Executing task 'never'" not in log
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
@@ -154,7 +189,8 @@ def test_a_missing_data_set_leaves_earlier_results_alone(tmp_path, capsys):
     options = [option for parameter in parameters for option in ("--param", parameter)]
     assert pipeline.main(["run", "--output-dir", str(output_dir), *options]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path}/none.json: ") and error.count("\n") == 1
+    assert error.startswith(f"error: {tmp_path}/none.json: ")
+    assert error.count("\n") == 1
     assert sorted(path.name for path in output_dir.iterdir()) == ["run.log", "selected.json"]
     assert json.loads((output_dir / "selected.json").read_text()) == [1]
 

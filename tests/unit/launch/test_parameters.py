@@ -1,15 +1,11 @@
-"""The commands of pipeline.py: parameters, submit and schedule."""
+"""Run parameters: their types, their files, and that a wrong one is refused before anything runs."""
 
 import json
-from types import SimpleNamespace
 
-import kfp_server_api
 import pytest
 import yaml
 
 import pipeline
-from free2ds_common.launch import cluster
-from free2ds_common.launch.cluster import check_cron
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameters import read_parameters, with_absolute_paths
 
@@ -123,7 +119,8 @@ def test_a_wrong_parameter_is_one_sentence_before_anything_runs(options, message
     output_dir = tmp_path / "out"
     assert pipeline.main(["run", "--output-dir", str(output_dir), *options]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {message}") and error.count("\n") == 1
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
     assert not output_dir.exists()
 
 
@@ -164,101 +161,3 @@ def test_only_this_machines_paths_are_made_absolute(tmp_path, monkeypatch):
         "llava_model": f"{tmp_path}/models",
         "mgm_vision_tower": f"{tmp_path}/models",
     }
-
-
-class FakeClient:
-    """Remembers what it was asked for, and the compiled pipeline that it was given."""
-
-    def __init__(self):
-        self.calls = {}
-
-    def create_run_from_pipeline_package(self, package, **options):
-        self.package, self.calls["run"] = open(package).read(), options
-        return SimpleNamespace(run_id="run-1")
-
-    def create_experiment(self, name):
-        return SimpleNamespace(experiment_id=f"id of {name}")
-
-    def create_recurring_run(self, *, pipeline_package_path, **options):
-        self.package, self.calls["recurring"] = open(pipeline_package_path).read(), options
-        return SimpleNamespace(recurring_run_id="job-1")
-
-
-@pytest.fixture
-def client(monkeypatch):
-    fake = FakeClient()
-    monkeypatch.setattr(cluster, "connect", lambda host, namespace: fake)
-    return fake
-
-
-def ingest_caching(client):
-    return next(yaml.safe_load_all(client.package))["root"]["dag"]["tasks"]["ingest"]["cachingOptions"]
-
-
-def test_submit_starts_one_run(client, capsys):
-    options = ["--experiment", "e", "--run-name", "r", "--registry", "registry.example", "--tag", "1"]
-    assert pipeline.main(["submit", *REQUIRED, "--param", "ratio=0.1", *options]) == 0
-    assert client.calls["run"] == {
-        "arguments": {"dataset_uri": "gs://b/d.json", "image_root_uri": "gs://b/i", "ratio": 0.1},
-        "run_name": "r",
-        "experiment_name": "e",
-    }
-    assert "image: registry.example/free2ds-ingest:1\n" in client.package
-    assert ingest_caching(client) == {"enableCache": True}
-    assert capsys.readouterr().out == "started run run-1 in experiment e\n"
-
-
-def test_schedule_reads_the_data_set_every_time(client, capsys):
-    assert pipeline.main(["schedule", *REQUIRED, "--cron", "0 30 3 * * MON-FRI", "--max-concurrency", "2"]) == 0
-    assert client.calls["recurring"] == {
-        "experiment_id": "id of free2ds",
-        "job_name": "free2ds",
-        "cron_expression": "0 30 3 * * MON-FRI",
-        "max_concurrency": 2,
-        "no_catchup": True,
-        "params": {"dataset_uri": "gs://b/d.json", "image_root_uri": "gs://b/i"},
-    }
-    assert ingest_caching(client) == {}
-    assert capsys.readouterr().out == "scheduled job-1 (0 30 3 * * MON-FRI) in experiment free2ds\n"
-
-
-@pytest.mark.parametrize("cron", ["0 0 3 * * 1", "30 */5 1-3,5 ? JAN MON-FRI", "59 0/15 * 1,15 * *"])
-def test_six_field_schedules_are_accepted(cron):
-    check_cron(cron)
-
-
-@pytest.mark.parametrize(
-    ("cron", "message"),
-    [
-        ("0 3 * * 1", "got '0 3 * * 1' with 5 fields, wanted six, seconds first, such as '0 0 3 * * 1' for Mondays"),
-        ("@weekly", "got '@weekly' with 1 fields, wanted six"),
-        ("0 0 3 * * 1;", "'1;' in '0 0 3 * * 1;' is no cron field; wanted six"),
-        ("* 0 3 * * 1", "the first field of '* 0 3 * * 1' is the second, wanted a number from 0 to 59"),
-        ("60 0 3 * * 1", "the first field of '60 0 3 * * 1' is the second, wanted a number from 0 to 59"),
-    ],
-)
-def test_a_schedule_that_would_be_misread_is_refused(cron, message, client, capsys):
-    assert pipeline.main(["schedule", *REQUIRED, "--cron", cron]) == 2
-    assert capsys.readouterr().err.startswith(f"error: --cron: {message}")
-    assert client.calls == {}
-
-
-@pytest.mark.parametrize("number", ["0", "11"])
-def test_the_backend_allows_one_to_ten_runs_at_a_time(number, client, capsys):
-    assert pipeline.main(["schedule", *REQUIRED, "--cron", "0 0 3 * * 1", "--max-concurrency", number]) == 2
-    assert capsys.readouterr().err == f"error: --max-concurrency: got {number}, wanted 1 to 10.\n"
-
-
-def test_a_backend_that_does_not_answer_is_one_sentence(capsys):
-    assert pipeline.main(["submit", *REQUIRED, "--host", "http://127.0.0.1:9"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: --host: no Kubeflow Pipelines answers at http://127.0.0.1:9 (")
-
-
-def test_a_backend_that_refuses_is_one_sentence(client, monkeypatch, capsys):
-    def refuse(*_, **__):
-        raise kfp_server_api.ApiException(status=403, reason="Forbidden")
-
-    monkeypatch.setattr(client, "create_run_from_pipeline_package", refuse)
-    assert pipeline.main(["submit", *REQUIRED]) == 2
-    assert capsys.readouterr().err.startswith("error: --host: the backend refused (403 Forbidden)")
