@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.requirements import missing
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -11,5 +13,5 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def shared() -> Path:
     """The folder of development data beside the repository; users of the project do not have it."""
     if not SHARED.is_dir():
-        pytest.skip("needs ../shared (development data that is not shipped)")
+        missing("needs ../shared (development data that is not shipped)")
     return SHARED

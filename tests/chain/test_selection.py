@@ -1,14 +1,20 @@
 """All stages in order, as a user runs them, on a small example data set."""
 
+import hashlib
 import json
+import math
 
 import pyarrow.dataset as pads
 import pytest
 
 import pipeline
+from components.joint_selection.config import JointSelectionConfig
+from components.joint_selection.stage import run as run_selection
 from examples.make import make
 
 NUM_RECORDS = 20
+# Outputs that tests read, below the tasks of a kept work folder.
+PORTS = ("ingest/records", "cluster-scoring/scores")
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +113,85 @@ def test_the_report_and_the_summary_are_there(first):
 def test_another_run_with_other_shards_selects_the_same(example, first, tmp_path):
     assert run_pipeline(example, tmp_path / "again", num_shards=1) == 0
     assert (tmp_path / "again/selected.json").read_bytes() == (first / "selected.json").read_bytes()
+
+
+def naive_minmax(values):
+    low, high = min(values), max(values)
+    return [1 - (value - low) / (high - low) for value in values]
+
+
+def naive_gumbel(record_key, seed):
+    """Standard Gumbel noise from the first 52 bits of a keyed hash, as docs/method.md, section 5 has it."""
+    digest = hashlib.blake2b(record_key.encode(), digest_size=24, key=seed.to_bytes(8, "little")).digest()
+    uniform = ((int.from_bytes(digest[:8], "little") >> 12) + 0.5) / 2**52
+    return -math.log(-math.log(uniform))
+
+
+def tables(work, port):
+    """All rows of an output, whichever of a loop's tasks wrote them."""
+    files = sorted(path for path in work.glob(f"tasks/*/**/{port}/*.parquet") if ".ranges" not in str(path))
+    return pads.dataset(files).to_table().to_pylist()
+
+
+def naive_selection(work, *, seed, alpha, temperature, top_percent, n):
+    """The unique_ids that the method selects, from the maps and text scores that the stages left, row by row."""
+    k = max(1, int(576 * top_percent / 100))
+    top = {}
+    for model in ("llava-attention", "mgm-attention"):
+        for row in tables(work, f"{model}/attention"):
+            if row["map"] is not None:
+                order = sorted(range(576), key=lambda place, row=row: (-row["map"][place], place))
+                top[model, row["unique_id"]] = set(order[:k])
+    rows = tables(work, "cluster-scoring/scores")
+    ious = {}
+    for row in rows:
+        pair = [top.get((model, row["unique_id"])) for model in ("llava-attention", "mgm-attention")]
+        if None not in pair:
+            ious[row["unique_id"]] = len(pair[0] & pair[1]) / len(pair[0] | pair[1])
+    image = dict(zip(ious, naive_minmax(list(ious.values())), strict=True))
+    keys = {}
+    for row, text in zip(rows, naive_minmax([row["text_similarity"] for row in rows]), strict=True):
+        number = row["unique_id"]
+        combined = (1 - alpha) * image[number] + alpha * text if number in image else text
+        keys[number] = combined / temperature + naive_gumbel(row["record_key"], seed)
+    return sorted(sorted(keys, key=keys.get)[-n:])
+
+
+def selected_ids(path):
+    return [record["unique_id"] for record in json.loads(path.read_text())]
+
+
+def test_the_selection_is_the_methods(first):
+    """Recomputed from maps and text scores by loops that share nothing with the stage."""
+    (work,) = first.glob("work-*")
+    expected = naive_selection(work, seed=42, alpha=0.5, temperature=1.0, top_percent=30, n=4)
+    assert selected_ids(first / "selected.json") == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"seed": 43, "alpha": 0.5, "temperature": 1.0, "top_percent": 30.0},
+        {"seed": 2**31, "alpha": 0.2, "temperature": 0.3, "top_percent": 10.0},
+        {"seed": 0, "alpha": 1.0, "temperature": 0.05, "top_percent": 55.0},
+    ],
+)
+def test_the_selection_is_the_methods_with_other_settings(first, settings, tmp_path):
+    (work,) = first.glob("work-*")
+    folder = {port: str(path) for port in PORTS for path in work.glob(f"tasks/*/{port}")}
+    attention = {
+        side: sorted(str(path) for path in work.glob(f"tasks/*/**/{side}-attention/attention"))
+        for side in ("llava", "mgm")
+    }
+    outputs = ("selected", "scores", "report", "summary", "random")
+    config = JointSelectionConfig(
+        records=folder["ingest/records"],
+        llava_attention=attention["llava"],
+        mgm_attention=attention["mgm"],
+        text_scores=folder["cluster-scoring/scores"],
+        num_samples=7,
+        **settings,
+        **{name: str(tmp_path / name) for name in outputs},
+    )
+    run_selection(config)
+    assert selected_ids(tmp_path / "selected") == naive_selection(work, n=7, **settings)
