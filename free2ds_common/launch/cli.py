@@ -36,7 +36,7 @@ def main(pipeline: dsl.base_component.BaseComponent, argv: Sequence[str] | None)
     arguments = command_line(package).parse_args(argv)
     exit_codes: list[int] = []
     try:
-        with _terminated_like_interrupted():
+        with _ended_like_interrupted():
             wrong_setup = run_reported(arguments.command, lambda: exit_codes.append(arguments.work(package, arguments)))
     except KeyboardInterrupt:
         print("interrupted; every stage was stopped", file=sys.stderr)
@@ -229,10 +229,15 @@ def released_name(registry: str, tag: str, digests: Mapping[str, Any] | None) ->
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that it stops every stage too."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _ended_like_interrupted() -> Iterator[None]:
+    """Signals that end a process raise KeyboardInterrupt as Ctrl-C does, so that they stop every stage too."""
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        # Ignored by whoever started this, as nohup does: then it stays so.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -58,14 +58,10 @@ def run_graph(work: Path, log_path: Path, threads: int) -> None:
     repository = str(Path(__file__).resolve().parents[2])
     scratch = work / "tmp"
     scratch.mkdir()
-    python = work / "bin" / "python3"
-    python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")
-    python.chmod(0o755)
     environment = {
         "OMP_NUM_THREADS": str(threads),
         **os.environ,
-        "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PATH": f"{_folder_of_python3(work)}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         # The tasks import the stages from here, whatever folder they run in.
         "PYTHONPATH": os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
@@ -88,6 +84,19 @@ def run_graph(work: Path, log_path: Path, threads: int) -> None:
     except BaseException:
         stop_group(process)
         raise
+
+
+def _folder_of_python3(work: Path) -> Path:
+    """A folder whose python3 is this python: its own, or one in the work folder."""
+    own = Path(sys.executable).parent
+    if (own / "python3").exists() and os.path.samefile(own / "python3", sys.executable):
+        # Preferred: a work folder may lie where nothing can be executed, or have a colon in its name.
+        return own
+    python = work / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    return python.parent
 
 
 def watch(process: subprocess.Popen[str], work: Path, log_path: Path) -> None:

@@ -4,14 +4,12 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from free2ds_common.errors import StageError
 from free2ds_common.launch.containers import container_arguments, stop_containers
 from free2ds_common.launch.graph_process import (
     ARGUMENTS,
@@ -22,6 +20,7 @@ from free2ds_common.launch.graph_process import (
     GraphFailed,
     run_graph,
 )
+from free2ds_common.launch.output_folder import REJECTS, UNFINISHED_REJECTS, OutputFolder
 from free2ds_common.launch.package import Package
 
 # kfp.local runs at most two iterations of a loop side by side.
@@ -30,7 +29,7 @@ RESULTS = {
     "selected": ("selected.json", "the selected records, LLaVA JSON, in input order"),
     "scores": ("scores", "Parquet, one row per record: every score, both outcomes, probability, selected"),
     "random": ("random.json", "a random draw of the same size: the control to train against"),
-    "rejects": ("rejects.jsonl", "the unusable records, each with its reason"),
+    "rejects": (REJECTS, "the unusable records, each with its reason"),
     "report": ("report.html", "the report; open it in a browser"),
     "summary": ("summary.json", "every count, the tilt of the draw, the parameters"),
 }
@@ -69,35 +68,27 @@ def run_locally(run: LocalRun) -> int:
         0, or what the command exits with after one sentence on stderr.
 
     Raises:
-        StageError: The folder cannot be written to, or Docker does not answer.
+        StageError: The folder cannot be written to or holds other files, or Docker does not answer.
     """
-    output_dir = run.output_dir
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=output_dir, prefix="work-"))
-    except OSError as error:
-        raise StageError(f"--output-dir: {output_dir} cannot be written to ({error.strerror}).") from None
-    log_path = output_dir / "run.log"
-    print(f"Running on this machine; everything the stages print goes to {log_path}", flush=True)
+    names = [file_name for file_name, _ in RESULTS.values()]
     start = time.monotonic()
-    try:
-        _run_in(work, run, log_path)
-    except GraphFailed as failure:
-        print(f"error: {_with_rejects_kept(str(failure), work, output_dir)}", file=sys.stderr)
-        return failure.exit_code
-    finally:
+    with OutputFolder(run.output_dir, names, keep_work=run.keep_work) as output:
+        print(f"Running on this machine; everything the stages print goes to {output.log_path}", flush=True)
         try:
-            if run.in_images:
-                stop_containers(work.name)
+            output.publish(_results(_run_in(output, run)))
+        except GraphFailed as failure:
+            print(f"error: {_with_rejects_kept(str(failure), output)}", file=sys.stderr)
+            return failure.exit_code
         finally:
-            if not run.keep_work:
-                shutil.rmtree(work, ignore_errors=True)
-    print_results(output_dir, time.monotonic() - start)
+            if run.in_images:
+                stop_containers(output.work.name)
+    print_results(run.output_dir, time.monotonic() - start)
     return 0
 
 
-def _run_in(work: Path, run: LocalRun, log_path: Path) -> None:
-    """Run the graph in a work folder, then publish."""
+def _run_in(output: OutputFolder, run: LocalRun) -> dict[str, str]:
+    """Run the graph in the work folder; returns the paths of its outputs by name."""
+    work = output.work
     # More threads than cores make both shards slower.
     threads = max(1, (os.cpu_count() or 1) // min(SIDE_BY_SIDE, run.num_shards))
     # On one machine a failure repeats itself.
@@ -108,38 +99,32 @@ def _run_in(work: Path, run: LocalRun, log_path: Path) -> None:
     if run.in_images:
         containers = container_arguments(run.values, work.name, threads, run.network)
         (work / CONTAINERS).write_text(json.dumps(containers), encoding="utf-8")
-    run_graph(work, log_path, threads)
-    publish_results(json.loads((work / OUTPUTS).read_text(encoding="utf-8")), run.output_dir)
+    run_graph(work, output.log_path, threads)
+    outputs: dict[str, str] = json.loads((work / OUTPUTS).read_text(encoding="utf-8"))
+    return outputs
 
 
-def _with_rejects_kept(message: str, work: Path, output_dir: Path) -> str:
-    """Keep the rejected records of a run that failed; returns the message with their new place in it."""
-    for rejects in work.glob(f"{TASKS}/*/ingest/rejects"):
-        if rejects.stat().st_size:
-            shutil.copy(rejects, output_dir / "rejects.jsonl")
-            print(f"The unusable records are in {output_dir / 'rejects.jsonl'}", file=sys.stderr)
-        message = message.replace(str(rejects), str(output_dir / "rejects.jsonl"))
-    return message
-
-
-def publish_results(outputs: Mapping[str, str], output_dir: Path) -> None:
-    """Move a run's results to where the user wants them; an earlier run's are replaced.
-
-    Args:
-        outputs: Paths by output name.
-        output_dir: On the same file system.
+def _results(outputs: Mapping[str, str]) -> dict[str, Path]:
+    """The results by the names under which they are published.
 
     Raises:
-        GraphFailed: An output is missing: kfp.local takes a container that is gone before it looks for a finished one.
+        GraphFailed: One is missing: kfp.local takes a container that is gone before it looks for a finished one.
     """
     for name in RESULTS:
         if not os.path.exists(outputs[name]):
             raise GraphFailed(f"kfp.local: the run ended without its output {name}; perhaps a stage was killed.", 1)
-    for name, (file_name, _) in RESULTS.items():
-        target = output_dir / file_name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(outputs[name], target)
+    return {file_name: Path(outputs[name]) for name, (file_name, _) in RESULTS.items()}
+
+
+def _with_rejects_kept(message: str, output: OutputFolder) -> str:
+    """Keep the rejected records of a run that failed; returns the message with their new place in it."""
+    kept = output.path / UNFINISHED_REJECTS
+    for rejects in output.work.glob(f"{TASKS}/*/ingest/rejects"):
+        if rejects.stat().st_size:
+            shutil.copy(rejects, kept)
+            print(f"The unusable records are in {kept}", file=sys.stderr)
+        message = message.replace(str(rejects), str(kept))
+    return message
 
 
 def print_results(output_dir: Path, seconds: float) -> None:
@@ -150,7 +135,7 @@ def print_results(output_dir: Path, seconds: float) -> None:
         seconds: How long the run took.
     """
     summary = json.loads((output_dir / "summary.json").read_text(encoding="utf-8"))
-    with (output_dir / "rejects.jsonl").open(encoding="utf-8") as lines:
+    with (output_dir / REJECTS).open(encoding="utf-8") as lines:
         rejected = sum(1 for _ in lines) + summary["counts"]["rejected"]
     print(
         f"\nFinished in {seconds:.0f} s: {summary['counts']['written']} of {summary['pool']} usable records selected, "

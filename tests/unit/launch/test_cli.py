@@ -45,11 +45,21 @@ def test_interrupting_exits_with_130(local_run, tmp_path, capsys):
     assert capsys.readouterr().err == "interrupted; every stage was stopped\n"
 
 
-def test_sigterm_is_an_interrupt_while_a_command_runs_and_only_then(local_run, tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    local_run(lambda: os.kill(os.getpid(), signal.SIGTERM))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_signals_that_end_a_process_interrupt_a_command_and_only_that(local_run, number, tmp_path):
+    before = signal.getsignal(number)
+    local_run(lambda: os.kill(os.getpid(), number))
     assert pipeline.main(["run", "--output-dir", str(tmp_path), *REQUIRED]) == 130
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
+
+
+def test_a_run_under_nohup_survives_the_end_of_its_terminal(local_run, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        local_run(lambda: os.kill(os.getpid(), signal.SIGHUP) or 0)
+        assert pipeline.main(["run", "--output-dir", str(tmp_path), *REQUIRED]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_crash_keeps_its_traceback(local_run, tmp_path):

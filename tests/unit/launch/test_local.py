@@ -10,8 +10,10 @@ from kfp import compiler, dsl
 
 import pipeline
 from free2ds_common.failure import ERROR_FILE, Failure
+from free2ds_common.launch import local
 from free2ds_common.launch.graph_process import GraphFailed, run_graph, stop_group, watch
-from free2ds_common.launch.local import RESULTS, publish_results
+from free2ds_common.launch.local import RESULTS
+from free2ds_common.launch.output_folder import OutputFolder
 
 
 class Printed:
@@ -162,37 +164,28 @@ def test_stopping_ends_grandchildren_too():
     process.wait(timeout=5)
 
 
-def test_results_replace_those_of_an_earlier_run(tmp_path):
-    work, output_dir = tmp_path / "work", tmp_path / "out"
-    for root, content in ((work, "new"), (output_dir, "old")):
-        (root / "scores").mkdir(parents=True)
-        (root / "scores" / f"{content}.parquet").write_text(content)
-        for name, (file, _) in RESULTS.items():
-            if name != "scores":
-                (root / file).write_text(content)
-    publish_results({name: str(work / file) for name, (file, _) in RESULTS.items()}, output_dir)
-    assert [path.name for path in (output_dir / "scores").iterdir()] == ["new.parquet"]
-    assert {path.read_text() for path in output_dir.iterdir() if path.is_file()} == {"new"}
-
-
 def test_a_run_without_an_output_has_failed(tmp_path):
     outputs = {name: str(tmp_path / "work" / file) for name, (file, _) in RESULTS.items()}
     with pytest.raises(GraphFailed, match="the run ended without its output selected; perhaps a stage was killed"):
-        publish_results(outputs, tmp_path)
+        local._results(outputs)
 
 
 def test_a_missing_data_set_leaves_earlier_results_alone(tmp_path, capsys):
     output_dir = tmp_path / "out"
-    output_dir.mkdir()
-    (output_dir / "selected.json").write_text("[1]")
+    with OutputFolder(output_dir, ["selected.json"]) as earlier:
+        (earlier.work / "selected").write_text("[1]")
+        earlier.log_path.write_text("log of the earlier run")
+        earlier.publish({"selected.json": earlier.work / "selected"})
     parameters = [f"dataset_uri={tmp_path}/none.json", f"image_root_uri={tmp_path}"]
     options = [option for parameter in parameters for option in ("--param", parameter)]
     assert pipeline.main(["run", "--output-dir", str(output_dir), *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path}/none.json: ")
     assert error.count("\n") == 1
-    assert sorted(path.name for path in output_dir.iterdir()) == ["run.log", "selected.json"]
+    visible = sorted(path.name for path in output_dir.iterdir() if not path.name.startswith("."))
+    assert visible == ["run.log", "selected.json", "unfinished.log"]
     assert json.loads((output_dir / "selected.json").read_text()) == [1]
+    assert (output_dir / "run.log").read_text() == "log of the earlier run"
 
 
 def test_rejects_are_shown_when_there_are_too_many(tmp_path, capsys):
@@ -201,7 +194,7 @@ def test_rejects_are_shown_when_there_are_too_many(tmp_path, capsys):
     options = ["--param", f"dataset_uri={tmp_path}/d.json", "--param", "image_root_uri="]
     assert pipeline.main(["run", "--output-dir", str(tmp_path / "out"), *options]) == 2
     error = capsys.readouterr().err
-    assert f"The unusable records are in {tmp_path}/out/rejects.jsonl" in error
+    assert f"The unusable records are in {tmp_path}/out/unfinished-rejects.jsonl" in error
     assert "1 of 2 records rejected (conversations_missing 1), more than max_reject_fraction 0.05 allows." in error
-    rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
+    rejects = [json.loads(line) for line in (tmp_path / "out/unfinished-rejects.jsonl").read_text().splitlines()]
     assert [(reject["index"], reject["record"]) for reject in rejects] == [(1, {"id": "b"})]
