@@ -15,9 +15,10 @@ from kfp import dsl
 from free2ds_common.errors import StageError
 from free2ds_common.failure import run_reported
 from free2ds_common.launch.containers import require_images
+from free2ds_common.launch.kubernetes_names import require_registry, require_tag
 from free2ds_common.launch.local import LocalRun, run_locally
 from free2ds_common.launch.package import Package
-from free2ds_common.launch.parameters import read_mapping, read_parameters, with_absolute_paths
+from free2ds_common.launch.parameters import read_mapping, read_parameters, refuse_local_paths, with_absolute_paths
 
 EXIT_INTERRUPTED = 130
 
@@ -172,6 +173,7 @@ def _submit(package: Package, arguments: argparse.Namespace) -> int:
     from free2ds_common.launch.cluster import Backend
 
     values = read_parameters(package, arguments.params_file, arguments.param)
+    refuse_local_paths(values)
     backend = Backend(arguments.host, arguments.namespace, arguments.experiment)
     print(backend.submit(_released(package, arguments), values, arguments.run_name))
     return 0
@@ -182,6 +184,7 @@ def _schedule(package: Package, arguments: argparse.Namespace) -> int:
     from free2ds_common.launch.cluster import Backend
 
     values = read_parameters(package, arguments.params_file, arguments.param)
+    refuse_local_paths(values)
     backend = Backend(arguments.host, arguments.namespace, arguments.experiment)
     released, name = _released(package, arguments), arguments.run_name or "free2ds"
     print(backend.schedule(released, values, name, arguments.cron, arguments.max_concurrency))
@@ -215,6 +218,10 @@ def released_name(registry: str, tag: str, digests: Mapping[str, Any] | None) ->
         return lambda image: image
     if not tag and digests is None:
         raise StageError(f"--registry {registry}: neither --tag nor --digests given. Say which images to use.")
+
+    require_registry(registry)
+    if digests is None:
+        require_tag(tag)
 
     def name(image: str) -> str:
         stage_image = image.partition(":")[0]

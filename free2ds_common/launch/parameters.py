@@ -99,6 +99,8 @@ def typed_value(name: str, value: object, kind: type) -> object:
             raise problem from None
     if kind is float and type(value) is int:
         value = float(value)
+    if kind is str and isinstance(value, int | float):
+        raise SettingError(name, f"got {value!r}, wanted {WORDS[kind]}. Write it in quotes.")
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise SettingError(name, f"got {value!r}, wanted {WORDS[kind]}.")
     return value
@@ -124,6 +126,32 @@ def check_parameters(package: Package, values: Mapping[str, Any]) -> None:
             raise SettingError(task.sources.get(error.setting, error.setting), error.problem) from None
 
 
+def refuse_local_paths(values: Mapping[str, Any]) -> None:
+    """Refuse parameters that name a file or folder of this machine: no pod sees it.
+
+    Args:
+        values: Parameters by name.
+
+    Raises:
+        SettingError: One is a path.
+    """
+    for name, value in values.items():
+        if not isinstance(value, str) or not value:
+            continue
+        scheme, found, _ = value.partition("://")
+        local_uri = scheme in ("file", "local") if found else name.endswith("_uri")
+        local_model = not found and _names_model(name) and (value[0] in "/.~" or os.path.exists(value))
+        if local_uri or local_model:
+            raise SettingError(
+                name, f"{value} is a path of this machine, which no pod sees. Give a URI such as gs:// or s3://."
+            )
+
+
+def _names_model(name: str) -> bool:
+    """Whether a parameter names a model or an encoder: a folder, a URI or a hub id."""
+    return name.endswith(("_model", "_vision_tower", "_vision_tower_aux"))
+
+
 def _of(settings: type[Settings], known: Mapping[str, Any]) -> Settings:
     """Settings with those of their fields whose value is known."""
     return settings(**{field.name: known[field.name] for field in fields(settings) if field.name in known})
@@ -141,6 +169,6 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         path = os.path.abspath(os.path.expanduser(value))
         # A hub id looks like a relative path: only what exists is one.
-        if name.endswith("_uri") or (("_model" in name or "_tower" in name) and os.path.exists(path)):
+        if name.endswith("_uri") or (_names_model(name) and os.path.exists(path)):
             absolute[name] = path
     return absolute

@@ -6,7 +6,14 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from free2ds_common.settings import Settings, require_at_least
+from free2ds_common.launch.kubernetes_names import (
+    require_count,
+    require_labels,
+    require_quantity,
+    require_resource_name,
+    require_tolerations,
+)
+from free2ds_common.settings import Settings
 
 GPU_NODE_SELECTOR = {"nvidia.com/gpu.present": "true"}
 GPU_TOLERATIONS = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
@@ -18,7 +25,7 @@ class ResourceSettings(Settings):
 
     Attributes:
         gpu_type: Resource name of the accelerator that the attention and BERT steps ask for.
-        gpu_count: Accelerators per step.
+        gpu_count: Accelerators per step; 0 for a cluster without any.
         gpu_step_cpu: CPU cores requested by a step with an accelerator.
         gpu_step_memory: Memory requested by a step with an accelerator.
         cpu_step_cpu: CPU cores requested by every other step.
@@ -28,7 +35,8 @@ class ResourceSettings(Settings):
     """
 
     gpu_type: str = "nvidia.com/gpu"
-    gpu_count: int = 1
+    # Text like all of them: the driver of KFP 2.17 drops an accelerator count that is a number, without a word.
+    gpu_count: str = "1"
     gpu_step_cpu: str = "4"
     gpu_step_memory: str = "32Gi"
     cpu_step_cpu: str = "2"
@@ -39,7 +47,12 @@ class ResourceSettings(Settings):
     def check(self) -> None:
         """See `Settings.check`."""
         super().check()
-        require_at_least("gpu_count", self.gpu_count, 1)
+        require_resource_name("gpu_type", self.gpu_type)
+        require_count("gpu_count", self.gpu_count)
+        for name in ("gpu_step_cpu", "gpu_step_memory", "cpu_step_cpu", "cpu_step_memory"):
+            require_quantity(name, getattr(self, name))
+        require_labels("node_selector", self.node_selector)
+        require_tolerations("tolerations", self.tolerations)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +81,13 @@ class GpuStep(CpuStep):
 
     Attributes:
         gpu_type: Resource name of the accelerator.
-        gpu_count: How many of them.
+        gpu_count: How many of them, as text.
         node_selector: Labels of the nodes that have it.
         tolerations: Taints of those nodes that do not keep the step away.
     """
 
     gpu_type: str
-    gpu_count: int
+    gpu_count: str
     node_selector: dict[str, str]
     tolerations: list[dict[str, Any]]
 

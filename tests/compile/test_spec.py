@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import re
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_there_is_nothing_but_the_seven_stages_and_the_importer(compiled):
 def test_gpu_defaults_of_the_pipeline(compiled):
     inputs = compiled.spec["root"]["inputDefinitions"]["parameters"]
     assert inputs["gpu_type"]["defaultValue"] == "nvidia.com/gpu"
-    assert inputs["gpu_count"]["defaultValue"] == 1
+    assert inputs["gpu_count"]["defaultValue"] == "1"
     assert inputs["node_selector"]["defaultValue"] == {"nvidia.com/gpu.present": "true"}
     assert inputs["tolerations"]["defaultValue"] == [
         {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
@@ -231,3 +232,24 @@ def test_the_pipelines_defaults_are_the_settings():
 def test_every_setting_of_every_step_comes_from_a_run_parameter():
     for task in Package.compile(pipeline.free2ds).stage_tasks:
         assert set(fields_of(task.stage, "Settings")) <= set(task.sources), task.stage
+
+
+def resource_fields(executor):
+    """The run-time references in a container's resources, whatever the field."""
+    return re.findall(r"inputs\.parameters\['([^']+)'\]", json.dumps(executor["container"]["resources"]))
+
+
+def test_no_resource_refers_to_a_parameter_that_is_not_text(compiled):
+    """The driver reads accelerator counts as text only: a number becomes "", and the limit is left out."""
+    inputs = compiled.spec["root"]["inputDefinitions"]["parameters"]
+    seen = set()
+    for name in GPU_TASKS + CPU_TASKS:
+        executor = compiled.spec["deploymentSpec"]["executors"][f"exec-{name}"]
+        for reference in resource_fields(executor):
+            parameter = reference.removeprefix("pipelinechannel--")
+            assert inputs[parameter]["parameterType"] == "STRING", parameter
+            assert task_of(compiled, name)["inputs"]["parameters"][reference] == {"componentInputParameter": parameter}
+            seen.add(parameter)
+    assert seen == {"gpu_type", "gpu_count", "gpu_step_cpu", "gpu_step_memory", "cpu_step_cpu", "cpu_step_memory"}
+    nested = compiled.component("score-shard")["inputDefinitions"]["parameters"]
+    assert {nested[name]["parameterType"] for name in seen & set(nested)} == {"STRING"}

@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 import pipeline
+from free2ds_common.errors import SettingError
 from free2ds_common.launch.package import Package
-from free2ds_common.launch.parameters import read_parameters, with_absolute_paths
+from free2ds_common.launch.parameters import read_parameters, refuse_local_paths, with_absolute_paths
 
 REQUIRED = ["--param", "dataset_uri=gs://b/d.json", "--param", "image_root_uri=gs://b/i"]
 
@@ -108,7 +109,25 @@ def test_a_parameter_file_yields_to_the_command_line(package, write, tmp_path):
             "attention_batch_size: got 0, wanted a number of at least 1",
         ),
         ([*REQUIRED, "--param", "bert_batch_tokens=0"], "bert_batch_tokens: got 0, wanted a number of at least 1."),
-        ([*REQUIRED, "--param", "gpu_count=0"], "gpu_count: got 0, wanted a number of at least 1."),
+        (
+            [*REQUIRED, "--param", "gpu_count=-1"],
+            "gpu_count: got '-1', wanted a whole number such as 1, or 0 for none.",
+        ),
+        (
+            [*REQUIRED, "--param", "gpu_count=1.0"],
+            "gpu_count: got '1.0', wanted a whole number such as 1, or 0 for non",
+        ),
+        ([*REQUIRED, "--param", "gpu_type=gpu"], "gpu_type: got 'gpu', wanted a resource such as nvidia"),
+        (
+            [*REQUIRED, "--param", "gpu_step_memory=32GB"],
+            "gpu_step_memory: got '32GB', wanted a Kubernetes quantity su",
+        ),
+        ([*REQUIRED, "--param", "gpu_step_cpu="], "gpu_step_cpu: got '', wanted a Kubernetes quantity such as 500m, 2"),
+        ([*REQUIRED, "--param", "cpu_step_cpu=0"], "cpu_step_cpu: got '0', wanted a Kubernetes quantity such as 500m,"),
+        ([*REQUIRED, "--param", "cpu_step_memory=8 Gi"], "cpu_step_memory: got '8 Gi', wanted a Kubernetes quantity s"),
+        ([*REQUIRED, "--param", 'node_selector={"a": true}'], "node_selector: a has True, wanted text of at most 63"),
+        ([*REQUIRED, "--param", 'node_selector={"a b": "c"}'], "node_selector: 'a b' is no name of a label such as nv"),
+        ([*REQUIRED, "--param", 'tolerations=["gpu"]'], "tolerations: 'gpu': wanted an object with key, operator and"),
         ([*REQUIRED, "--param", "max_reject_fraction=2"], "max_reject_fraction: got 2, wanted a number in [0, 1]."),
         ([*REQUIRED, "--param", "stratify=image"], "stratify: got 'image', wanted one of , source."),
         ([*REQUIRED, "--param", "text_normalization=z"], "text_normalization: got 'z', wanted one of rank, reference."),
@@ -129,7 +148,8 @@ def test_a_wrong_parameter_is_one_sentence_before_anything_runs(options, message
     [
         ("seed: 1.5", "seed: got 1.5, wanted a whole number."),
         ("seed: true", "seed: got True, wanted a whole number."),
-        ("llava_revision: 12", "llava_revision: got 12, wanted text."),
+        ("llava_revision: 12", "llava_revision: got 12, wanted text. Write it in quotes."),
+        ("gpu_count: 1", "gpu_count: got 1, wanted text. Write it in quotes."),
         ("seed:", "seed: got None, wanted a whole number."),
         ("[1]", "holds no names and values. Write it as name: value, one a line."),
         ("{", "is neither JSON nor YAML. Give a file of names and values."),
@@ -161,3 +181,44 @@ def test_only_this_machines_paths_are_made_absolute(tmp_path, monkeypatch):
         "llava_model": f"{tmp_path}/models",
         "mgm_vision_tower": f"{tmp_path}/models",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dataset_uri", "d.json"),
+        ("dataset_uri", "/data/d.json"),
+        ("image_root_uri", "file:///data/images"),
+        ("llava_model", "/models/llava"),
+        ("mgm_model", "./mgm"),
+        ("bert_model", "~/bert"),
+        ("mgm_vision_tower_aux", "/models/convnext"),
+        ("llava_vision_tower", "file:///models/clip"),
+    ],
+)
+def test_paths_of_this_machine_are_not_for_pods(name, value):
+    with pytest.raises(SettingError, match=rf"^{name}: {value} is a path of this machine, which no pod sees"):
+        refuse_local_paths({name: value})
+
+
+def test_a_folder_that_looks_like_a_hub_id_is_not_for_pods(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refuse_local_paths({"bert_model": "owner/name"})
+    (tmp_path / "owner/name").mkdir(parents=True)
+    with pytest.raises(SettingError, match="owner/name is a path of this machine"):
+        refuse_local_paths({"bert_model": "owner/name"})
+
+
+def test_what_pods_can_read_is_accepted():
+    refuse_local_paths(
+        {
+            "dataset_uri": "gs://b/d.json",
+            "image_root_uri": "",
+            "llava_model": "llava-hf/llava-1.5-7b-hf",
+            "mgm_model": "s3://b/mgm",
+            "llava_vision_tower": "",
+            "code_version": "/any/text",
+            "num_shards": 4,
+            "node_selector": {"a": "b"},
+        }
+    )
