@@ -102,17 +102,3 @@ def test_scoring_on_a_gpu_differs_by_faiss_alone():
     cpu, gpu = read_lock(lock_path("cluster_scoring")), read_lock(lock_path("cluster_scoring_gpu"))
     assert set(cpu) - set(gpu) == {"faiss-cpu"}
     assert {name for name in set(gpu) - set(cpu) if not name.startswith("nvidia-")} == {GPU}
-
-
-def test_a_wheel_has_the_files_that_are_not_python():
-    """Setuptools puts only Python into a wheel, and what its package data name."""
-    packages = read_pyproject()["tool"]["setuptools"]["package-data"]
-    named = {
-        path
-        for package, patterns in packages.items()
-        for pattern in patterns
-        for path in (REPOSITORY / package.replace(".", "/")).glob(pattern)
-    }
-    folders = [REPOSITORY / "components", REPOSITORY / "free2ds_common"]
-    others = {path for folder in folders for path in folder.rglob("*") if path.is_file()}
-    assert named == {path for path in others if path.suffix not in {".py", ".pyc", ".md"}}
