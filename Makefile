@@ -17,11 +17,11 @@ BUILD = $(PYTHON) images/build.py --registry "$(REGISTRY)" --tag "$(TAG)" --fais
 
 .PHONY: demo test check lint fast compile docs locks images images-offline bench-attention bench-text bench-selection
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; give it as: make PYTHON=/path/to/python3.11")'
 	@echo "Setting up .venv (once; torch is most of the download)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
 # Draws a small data set and tiny models with random weights, and runs the whole pipeline on them.
@@ -58,7 +58,7 @@ images:
 images-offline:
 	@sh images/make_base.sh "$(BASE_IMAGE)"
 	@$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
-	    --dest images/wheels/cpu "$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' images/constraints.txt)"
+	    --dest images/wheels/cpu "$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' images/torch/requirements.txt)"
 	@$(BUILD) --variant cpu --network host
 
 # The page of parameters, from the pipeline itself.
@@ -66,14 +66,28 @@ docs: $(READY)
 	@{ sed '/^| parameter/,$$d' docs/parameters.md; $(BIN)/python pipeline.py parameters; } > docs/parameters.new
 	@mv docs/parameters.new docs/parameters.md
 
-# The locks of the images; run it after a change of pyproject.toml or of a requirements.in.
-locks: $(READY)
-	@$(BIN)/python images/lock.py
+# constraints.txt, the lock of everything, and from it what is installed in each image, with hashes. Run it after a change of
+# pyproject.toml; pins that still fit stay, UPGRADE=--upgrade takes the latest releases. Not after the set-up, which the old
+# lock may keep from working; without wheels of this machine, whose torch may be another build than the index's.
+UPGRADE :=
+LOCKED = torch kfp cluster_scoring_gpu $(patsubst images/%/Dockerfile,%,$(wildcard images/*/Dockerfile))
+COMPILE = env -u UV_FIND_LINKS $(BIN)/uv pip compile --quiet --python-version 3.11 --annotation-style line \
+    --custom-compile-command "make locks"
+locks:
+	@test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv; }
+	@$(COMPILE) --universal --fork-strategy fewest --all-extras --group cluster_scoring_gpu --no-emit-package pip $(UPGRADE) \
+	    --output-file constraints.txt pyproject.toml
+	@for group in $(LOCKED); do \
+	    mkdir -p images/$$group; \
+	    $(COMPILE) --group $$group -c constraints.txt --generate-hashes --python-platform x86_64-manylinux_2_28 \
+	        $$(test $$group != kfp || echo --no-deps) --output-file images/$$group/requirements.txt || exit 1; \
+	done
 
 # Each ends with one line per bound and fails when one is short.
 bench-attention bench-selection: bench-%: $(READY)
 	@$(BIN)/python -m benchmarks.$*
 
 bench-text: $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
 	@$(BIN)/python -m benchmarks.text

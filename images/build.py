@@ -1,6 +1,6 @@
 """Builds the images of all stages with docker: python images/build.py --tag 1.2.3 --variant cpu.
 
-Needs Python and Docker only. What is built, and the build arguments, is the same as in docker-bake.hcl.
+Needs Python and Docker only.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -45,18 +46,24 @@ def public_source(remote: str) -> str:
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
+def version() -> str:
+    """The version, where it is written; importing the package would need more than Python."""
+    source = (REPOSITORY / "free2ds_common/__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"', source, re.MULTILINE)
+    if found is None:
+        raise ValueError('free2ds_common/__init__.py: no line __version__ = "..."')
+    return found[1]
+
+
 def labels() -> dict[str, str]:
     """The build arguments that become OCI labels."""
-    source = (REPOSITORY / "free2ds_common/__init__.py").read_text(encoding="utf-8")
-    version = re.search(r'__version__ = "([^"]+)"', source)
-    assert version
     revision = git("rev-parse", "HEAD") or "unknown"
     if git("status", "--porcelain"):
         revision += "-dirty"
     return {
         "SOURCE": public_source(git("config", "--get", "remote.origin.url")),
         "REVISION": revision,
-        "VERSION": version[1],
+        "VERSION": version(),
     }
 
 
@@ -78,13 +85,15 @@ def declared(stage: str, arguments: dict[str, str]) -> dict[str, str]:
 
 
 def push(stage: str, options: argparse.Namespace) -> str:
-    """Push an image and return its digest, sha256:..."""
+    """Push an image and return its digest, sha256:...
+
+    Raises:
+        subprocess.CalledProcessError: Docker could not push it; it has said why on stderr.
+    """
     name = image_name(stage, options.registry, options.tag)
     subprocess.run(["docker", "push", "--quiet", name], check=True, stdout=subprocess.DEVNULL)
-    shown = subprocess.run(
-        ["docker", "image", "inspect", "--format", "{{json .RepoDigests}}", name],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+    inspect = ["docker", "image", "inspect", "--format", "{{json .RepoDigests}}", name]
+    shown = subprocess.run(inspect, check=True, stdout=subprocess.PIPE, text=True)
     return digest_of(json.loads(shown.stdout), name)
 
 
@@ -99,8 +108,8 @@ def digest_of(repository_digests: list[str], name: str) -> str:
     return [found for found in repository_digests if found.startswith(f"{repository}@")][-1].rpartition("@")[2]
 
 
-def main() -> int:
-    """Build, and with --push push and write the digests; returns the exit code."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="python images/build.py", description=__doc__)
     add = parser.add_argument
     add("--registry", default="", help="where the images will be pushed, part of their names; empty for local names")
@@ -112,16 +121,25 @@ def main() -> int:
     add("--network", default="", help="network of the build, as docker build takes it")
     add("--push", action="store_true", help="push them and write --digests")
     add("--digests", type=Path, default=Path("digests.json"), help="written by --push, for pipeline.py --digests")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.push and not options.registry:
         parser.error("--push: no --registry given")
-    arguments = {
-        "BASE_IMAGE": options.base_image, "VARIANT": options.variant, "FAISS": options.faiss,
-        "EXTRA_INDEX": options.extra_index, **labels(),
-    }  # fmt: skip
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build, and with --push push and write the digests; returns the exit code."""
+    options = parse(argv)
     if shutil.which("docker") is None:
         print("error: docker is not installed.", file=sys.stderr)
         return 2
+    arguments = {
+        "BASE_IMAGE": options.base_image,
+        "VARIANT": options.variant,
+        "FAISS": options.faiss,
+        "EXTRA_INDEX": options.extra_index,
+        **labels(),
+    }
     digests = {}
     for number, stage in enumerate(stages(), start=1):
         name = image_name(stage, options.registry, options.tag)
@@ -131,7 +149,11 @@ def main() -> int:
             print(f"error: {name} was not built; the lines above say why.", file=sys.stderr)
             return 1
         if options.push:
-            digests[f"{PREFIX}{stage.replace('_', '-')}"] = push(stage, options)
+            try:
+                digests[f"{PREFIX}{stage.replace('_', '-')}"] = push(stage, options)
+            except subprocess.CalledProcessError:
+                print(f"error: {name} was not pushed; the lines above say why.", file=sys.stderr)
+                return 1
     if options.push:
         options.digests.write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
         print(

@@ -1,13 +1,14 @@
 #!/bin/sh
-# install.sh VENV PIP_ARGUMENT...: a virtual environment with what a run needs and nothing else.
+# install.sh VENV REQUIREMENTS: a virtual environment with what a run needs and nothing else.
 #
-# No pip, tests or caches in it; of kfp only the package itself, which is all that a task uses. Byte code names its source
-# by a hash instead of a time stamp, so that the same packages give the same files in every build.
+# Every package is checked against the hash in REQUIREMENTS. No pip, tests or caches stay; of kfp there is only the package
+# itself (/build/kfp.txt), which is all that a task uses. Byte code names its source by a hash instead of a time stamp, so
+# that the same packages give the same files in every build.
 # BESIDE: an environment whose packages count as installed. EXTRA_INDEX: a second package index. VARIANT: cpu or cuda,
 # whose wheels in images/wheels are preferred to the index.
 set -eu
 venv=$1
-shift
+requirements=$2
 site=$venv/lib/python3.11/site-packages
 python3 -m venv --without-pip "$venv"
 [ -d /build/pip ] || python3 -m venv /build/pip
@@ -15,10 +16,16 @@ python3 -m venv --without-pip "$venv"
 install() {
     /build/pip/bin/pip --python "$venv/bin/python" install --quiet --no-cache-dir --no-compile \
         --disable-pip-version-check --root-user-action=ignore \
-        ${VARIANT:+--find-links "/build/wheels/$VARIANT"} ${EXTRA_INDEX:+--extra-index-url "$EXTRA_INDEX"} -c /build/constraints.txt "$@"
+        ${VARIANT:+--find-links "/build/wheels/$VARIANT"} ${EXTRA_INDEX:+--extra-index-url "$EXTRA_INDEX"} "$@"
 }
-install "$@"
-install --no-deps kfp
+if [ "${VARIANT:-}" = cpu ]; then
+    # The lock has the hashes of the index's build, which is for CUDA. The CPU build has others, and none of the libraries.
+    install --no-deps "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' "$requirements")"
+    awk '/^[a-z0-9]/ { kept = !/^(torch==|triton==|nvidia-|cuda-)/ } kept' "$requirements" > /build/without_cuda.txt
+    requirements=/build/without_cuda.txt
+fi
+install --require-hashes -r "$requirements"
+install --require-hashes --no-deps -r /build/kfp.txt
 cd "$site"
 find . -depth -type d \( -name tests -o -name test -o -name include \) -exec rm -rf {} +
 find . -name direct_url.json -delete

@@ -35,33 +35,44 @@ def test_every_stage_alone_on_a_read_only_root_without_network(example, by_proce
     options = ["--rm", "--read-only", "--tmpfs", "/tmp", "--network", "none", "--user", f"{os.getuid()}:{os.getgid()}"]
     mounts = ["-v", f"{example}:/in:ro", "-v", f"{tmp_path}:/out"]
 
-    def run(stage, *arguments):
+    def run(stage, **ports):
+        """Run a stage with its options, --like-this for like_this; a list is an option with several values."""
+        arguments = []
+        for name, value in ports.items():
+            arguments += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
         return docker("run", *options, *mounts, build.image_name(stage, "", "dev"), *arguments).stdout
 
-    run(
-        "ingest", "--dataset-uri", "/in/dataset.json", "--image-root-uri", "/in/images", "--records", "/out/records",
-        "--rejects", "/out/rejects.jsonl",
-    )  # fmt: skip
-    printed = run("split", "--records", "/out/records", "--num-shards", "2", "--shards", "/out/shards")
+    data = {"records": "/out/records", "image_root_uri": "/in/images"}
+    run("ingest", dataset_uri="/in/dataset.json", rejects="/out/rejects.jsonl", **data)
+    printed = run("split", records="/out/records", num_shards=2, shards="/out/shards")
     shards = [line for line in printed.splitlines() if line.startswith("/out/shards/")]
     assert len(shards) == 2
-    for side in ("llava", "mgm"):
-        for number, shard in enumerate(shards):
+    attention = {side: [f"/out/{side}{number}" for number in range(2)] for side in ("llava", "mgm")}
+    for side, folders in attention.items():
+        for shard, folder in zip(shards, folders, strict=True):
             run(
-                f"{side}_attention", "--shard", shard, "--image-root-uri", "/in/images", "--model",
-                f"/in/models/{side}", "--max-new-tokens", "8", "--attention", f"/out/{side}{number}",
-            )  # fmt: skip
-    run("bert_features", "--records", "/out/records", "--model", "/in/models/bert", "--features", "/out/features")
+                f"{side}_attention",
+                shard=shard,
+                image_root_uri="/in/images",
+                model=f"/in/models/{side}",
+                max_new_tokens=8,
+                attention=folder,
+            )
+    run("bert_features", records="/out/records", model="/in/models/bert", features="/out/features")
+    run("cluster_scoring", features="/out/features", num_clusters=5, scores="/out/text", kmeans="/out/kmeans")
     run(
-        "cluster_scoring", "--features", "/out/features", "--num-clusters", "5", "--scores", "/out/text",
-        "--kmeans", "/out/kmeans",
-    )  # fmt: skip
-    run(
-        "joint_selection", "--records", "/out/records", "--llava-attention", "/out/llava0", "/out/llava1",
-        "--mgm-attention", "/out/mgm0", "/out/mgm1", "--text-scores", "/out/text", "--kmeans", "/out/kmeans",
-        "--image-root-uri", "/in/images", "--selected", "/out/selected.json", "--random", "/out/random.json",
-        "--scores", "/out/scores", "--report", "/out/report.html", "--summary", "/out/summary.json",
-    )  # fmt: skip
+        "joint_selection",
+        **data,
+        llava_attention=attention["llava"],
+        mgm_attention=attention["mgm"],
+        text_scores="/out/text",
+        kmeans="/out/kmeans",
+        selected="/out/selected.json",
+        random="/out/random.json",
+        scores="/out/scores",
+        report="/out/report.html",
+        summary="/out/summary.json",
+    )
     assert (tmp_path / "selected.json").read_bytes() == (by_processes / "selected.json").read_bytes()
     assert "data:image/jpeg;base64," in (tmp_path / "report.html").read_text()
 
@@ -118,7 +129,8 @@ def test_interrupting_a_run_stops_its_containers(parameters, tmp_path):
     assert running_containers(), "no container was started"
     process.terminate()
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted; every stage was stopped" in error
+    assert process.returncode == 130
+    assert "interrupted; every stage was stopped" in error
     assert running_containers() == ""
 
 
@@ -126,10 +138,8 @@ def test_interrupting_a_run_stops_its_containers(parameters, tmp_path):
 def bucket(example):
     """The example in a bucket of a storage emulator, in a container on a Docker network of its own."""
     name = f"free2ds-test-{os.getpid()}"
-    docker(
-        "build", "--quiet", "--network", "host", "--build-arg", f"BASE_IMAGE={BASE_IMAGE}", "--tag",
-        "free2ds-test-gcs", REPOSITORY / "tests/images/gcs",
-    )  # fmt: skip
+    arguments = ["--network", "host", "--build-arg", f"BASE_IMAGE={BASE_IMAGE}", "--tag", "free2ds-test-gcs"]
+    docker("build", "--quiet", *arguments, REPOSITORY / "tests/images/gcs")
     docker("network", "create", name)
     try:
         docker("run", "--detach", "--rm", "--name", name, "--network", name, "free2ds-test-gcs")
