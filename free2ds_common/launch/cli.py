@@ -140,6 +140,10 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
     in_images = arguments.runner == "docker"
     if not in_images and (arguments.registry or arguments.network):
         raise StageError("--registry and --network: only --runner docker uses images. Add it, or leave them out.")
+    # Here, not at the top: no other command needs these packages.
+    from free2ds_common.launch.preflight import check_inputs
+
+    check_inputs(package, values)
     released = _released(package, arguments)
     if in_images:
         require_images(released.images, local_only=not arguments.registry)

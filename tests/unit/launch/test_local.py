@@ -10,7 +10,7 @@ from kfp import compiler, dsl
 
 import pipeline
 from free2ds_common.failure import ERROR_FILE, Failure
-from free2ds_common.launch import local
+from free2ds_common.launch import local, preflight
 from free2ds_common.launch.graph_process import GraphFailed, run_graph, stop_group, watch
 from free2ds_common.launch.local import RESULTS
 from free2ds_common.launch.output_folder import OutputFolder
@@ -183,12 +183,13 @@ def test_a_missing_data_set_leaves_earlier_results_alone(tmp_path, capsys):
     assert error.startswith(f"error: {tmp_path}/none.json: ")
     assert error.count("\n") == 1
     visible = sorted(path.name for path in output_dir.iterdir() if not path.name.startswith("."))
-    assert visible == ["run.log", "selected.json", "unfinished.log"]
+    assert visible == ["run.log", "selected.json"]
     assert json.loads((output_dir / "selected.json").read_text()) == [1]
     assert (output_dir / "run.log").read_text() == "log of the earlier run"
 
 
-def test_rejects_are_shown_when_there_are_too_many(tmp_path, capsys):
+def test_rejects_are_shown_when_there_are_too_many(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(preflight, "_check_model", lambda name, model, revision: None)
     record = {"id": "a", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
     (tmp_path / "d.json").write_text(json.dumps([record, {"id": "b"}]))
     options = ["--param", f"dataset_uri={tmp_path}/d.json", "--param", "image_root_uri="]

@@ -1,0 +1,105 @@
+"""What is looked at before a local run: each thing that is missing is one sentence, named as the run's parameter."""
+
+import json
+
+import pytest
+
+import pipeline
+from free2ds_common.errors import StageError
+from free2ds_common.launch import preflight
+from free2ds_common.launch.package import Package
+from free2ds_common.launch.preflight import check_inputs
+
+RECORD = {"id": "a", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
+
+
+@pytest.fixture(scope="module")
+def package():
+    return Package.compile(pipeline.free2ds)
+
+
+class Hub:
+    """A hub that has one model."""
+
+    def model_info(self, hub_id, *, revision, timeout):
+        if (hub_id, revision) != ("owner/there", "main"):
+            raise ConnectionError("the network is down\nin two lines")
+
+
+@pytest.fixture
+def values(tmp_path, monkeypatch):
+    """A run whose inputs are all there."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr(preflight, "HfApi", Hub)
+    monkeypatch.setattr(preflight, "try_to_load_from_cache", lambda hub_id, name, revision: None)
+    (tmp_path / "d.json").write_text(json.dumps([RECORD] * 3))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    return {
+        "dataset_uri": str(tmp_path / "d.json"),
+        "image_root_uri": str(tmp_path / "images"),
+        "llava_model": str(tmp_path / "model"),
+        "mgm_model": "owner/there",
+        "bert_model": f"file://{tmp_path}/model",
+    }
+
+
+def test_everything_is_there(package, values):
+    check_inputs(package, values)
+    check_inputs(package, {**values, "num_samples": 3, "image_root_uri": ""})
+
+
+@pytest.mark.parametrize("name", ["llava_model", "mgm_model", "bert_model", "mgm_vision_tower_aux"])
+def test_a_folder_that_is_not_there(package, values, name):
+    with pytest.raises(StageError, match=rf"^{name}: /nope is no folder\. Give an existing folder, a URI or a hub id"):
+        check_inputs(package, {**values, name: "/nope"})
+
+
+def test_a_folder_that_is_no_model(package, values, tmp_path):
+    with pytest.raises(StageError, match=r"^bert_model: .*/images has no config\.json\. Give a model folder"):
+        check_inputs(package, {**values, "bert_model": str(tmp_path / "images")})
+    with pytest.raises(StageError, match=r"^bert_model: file:.*/images has no config\.json\. Give the URI of a model"):
+        check_inputs(package, {**values, "bert_model": f"file://{tmp_path}/images"})
+
+
+def test_a_store_that_does_not_answer(package, values, monkeypatch):
+    class Store:
+        def exists(self, path):
+            raise OSError("403 Forbidden")
+
+    real = preflight.filesystem
+    monkeypatch.setattr(preflight, "filesystem", lambda uri: (Store(), "b") if "gs:" in uri else real(uri))
+    with pytest.raises(StageError, match=r"^llava_model: gs://b/m cannot be read \(403 Forbidden\)\."):
+        check_inputs(package, {**values, "llava_model": "gs://b/m"})
+
+
+@pytest.mark.parametrize(("model", "revision"), [("owner/gone", "main"), ("owner/there", "v9")])
+def test_a_hub_that_does_not_have_it_or_does_not_answer(package, values, model, revision):
+    sentence = rf"^mgm_model: {model} at revision {revision} is no folder here .* \(the network is down\)\.$"
+    with pytest.raises(StageError, match=sentence):
+        check_inputs(package, {**values, "mgm_model": model, "mgm_revision": revision})
+
+
+def test_a_model_that_was_downloaded_before_needs_no_hub(package, values, monkeypatch):
+    monkeypatch.setattr(preflight, "try_to_load_from_cache", lambda hub_id, name, revision: "/cache/config.json")
+    check_inputs(package, {**values, "mgm_model": "owner/gone"})
+
+
+def test_the_data_set_is_opened(package, values, tmp_path):
+    with pytest.raises(StageError, match=r"none\.json: nothing there"):
+        check_inputs(package, {**values, "dataset_uri": str(tmp_path / "none.json")})
+    with pytest.raises(StageError, match="image_root_uri: /nope is not a folder"):
+        check_inputs(package, {**values, "image_root_uri": "/nope"})
+
+
+def test_more_records_wanted_than_there_are(package, values):
+    with pytest.raises(StageError, match=r"^num_samples: got 4, but .*/d\.json has only 3 records\. Ask for fewer\."):
+        check_inputs(package, {**values, "num_samples": 4})
+
+
+def test_a_run_looks_before_it_starts(values, tmp_path, capsys):
+    options = [option for name, value in values.items() for option in ("--param", f"{name}={value}")]
+    assert pipeline.main(["run", "--output-dir", str(tmp_path / "out"), *options, "--param", "bert_model=/nope"]) == 2
+    assert capsys.readouterr().err.startswith("error: bert_model: /nope is no folder.")
+    assert not (tmp_path / "out").exists()
