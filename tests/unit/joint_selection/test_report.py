@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from components.joint_selection.stage import run
-from tests.support.selection import Inputs, chosen_ids, page_of
+from tests.support.selection import Inputs, chosen_ids, page_of, rows_of
 
 HOSTILE = "<script>alert('{0}')</script>\"{0}\"&"
 ESCAPED = "&lt;script&gt;alert(&#39;{0}&#39;)&lt;/script&gt;&#34;{0}&#34;&amp;"
@@ -82,10 +82,10 @@ def test_dollars_in_names_of_sources_are_dollars(hostile):
 
 @pytest.fixture(scope="module")
 def corners(tmp_path_factory):
-    """A page on records where LLaVA looks at the upper left and MGM at the lower right; pictures are black."""
+    """A page on records where LLaVA looks at the upper right and MGM at the lower right; pictures are black."""
     inputs = Inputs(tmp_path_factory.mktemp("corners"))
     grid = np.zeros((2, 24, 24), np.float32)
-    grid[0, :12, :12] = grid[1, 12:, 12:] = 1 / 144
+    grid[0, :12, 12:] = grid[1, 12:, 12:] = 1 / 144
     inputs.maps[:] = grid.reshape(2, 1, 576)
     inputs.write()
     for name in "ab":
@@ -97,7 +97,7 @@ def corners(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("caption", "bright"),
-    [("picture", None), ("LLaVA looks here", "upper left"), ("MGM looks here", "lower right")],
+    [("picture", None), ("LLaVA looks here", "upper right"), ("MGM looks here", "lower right")],
 )
 def test_each_map_is_under_its_own_models_name(corners, caption, bright):
     pictures = [pixels for text, pixels in corners if text == caption]
@@ -113,19 +113,67 @@ def test_each_map_is_under_its_own_models_name(corners, caption, bright):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """A page on the small inputs, with two settings that can be recognized."""
+def plain_config(tmp_path_factory):
+    """A run on the small inputs, with two settings that can be recognized."""
     inputs = Inputs(tmp_path_factory.mktemp("plain"))
     inputs.manifest["model_fingerprint"] = "sha256 abc"
     config = inputs.write().config(alpha=0.125)
     run(config)
-    return page_of(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def plain(plain_config):
+    return page_of(plain_config)
 
 
 def test_it_stands_alone(plain):
     assert plain.count("data:image/jpeg;base64,") >= 9
     assert "Selected 10 of 40 records that could be drawn." in plain
     assert len(plain) < 8_000_000
+
+
+def test_galleries_show_the_records_that_they_name(plain_config, plain):
+    """Ten are selected, so that the line is at the tenth best score of all, also of those without an IoU."""
+    rows = sorted(rows_of(plain_config), key=lambda row: -row["combined"])
+    line = rows[9]["combined"]
+    order = [row for row in rows if row["iou"] is not None]
+    nearest = sorted(order, key=lambda row: abs(row["combined"] - line))[:6]
+    chosen = [row for row in order if row["selected"]]
+    middle = len(chosen) // 2
+    wanted = {
+        "Highest combined score": order[:6],
+        "Lowest combined score": order[::-1][:6],
+        "Near the line": sorted(nearest, key=lambda row: -row["combined"]),
+        "From the middle of the selection": chosen[middle - 3 : middle + 3],
+    }
+    assert len(chosen) > 6
+    found = {}
+    for section in plain.split("<h2>")[1:]:
+        title = section.partition("</h2>")[0]
+        if cards := re.findall(r"<br>\nrecord (\d+), ", section):
+            found[title] = [int(number) for number in cards]
+    assert found == {title: [row["unique_id"] for row in rows] for title, rows in wanted.items()}
+
+
+def test_charts_compare_the_selection_with_the_pool(inputs, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "components.joint_selection.report.charts.distribution",
+        lambda pool, selected, label: drawn.update({label: (pool.tolist(), selected.tolist())}) or "",
+    )
+    config = inputs.config(missing_iou="exclude")
+    run(config)
+    pool = [row for row in rows_of(config) if row["combined"] is not None]
+    labels = {
+        "iou": "IoU of the two maps",
+        "text_score": "text score (1 is the least typical)",
+        "combined": "combined score",
+    }
+    assert drawn == {
+        label: ([row[name] for row in pool], [row[name] for row in pool if row["selected"]])
+        for name, label in labels.items()
+    }
 
 
 def test_the_same_command_writes_the_same_bytes(inputs):
@@ -163,7 +211,8 @@ def test_clusters(inputs):
     run(config)
     page = page_of(config)
     assert "3 clusters of messages" in page
-    assert page.index("message 2") < page.index("message 0")
+    # The largest first, then the smallest first.
+    assert re.findall(r"message \d", page) == ["message 2", "message 0", "message 0", "message 2"]
     assert "(empty text)" not in page
     assert "1 clusters have no message" in page
 

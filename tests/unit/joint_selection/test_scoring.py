@@ -39,7 +39,7 @@ def test_ranks_share_ties_and_ignore_outliers():
     assert inverted_ranks(np.array([1.0, 2.0, 2.0, 1e9])).tolist() == [1.0, 0.5, 0.5, 0.0]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=20))
 def test_ranks_against_plain_counting(values):
     average = [
