@@ -1,4 +1,4 @@
-"""Kubeflow ports of the joint_selection stage."""
+"""Kubeflow ports of the joint_selection stage; long, because Kubeflow needs each one spelled out."""
 
 from kfp import dsl
 

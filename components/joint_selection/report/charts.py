@@ -97,18 +97,20 @@ def iou_against_text(iou: np.ndarray, text: np.ndarray, selected: np.ndarray) ->
 def composition(sources: Mapping[str, SourceCounts]) -> str:
     """Share of each source before and after, the largest sources first."""
     names = list(sources)[:_MAX_SOURCES]
-    rows = [(sources[name].pool, sources[name].selected) for name in names]
+    pool = [sources[name].pool for name in names]
+    selected = [sources[name].selected for name in names]
     if rest := [sources[name] for name in list(sources)[_MAX_SOURCES:]]:
         names.append(f"{len(rest)} others")
-        rows.append((sum(row.pool for row in rest), sum(row.selected for row in rest)))
+        pool.append(sum(row.pool for row in rest))
+        selected.append(sum(row.selected for row in rest))
     figure = Figure(figsize=(6.4, 0.8 + 0.36 * len(names)))
     axes = figure.subplots()
     places = np.arange(len(names))[::-1]
-    for label, colour, shift, counts in zip(
-        ("pool", "selected"), (POOL_COLOUR, SELECTED_COLOUR), (0.2, -0.2), zip(*rows, strict=True), strict=True
+    for label, counts, colour, shift in (
+        ("pool", pool, POOL_COLOUR, 0.2),
+        ("selected", selected, SELECTED_COLOUR, -0.2),
     ):
-        total = max(1, sum(counts))
-        axes.barh(places + shift, [count / total for count in counts], 0.38, color=colour, label=label)
+        axes.barh(places + shift, np.array(counts) / max(1, sum(counts)), 0.38, color=colour, label=label)
     axes.set_yticks(places, [shortened_in_the_middle(name, _MAX_LETTERS) for name in names], fontsize=8)
     axes.set_xlabel("share of records")
     axes.legend(frameon=False, fontsize=8)
