@@ -8,8 +8,10 @@ import pyarrow as pa
 from components.joint_selection.scoring import softmax
 from free2ds_common.errors import StageError
 
+# What each random word of a record is for, by its column: two draws that shared one would not be independent.
+DRAW, CONTROL, TIES = range(3)
+_NOISE_WORDS = 3
 _HASH_ROWS = 65_536
-_DIGEST_WORDS = 3
 
 
 def record_noise(record_key: pa.Array, seed: int) -> np.ndarray:
@@ -21,19 +23,19 @@ def record_noise(record_key: pa.Array, seed: int) -> np.ndarray:
         seed: At least 0.
 
     Returns:
-        uint64, (n, 3): for the draw, the random control, and ties.
+        uint64, (n, 3): a word for each of DRAW, CONTROL and TIES.
     """
     secret = seed.to_bytes(8, "little")
 
     def digest(text: str) -> bytes:
-        return hashlib.blake2b(text.encode(), digest_size=8 * _DIGEST_WORDS, key=secret).digest()
+        return hashlib.blake2b(text.encode(), digest_size=8 * _NOISE_WORDS, key=secret).digest()
 
-    words = np.empty((len(record_key), _DIGEST_WORDS), np.uint64)
+    words = np.empty((len(record_key), _NOISE_WORDS), np.uint64)
     for start in range(0, len(record_key), _HASH_ROWS):
         block = record_key.slice(start, _HASH_ROWS).to_pylist()
-        words[start : start + len(block)] = np.frombuffer(b"".join(map(digest, block)), "<u8").reshape(-1, 3)
-    order = np.argsort(words[:, 0], kind="stable")
-    repeats = words[order[1:], 0] == words[order[:-1], 0]
+        words[start : start + len(block)] = np.frombuffer(b"".join(map(digest, block)), "<u8").reshape(-1, _NOISE_WORDS)
+    order = np.argsort(words[:, DRAW], kind="stable")
+    repeats = words[order[1:], DRAW] == words[order[:-1], DRAW]
     occurrence = 0
     for place in np.flatnonzero(repeats):
         occurrence = occurrence + 1 if place and repeats[place - 1] else 1
@@ -106,7 +108,7 @@ def draw_keys(combined: np.ndarray, temperature: float, sampler: str, noise: np.
         The Gumbel-top-k trick (Vieira 2014; Kool et al. 2019, section 2).
     """
     # Times the temperature: the same order as score / temperature + noise, and a tiny temperature cannot overflow.
-    return combined + temperature * gumbel(noise[:, 0]) if sampler == "gumbel" else combined
+    return combined + temperature * gumbel(noise[:, DRAW]) if sampler == "gumbel" else combined
 
 
 def draw(
@@ -133,7 +135,7 @@ def draw(
         StageError: The reference sampler has fewer records with a probability above 0 than it must draw.
 
     Source:
-        method.md section 5.
+        docs/method.md, section 5.
     """
     generator = np.random.RandomState(seed)
     keys = draw_keys(combined, temperature, sampler, noise)
@@ -151,5 +153,5 @@ def draw(
                 )
             chosen.append(members[generator.choice(len(p), size=int(share), replace=False, p=p)])
         else:
-            chosen.append(members[take_top(keys[members], noise[members, 2], int(share))])
+            chosen.append(members[take_top(keys[members], noise[members, TIES], int(share))])
     return np.concatenate(chosen), probability

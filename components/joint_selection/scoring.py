@@ -1,8 +1,30 @@
-"""From IoU and text similarity to one score and one probability per record (method section 5)."""
+"""From IoU and text similarity to one score and one probability per record (docs/method.md, section 5)."""
 
 import sys
+from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """How far a draw leans towards high scores.
+
+    Attributes:
+        mean_combined_pool: Mean combined score of the pool.
+        mean_combined_selected: Mean combined score of the selection.
+        overlap_with_top: Share of the selection that the deterministic sampler would have taken too.
+        overlap_by_chance: The same of a uniform draw: selected / pool.
+        weight_ratio: Largest to smallest probability, no more than the largest float.
+        effective_sample_size: 1 / sum of squared probabilities: the pool's size when all are equal.
+    """
+
+    mean_combined_pool: float
+    mean_combined_selected: float
+    overlap_with_top: float
+    overlap_by_chance: float
+    weight_ratio: float
+    effective_sample_size: float
 
 
 def inverted_minmax(values: np.ndarray) -> np.ndarray:
@@ -15,12 +37,13 @@ def inverted_minmax(values: np.ndarray) -> np.ndarray:
         float64, (n,), in [0, 1]; 1 for the smallest value.
 
     Source:
-        method.md section 5; its "all zeros" is read as the result, not as what is subtracted from 1.
+        docs/method.md, section 5; its "all zeros" is read as the result, not as what is subtracted from 1.
     """
     if not len(values) or values.min() == values.max():
         return np.zeros(len(values))
     low, high = values.min(), values.max()
-    return 1.0 - (values - low) / (high - low)
+    scaled: np.ndarray = (values - low) / (high - low)
+    return 1.0 - scaled
 
 
 def inverted_ranks(values: np.ndarray) -> np.ndarray:
@@ -72,31 +95,26 @@ def softmax(combined: np.ndarray, temperature: float) -> np.ndarray:
         float64, (n,), sum 1. Scores far below the largest may underflow to 0.
     """
     with np.errstate(over="ignore"):
-        weights = np.exp((combined - combined.max()) / temperature)
-    return weights / weights.sum()
+        weights: np.ndarray = np.exp((combined - combined.max()) / temperature)
+    return weights / float(weights.sum())
 
 
-def tilt(combined: np.ndarray, probability: np.ndarray, selected: np.ndarray, best: np.ndarray) -> dict[str, float]:
-    """How far the draw leans towards high scores.
+def tilt(combined: np.ndarray, probability: np.ndarray, selected: np.ndarray, best: np.ndarray) -> Tilt:
+    """How far a draw leans towards high scores.
 
     Args:
         combined: float64, (pool,).
         probability: float64, (pool,), sum 1.
         selected: int, (n,), positions in the pool.
         best: int, (n,), what the deterministic sampler would have taken.
-
-    Returns:
-        mean_combined_pool, mean_combined_selected, overlap_with_top (share of the selection that is also in `best`),
-        overlap_by_chance (n / pool), weight_ratio (largest to smallest probability, at most the largest
-        float), effective_sample_size (1 / sum of squared probabilities: the pool's size when all are equal).
     """
     with np.errstate(divide="ignore", over="ignore"):
         ratio = float(probability.max() / probability.min())
-    return {
-        "mean_combined_pool": float(combined.mean()),
-        "mean_combined_selected": float(combined[selected].mean()),
-        "overlap_with_top": len(np.intersect1d(selected, best)) / len(selected),
-        "overlap_by_chance": len(selected) / len(combined),
-        "weight_ratio": min(ratio, sys.float_info.max),
-        "effective_sample_size": float(1 / np.square(probability).sum()),
-    }
+    return Tilt(
+        mean_combined_pool=float(combined.mean()),
+        mean_combined_selected=float(combined[selected].mean()),
+        overlap_with_top=len(np.intersect1d(selected, best)) / len(selected),
+        overlap_by_chance=len(selected) / len(combined),
+        weight_ratio=min(ratio, sys.float_info.max),
+        effective_sample_size=float(1 / np.square(probability).sum()),
+    )

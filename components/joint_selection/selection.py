@@ -1,6 +1,5 @@
-"""From IoU and text similarity of every record to the draw: the method's section 5 in one place."""
+"""From IoU and text similarity of every record to the draw: the method's section 5 (docs/method.md) in one place."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.joint_selection.config import DrawSettings
-from components.joint_selection.draw import draw, take_top
-from components.joint_selection.scoring import combine, image_score, text_score, tilt
-from free2ds_common import outcomes
+from components.joint_selection.draw import CONTROL, TIES, draw, take_top
+from components.joint_selection.scoring import Tilt, combine, image_score, text_score, tilt
 from free2ds_common.errors import StageError
 
 
@@ -46,7 +44,7 @@ class Selection:
         selected: bool, (N,).
         control: bool, (N,): the random control.
         edge: float64, (N,); the score at which the "top" sampler would stop in the record's stratum.
-        tilt: How far the draw leans, see `scoring.tilt`.
+        tilt: How far the draw leans.
     """
 
     image_score: np.ndarray
@@ -57,72 +55,91 @@ class Selection:
     selected: np.ndarray
     control: np.ndarray
     edge: np.ndarray
-    tilt: dict[str, float]
+    tilt: Tilt
 
 
-def select(settings: DrawSettings, records: Candidates) -> Selection:
+def select(settings: DrawSettings, candidates: Candidates) -> Selection:
     """Score and draw.
 
     Args:
         settings: Checked.
-        records: What is drawn from.
+        candidates: What is drawn from.
 
     Raises:
         StageError: More records wanted than the pool has, or none at all.
 
     Source:
-        method.md section 5; section 6 for what differs from the reference.
+        docs/method.md, section 5; section 6 for what differs from the reference.
     """
-    count = len(records.iou)
-    in_pool = ~records.rejected
-    if settings.missing_iou == "exclude":
-        in_pool &= ~np.isnan(records.iou)
+    count = len(candidates.iou)
+    in_pool = _may_be_drawn(settings, candidates)
     pool = np.flatnonzero(in_pool)
-    if not len(pool):
-        reason = "no record has an IoU, and missing_iou is exclude" if (~records.rejected).any() else "all are rejected"
-        raise StageError(f"none of the {count} records can be drawn: {reason}.")
-    wanted = settings.num_samples or int(len(pool) * settings.ratio)
-    if wanted > len(pool):
-        raise StageError(f"num_samples: got {wanted}, but only {len(pool)} records can be drawn. Ask for fewer.")
-    if wanted == 0:
-        raise StageError(
-            f"ratio: {settings.ratio:g} of {len(pool)} records is no record at all. Raise ratio or num_samples."
-        )
+    wanted = _how_many(settings, len(pool))
     image, text, combined = (np.full(count, np.nan) for _ in range(3))
-    image[pool] = image_score(records.iou[pool], settings.missing_iou)
-    text[pool] = text_score(records.text_similarity[pool], settings.text_normalization)
+    image[pool] = image_score(candidates.iou[pool], settings.missing_iou)
+    text[pool] = text_score(candidates.text_similarity[pool], settings.text_normalization)
     combined[pool] = scores = combine(image[pool], text[pool], settings.alpha)
-    noise = records.noise[pool]
-    strata = np.zeros(len(pool), np.int64)
-    if settings.stratify == "source":
-        # Numbered by name, not by first appearance: the input's order shall play no part.
-        by_name = pc.rank(records.source.dictionary).to_numpy().astype(np.int64) - 1
-        strata = by_name[records.source.indices.to_numpy()[pool]]
+    noise = candidates.noise[pool]
+    strata = _strata(settings, candidates.source, pool)
     chosen, p = draw(scores, settings.temperature, wanted, settings.sampler, noise, strata, settings.seed)
+    best, _ = draw(scores, settings.temperature, wanted, "top", noise, strata, settings.seed)
+    control = take_top(noise[:, CONTROL].astype(np.float64), noise[:, TIES], wanted)
     probability = np.zeros(count)
     probability[pool] = p
-    selected, control = np.zeros(count, bool), np.zeros(count, bool)
-    selected[pool[chosen]] = True
-    control[pool[take_top(noise[:, 1].astype(np.float64), noise[:, 2], wanted)]] = True
-    best, _ = draw(scores, settings.temperature, wanted, "top", noise, strata, settings.seed)
-    # Each stratum's probabilities sum to 1; weighted by its share of the pool they are one distribution.
-    leaning = tilt(scores, p * np.bincount(strata)[strata] / len(pool), chosen, best)
     lowest = np.full(strata.max() + 1, np.inf)
     np.minimum.at(lowest, strata[best], scores[best])
     edge = np.full(count, np.nan)
     edge[pool] = lowest[strata]
-    return Selection(image, text, combined, probability, in_pool, selected, control, edge, leaning)
+    return Selection(
+        image_score=image,
+        text_score=text,
+        combined=combined,
+        probability=probability,
+        in_pool=in_pool,
+        selected=_mask(count, pool[chosen]),
+        control=_mask(count, pool[control]),
+        edge=edge,
+        # Each stratum's probabilities sum to 1; weighted by its share of the pool they are one distribution.
+        tilt=tilt(scores, p * np.bincount(strata)[strata] / len(pool), chosen, best),
+    )
 
 
-def unusable(outcome_codes: Sequence[np.ndarray], text_similarity: np.ndarray) -> np.ndarray:
-    """Records that cannot be ranked, bool, (N,): a model could not read the picture, or there is no text score.
+def _may_be_drawn(settings: DrawSettings, candidates: Candidates) -> np.ndarray:
+    """The pool, bool, (N,); at least one record."""
+    usable = ~candidates.rejected
+    in_pool = usable & ~np.isnan(candidates.iou) if settings.missing_iou == "exclude" else usable
+    if not in_pool.any():
+        reason = "no record has an IoU, and missing_iou is exclude" if usable.any() else "all are rejected"
+        raise StageError(f"none of the {len(usable)} records can be drawn: {reason}.")
+    return in_pool
 
-    Args:
-        outcome_codes: Of each model, uint8, (N,), index into `outcomes.ALL`.
-        text_similarity: float64, (N,); NaN where there is none.
-    """
-    failures = [outcomes.ALL.index(word) for word in outcomes.IMAGE_FAILURES]
-    return np.isin(outcome_codes, failures).any(axis=0) | np.isnan(text_similarity)
+
+def _how_many(settings: DrawSettings, pool: int) -> int:
+    """How many records of a pool of this size to draw, 1 .. pool."""
+    wanted = settings.num_samples or int(pool * settings.ratio)
+    if wanted > pool:
+        raise StageError(f"num_samples: got {wanted}, but only {pool} records can be drawn. Ask for fewer.")
+    if wanted == 0:
+        raise StageError(
+            f"ratio: {settings.ratio:g} of {pool} records is no record at all. Raise ratio or num_samples."
+        )
+    return wanted
+
+
+def _strata(settings: DrawSettings, source: pa.DictionaryArray, pool: np.ndarray) -> np.ndarray:
+    """The stratum of each record of the pool, int64, (pool,), from 0."""
+    if settings.stratify != "source":
+        return np.zeros(len(pool), np.int64)
+    # Numbered by name, not by first appearance: the order of the input must not matter.
+    by_name: np.ndarray = pc.rank(source.dictionary).to_numpy().astype(np.int64) - 1
+    strata: np.ndarray = by_name[source.indices.to_numpy()[pool]]
+    return strata
+
+
+def _mask(count: int, rows: np.ndarray) -> np.ndarray:
+    mask = np.zeros(count, bool)
+    mask[rows] = True
+    return mask
 
 
 def by_source(source: pa.DictionaryArray, **columns: np.ndarray) -> dict[str, dict[str, int]]:

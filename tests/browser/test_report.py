@@ -6,15 +6,18 @@ import shutil
 import pytest
 
 from components.joint_selection.stage import run
-from free2ds_common.datasets import DatasetWriter
-from free2ds_common.schemas import kmeans_schema
-from tests.unit.joint_selection.conftest import Inputs
+from tests.support.selection import Inputs
 
 pytestmark = pytest.mark.browser
 ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,51 +46,83 @@ def report(tmp_path_factory):
         "reject_reasons": {"not_json": 1},
     }
     inputs.write()
-    with DatasetWriter(inputs.folder / "kmeans", kmeans_schema(2)) as writer:
-        texts = ["<script>alert(1)</script>", "", "word" * 100, "What is it?"]
-        rows = enumerate(texts)
-        writer.write(
-            [{"cluster": n, "num_turns": 10 - n, "typical_message": t, "centroid": [0.0, 1.0]} for n, t in rows]
-        )
-    config = inputs.config(kmeans=str(inputs.folder / "kmeans"))
+    messages = ["<script>alert(1)</script>", "", "word" * 100, "What is it?"]
+    config = inputs.config(kmeans=inputs.write_kmeans([10, 9, 8, 7], messages))
     run(config)
     return config.report
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)], ids=["desktop", "phone"])
-def test_it_renders(browser, report, width, height, scheme):
+@pytest.fixture(params=["light", "dark"])
+def scheme(request):
+    return request.param
+
+
+@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def size(request):
+    return request.param
+
+
+class Opened:
+    """A page in a browser, and what went wrong on the way."""
+
+    def __init__(self, context, report):
+        self.problems, self.requests = [], []
+        self.page = context.new_page()
+        self.page.on("console", lambda message: self.problems.append(message.text))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.problems.append(request.url[:80]))
+        self.page.on("request", lambda request: self.requests.append(request.url.partition(":")[0]))
+        self.page.goto(f"file://{report}")
+
+
+@pytest.fixture
+def opened(browser, report, size, scheme):
+    width, height = size
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-    page = context.new_page()
-    problems, requests = [], []
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("requestfailed", lambda request: problems.append(request.url[:80]))
-    page.on("request", lambda request: requests.append(request.url.partition(":")[0]))
-    page.goto(f"file://{report}")
-    assert problems == [] and set(requests) <= {"file", "data"} and requests.count("file") == 1
-    sizes = page.evaluate("[...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth])")
-    assert len(sizes) >= 9 and all(complete and natural == 224 and shown > 40 for complete, natural, shown in sizes)
-    charts = page.evaluate("[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width)")
-    assert len(charts) == 6 and min(charts) > 200
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    ground, ink = page.evaluate(
+    yield Opened(context, report)
+    context.close()
+
+
+def test_it_opens_without_errors_and_without_the_network(opened):
+    assert opened.problems == []
+    assert set(opened.requests) <= {"file", "data"}
+    assert opened.requests.count("file") == 1
+
+
+def test_pictures_and_charts_are_there(opened):
+    pictures = opened.page.evaluate("[...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth])")
+    assert len(pictures) >= 9
+    assert {(complete, natural) for complete, natural, _ in pictures} == {(True, 224)}
+    assert min(shown for _, _, shown in pictures) > 40
+    charts = opened.page.evaluate("[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width)")
+    assert len(charts) == 6
+    assert min(charts) > 200
+
+
+def test_nothing_is_wider_than_the_screen(opened, size):
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+
+def test_colours_follow_the_scheme(opened, scheme):
+    ground, ink = opened.page.evaluate(
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
     )
     brightness = [sum(map(int, colour.strip("rgb()").split(","))) for colour in (ground, ink)]
     assert (brightness[0] > brightness[1]) == (scheme == "light")
     # Charts are drawn in the page's own text colour.
-    assert page.evaluate("getComputedStyle(document.querySelector('svg text')).fill") == ink
+    assert opened.page.evaluate("getComputedStyle(document.querySelector('svg text')).fill") == ink
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["From read to selected", "not_json 1", "image_missing 1", "Highest combined score", "<script>alert(1)"],
+)
+def test_words_can_be_read(browser, report, words):
+    page = browser.new_page()
+    page.goto(f"file://{report}")
     text = page.inner_text("body")
-    for words in (
-        "From read to selected",
-        "not_json 1",
-        "image_missing 1",
-        "Highest combined score",
-        "<script>alert(1)",
-    ):
-        assert words in text
-    context.close()
+    page.close()
+    assert words in text
 
 
 def test_it_prints(browser, report):
@@ -95,6 +130,8 @@ def test_it_prints(browser, report):
     page = browser.new_page(color_scheme="dark")
     page.goto(f"file://{report}")
     page.emulate_media(media="print")
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert page.pdf(format="A4").startswith(b"%PDF")
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    pdf = page.pdf(format="A4")
     page.close()
+    assert ground == "rgb(255, 255, 255)"
+    assert pdf.startswith(b"%PDF")

@@ -11,6 +11,7 @@ from components.joint_selection.stage import run
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.inference.attention_stage import CAPTURE_VERSION
 from free2ds_common.schemas import RECORDS, SCORES, TEXT_SCORES, attention_schema
+from tests.support.selection import read_json
 
 REFERENCE = {"sampler": "reference", "missing_iou": "reference", "text_normalization": "reference"}
 
@@ -64,19 +65,39 @@ def inputs(shared, tmp_path_factory):
     return folder
 
 
-def select(inputs, out, **settings):
+@pytest.fixture(scope="session")
+def config(inputs, tmp_path_factory):
+    """The stage, with the reference's choices, run on the parity set."""
+    out = tmp_path_factory.mktemp("out")
     config = JointSelectionConfig(
-        records=str(inputs / "records"), llava_attention=[str(inputs / "llava")], mgm_attention=[str(inputs / "mgm")],
-        text_scores=str(inputs / "text"), image_root_uri="", selected=str(out / "selected.json"),
-        scores=str(out / "scores"), report=str(out / "report.html"), summary=str(out / "summary.json"),
-        random=str(out / "random.json"), kmeans="", overview="",
-        **{
-            "ratio": 0.2, "num_samples": 0, "alpha": 0.5, "temperature": 1.0, "top_percent": 30, "stratify": "",
-            "max_reject_fraction": 0.05, "seed": 42, **REFERENCE, **settings,
-        },
-    )  # fmt: skip
+        records=str(inputs / "records"),
+        llava_attention=[str(inputs / "llava")],
+        mgm_attention=[str(inputs / "mgm")],
+        text_scores=str(inputs / "text"),
+        selected=str(out / "selected.json"),
+        random=str(out / "random.json"),
+        scores=str(out / "scores"),
+        report=str(out / "report.html"),
+        summary=str(out / "summary.json"),
+        seed=42,
+        ratio=0.2,
+        alpha=0.5,
+        temperature=1.0,
+        top_percent=30,
+        **REFERENCE,
+    )
     run(config)
-    return open_dataset(out / "scores", SCORES).table(), json.loads((out / "selected.json").read_text())
+    return config
+
+
+@pytest.fixture
+def table(config):
+    return open_dataset(config.scores, SCORES).table()
+
+
+@pytest.fixture
+def selected(config):
+    return read_json(config.selected)
 
 
 @pytest.fixture(scope="session")
@@ -90,26 +111,29 @@ def test_iou_of_the_models_maps(shared):
     np.testing.assert_array_equal(intersection_over_union(*bits, 172), given["iou"])
 
 
-def test_scores_equal_the_reference(inputs, expected, tmp_path):
-    table, _ = select(inputs, tmp_path)
+def test_ious_equal_the_reference(table, expected):
     assert table["unique_id"].to_pylist() == expected["unique_id"].tolist()
     iou = table["iou"].to_numpy(zero_copy_only=False)
     np.testing.assert_array_equal(~np.isnan(iou), expected["has_iou"])
     np.testing.assert_array_equal(np.nan_to_num(iou), expected["iou"])
+
+
+def test_text_scores_are_those_given(table, expected):
     np.testing.assert_array_equal(table["text_similarity"].to_numpy(), expected["bert"])
-    for column, wanted in (("combined", "combined"), ("probability", "prob")):
-        np.testing.assert_allclose(table[column].to_numpy(), expected[wanted], rtol=1e-14)
 
 
-def test_selected_ids_are_the_references(inputs, shared, tmp_path):
-    table, selected = select(inputs, tmp_path)
+@pytest.mark.parametrize(("column", "wanted"), [("combined", "combined"), ("probability", "prob")])
+def test_scores_equal_the_reference(table, expected, column, wanted):
+    np.testing.assert_allclose(table[column].to_numpy(), expected[wanted], rtol=1e-14)
+
+
+def test_selected_ids_are_the_references(table, selected, shared):
     wanted = json.loads((shared / "parity/selection/selected_ids_50.json").read_text())
     assert len(wanted) == 185
     assert [record["unique_id"] for record in selected] == sorted(wanted)
     assert table["unique_id"].filter(table["selected"]).to_pylist() == sorted(wanted)
 
 
-def test_records_are_untouched(inputs, shared, tmp_path):
-    _, selected = select(inputs, tmp_path)
-    records = {r["unique_id"]: r for r in json.loads((shared / "parity/text/records.json").read_text())}
-    assert all(record == records[record["unique_id"]] for record in selected)
+def test_records_are_untouched(selected, shared):
+    records = {record["unique_id"]: record for record in read_json(shared / "parity/text/records.json")}
+    assert selected == [records[record["unique_id"]] for record in selected]

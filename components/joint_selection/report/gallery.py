@@ -3,13 +3,16 @@
 import base64
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from components.joint_selection.wording import shortened, shortened_in_the_middle
+from components.joint_selection.inputs import Inputs
+from components.joint_selection.report.wording import MODEL_NAMES, shortened, shortened_in_the_middle
+from components.joint_selection.selection import Candidates, Selection
 from free2ds_common.datasets import Dataset
 from free2ds_common.pictures import PictureProblem, load_picture
 
@@ -17,9 +20,8 @@ logger = logging.getLogger(__name__)
 
 PLACEHOLDER = "<image>"
 _SIDE = 224
-_MOST_QUESTION, _MOST_SOURCE = 400, 60
-
-
+_CARDS = 6
+_QUESTION_LENGTH, _SOURCE_LENGTH = 400, 60
 # How a model's picture processor makes a square of a picture: cut it, add to it, or squeeze it.
 CROP, PAD, SQUEEZE = "crop", "pad", "squeeze"
 
@@ -60,6 +62,90 @@ class Card:
     pictures: list[tuple[str, str]]
     remark: str
     selected: bool
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Records of one kind.
+
+    Attributes:
+        title: Their kind.
+        text: What it means.
+        cards: The records.
+    """
+
+    title: str
+    text: str
+    cards: list[Card]
+
+
+@dataclass(frozen=True)
+class _Pick:
+    """Which records a gallery shows: title, explanation, and int64 row numbers in the order to show them."""
+
+    title: str
+    text: str
+    rows: np.ndarray
+
+
+def galleries(image_root_uri: str, inputs: Inputs, candidates: Candidates, selection: Selection) -> list[Gallery]:
+    """All galleries that have a record to show.
+
+    Args:
+        image_root_uri: The image root.
+        inputs: Records and maps.
+        candidates: IoU of each record.
+        selection: Its scores.
+    """
+    picks = [pick for pick in _picks(candidates, selection) if len(pick.rows)]
+    rows = np.unique(np.concatenate([np.empty(0, np.int64), *(pick.rows for pick in picks)]))
+    ids = inputs.records.unique_id[rows]
+    found = inputs.dataset.take(rows.tolist(), ["image", "question", "messages", "source"]).to_pylist()
+    maps = [
+        (f"{MODEL_NAMES[side.name]} looks here", framing_of(side.parts[0]), maps_of(side.parts, side.part[rows], ids))
+        for side in inputs.sides
+    ]
+    made = {}
+    for row, unique_id, record in zip(rows.tolist(), ids.tolist(), found, strict=True):
+        numbers = [
+            ("combined", f"{selection.combined[row]:.3f}"),
+            ("IoU", f"{candidates.iou[row]:.3f}"),
+            ("text score", f"{selection.text_score[row]:.3f}"),
+        ]
+        layers = [Layer(caption, framing, values.get(unique_id)) for caption, framing, values in maps]
+        made[row] = card(image_root_uri, unique_id, record, layers, numbers, bool(selection.selected[row]))
+    return [Gallery(pick.title, pick.text, [made[row] for row in pick.rows.tolist()]) for pick in picks]
+
+
+def _picks(candidates: Candidates, selection: Selection) -> list[_Pick]:
+    """The records worth a look, among those with an IoU."""
+    with_iou = np.flatnonzero(selection.in_pool & ~np.isnan(candidates.iou))
+    order = with_iou[np.argsort(-selection.combined[with_iou], kind="stable")]
+    chosen = order[selection.selected[order]]
+    margin = np.abs(selection.combined - selection.edge)[order]
+    near = np.sort(np.argsort(margin, kind="stable")[:_CARDS])
+    return [
+        _Pick(
+            "Highest combined score",
+            "With an IoU: the models look at different places, or the text is unusual.",
+            order[:_CARDS],
+        ),
+        _Pick(
+            "Lowest combined score",
+            "With an IoU: the models look at the same place and the text is typical.",
+            order[::-1][:_CARDS],
+        ),
+        _Pick(
+            "Near the line",
+            "Nearest to the score at which the deterministic sampler (top) would stop.",
+            order[near],
+        ),
+        _Pick(
+            "From the middle of the selection",
+            "What an average selected record looks like.",
+            chosen[max(0, len(chosen) // 2 - _CARDS // 2) :][:_CARDS],
+        ),
+    ]
 
 
 def framing_of(part: Dataset) -> str:
@@ -103,11 +189,12 @@ def pictures_of(image_root_uri: str, image: str, layers: Sequence[Layer]) -> lis
         PictureProblem: The picture cannot be used.
     """
     picture = load_picture(image_root_uri, image)
-    shown = [("picture", _data_uri(framed(picture, layers[0].framing)))]
-    for layer in layers:
-        if layer.values is not None:
-            shown.append((layer.caption, _data_uri(overlay(framed(picture, layer.framing), layer.values))))
-    return shown
+    under_maps = [
+        (layer.caption, _data_uri(overlay(framed(picture, layer.framing), layer.values)))
+        for layer in layers
+        if layer.values is not None
+    ]
+    return [("picture", _data_uri(framed(picture, layers[0].framing))), *under_maps]
 
 
 def framed(picture: Image.Image, framing: str) -> Image.Image:
@@ -143,7 +230,7 @@ def _data_uri(picture: Image.Image) -> str:
 def card(
     image_root_uri: str,
     unique_id: int,
-    row: dict,
+    row: Mapping[str, Any],
     layers: Sequence[Layer],
     numbers: list[tuple[str, str]],
     selected: bool,
@@ -161,5 +248,5 @@ def card(
             # Stores have error classes of their own; a picture in the report is worth no failed selection.
             logger.warning("gallery: %s: %s: %s", row["image"], type(error).__name__, error)
             remark = "picture not shown: the store did not answer"
-    short, source = shortened(question, _MOST_QUESTION), shortened_in_the_middle(row["source"], _MOST_SOURCE)
+    short, source = shortened(question, _QUESTION_LENGTH), shortened_in_the_middle(row["source"], _SOURCE_LENGTH)
     return Card(unique_id, short, source, numbers, shown, remark, selected)

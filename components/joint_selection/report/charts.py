@@ -1,27 +1,25 @@
-"""The report's charts as inline SVG: matplotlib, colours that read on light and dark ground."""
+"""The report's charts as inline SVG: matplotlib, in colours that read on a light and a dark ground."""
 
 import io
 import re
 from collections.abc import Mapping
 
 import matplotlib
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 
-matplotlib.use("svg")
+from components.joint_selection.report.wording import shortened_in_the_middle
+from components.joint_selection.summary import SourceCounts
+
 # Text stays text: small, searchable, and it takes the page's colour.
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "free2ds", "font.family": "sans-serif"})
 # Names of sources are the data set's: a "$" in them is a dollar.
 matplotlib.rcParams["text.parse_math"] = False
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.colors import LinearSegmentedColormap  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-
-from components.joint_selection.wording import shortened_in_the_middle  # noqa: E402
-
 POOL_COLOUR, SELECTED_COLOUR = "#8a9bb0", "#d9622b"
 _INK = "#010203"  # replaced by currentColor
-_MOST_SOURCES, _MOST_LETTERS = 15, 44
+_MAX_SOURCES, _MAX_LETTERS = 15, 44
 _SHARE_COLOURS = LinearSegmentedColormap.from_list("share", [POOL_COLOUR, SELECTED_COLOUR])
 
 
@@ -39,7 +37,6 @@ def _svg(figure: Figure, label: str) -> str:
             text.set_color(_INK)
     written = io.StringIO()
     figure.savefig(written, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", svg, count=1)
@@ -61,7 +58,8 @@ def distribution(pool: np.ndarray, selected: np.ndarray, label: str) -> str:
         label: Of the x axis.
     """
     pool, selected = pool[~np.isnan(pool)], selected[~np.isnan(selected)]
-    figure, axes = plt.subplots(figsize=(4.2, 2.6))
+    figure = Figure(figsize=(4.2, 2.6))
+    axes = figure.subplots()
     edges = np.linspace(*_range(pool), 31)
     for values, colour, name in ((pool, POOL_COLOUR, "pool"), (selected, SELECTED_COLOUR, "selected")):
         counts, _ = np.histogram(values, edges)
@@ -78,7 +76,8 @@ def distribution(pool: np.ndarray, selected: np.ndarray, label: str) -> str:
 def iou_against_text(iou: np.ndarray, text: np.ndarray, selected: np.ndarray) -> str:
     """Where pool and selection lie between the two signals, as binned counts."""
     known = ~np.isnan(iou) & ~np.isnan(text)
-    figure, axes = plt.subplots(figsize=(4.2, 2.9))
+    figure = Figure(figsize=(4.2, 2.9))
+    axes = figure.subplots()
     if known.any():
         bins = [np.linspace(*_range(values[known]), 41) for values in (iou, text)]
         counts, _, _ = np.histogram2d(iou[known], text[known], bins)
@@ -95,20 +94,24 @@ def iou_against_text(iou: np.ndarray, text: np.ndarray, selected: np.ndarray) ->
     return _svg(figure, "IoU against text score")
 
 
-def composition(sources: Mapping[str, Mapping[str, int]]) -> str:
+def composition(sources: Mapping[str, SourceCounts]) -> str:
     """Share of each source before and after, the largest sources first."""
-    names = list(sources)[:_MOST_SOURCES]
-    rows = [dict(sources[name]) for name in names]
-    if len(sources) > len(names):
-        names.append(f"{len(sources) - len(names)} others")
-        rest = [sources[name] for name in list(sources)[_MOST_SOURCES:]]
-        rows.append({column: sum(row[column] for row in rest) for column in ("pool", "selected", "random")})
-    total = {column: max(1, sum(row[column] for row in sources.values())) for column in ("pool", "selected")}
-    figure, axes = plt.subplots(figsize=(6.4, 0.8 + 0.36 * len(names)))
+    names = list(sources)[:_MAX_SOURCES]
+    pool = [sources[name].pool for name in names]
+    selected = [sources[name].selected for name in names]
+    if rest := [sources[name] for name in list(sources)[_MAX_SOURCES:]]:
+        names.append(f"{len(rest)} others")
+        pool.append(sum(row.pool for row in rest))
+        selected.append(sum(row.selected for row in rest))
+    figure = Figure(figsize=(6.4, 0.8 + 0.36 * len(names)))
+    axes = figure.subplots()
     places = np.arange(len(names))[::-1]
-    for column, colour, shift in (("pool", POOL_COLOUR, 0.2), ("selected", SELECTED_COLOUR, -0.2)):
-        axes.barh(places + shift, [row[column] / total[column] for row in rows], 0.38, color=colour, label=column)
-    axes.set_yticks(places, [shortened_in_the_middle(name, _MOST_LETTERS) for name in names], fontsize=8)
+    for label, counts, colour, shift in (
+        ("pool", pool, POOL_COLOUR, 0.2),
+        ("selected", selected, SELECTED_COLOUR, -0.2),
+    ):
+        axes.barh(places + shift, np.array(counts) / max(1, sum(counts)), 0.38, color=colour, label=label)
+    axes.set_yticks(places, [shortened_in_the_middle(name, _MAX_LETTERS) for name in names], fontsize=8)
     axes.set_xlabel("share of records")
     axes.legend(frameon=False, fontsize=8)
     return _svg(figure, "Composition by source")
@@ -116,7 +119,8 @@ def composition(sources: Mapping[str, Mapping[str, int]]) -> str:
 
 def clusters(sizes: np.ndarray) -> str:
     """Turns per cluster, largest first."""
-    figure, axes = plt.subplots(figsize=(6.4, 2.2))
+    figure = Figure(figsize=(6.4, 2.2))
+    axes = figure.subplots()
     axes.fill_between(np.arange(1, len(sizes) + 1), np.sort(sizes)[::-1], step="mid", color=POOL_COLOUR)
     axes.set_xlabel("cluster, largest first")
     axes.set_ylabel("human turns")

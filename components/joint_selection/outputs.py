@@ -1,0 +1,79 @@
+"""Writes what later stages and people read: the scores, the two selections, the summary."""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from components.joint_selection.inputs import Inputs
+from components.joint_selection.selection import Candidates, Selection
+from components.joint_selection.summary import Summary
+from free2ds_common import outcomes
+from free2ds_common.datasets import Dataset, DatasetWriter
+from free2ds_common.schemas import SCORES
+from free2ds_common.storage import atomic_writer
+
+_WRITE_ROWS = 50_000
+
+
+def write_scores(folder: str, inputs: Inputs, candidates: Candidates, selection: Selection, summary: Summary) -> None:
+    """Write scores/1, a row per record in input order.
+
+    Args:
+        folder: Where to.
+        inputs: Ids and outcomes.
+        candidates: The signals of each record.
+        selection: Its scores.
+        summary: For the manifest.
+    """
+    with DatasetWriter(folder, SCORES) as writer:
+        for start in range(0, len(candidates.iou), _WRITE_ROWS):
+            columns = list(_score_columns(inputs, candidates, selection, slice(start, start + _WRITE_ROWS)))
+            writer.write(pa.table(columns, names=SCORES.arrow.names))
+        content = summary.as_json()
+        writer.manifest.update({name: content[name] for name in ("parameters", "models", "counts")})
+
+
+def _score_columns(inputs: Inputs, candidates: Candidates, selection: Selection, rows: slice) -> Iterator[pa.Array]:
+    """The columns of scores/1 in order."""
+    words = pa.array(outcomes.ALL)
+    yield pa.array(inputs.records.unique_id[rows])
+    yield inputs.records.record_key[rows]
+    yield candidates.source[rows].cast(pa.string())
+    for values in (candidates.iou, selection.image_score, candidates.text_similarity, selection.text_score):
+        yield pa.array(values[rows], from_pandas=True)
+    yield pa.array(selection.combined[rows], from_pandas=True)
+    yield pa.array(selection.probability[rows])
+    for side in inputs.sides:
+        yield pa.DictionaryArray.from_arrays(pa.array(side.outcome[rows]), words).cast(pa.string())
+    yield pa.array(selection.selected[rows])
+
+
+def write_records(path: str, dataset: Dataset, wanted: np.ndarray) -> None:
+    """Write the wanted records in input order, untouched but for unique_id; the data set is read again as a stream.
+
+    Args:
+        path: JSON list to write.
+        dataset: records/1.
+        wanted: bool, (N,).
+    """
+    row, first = 0, True
+    with atomic_writer(path, "w") as handle:
+        handle.write("[")
+        for batch in dataset.batches(["unique_id", "raw"]):
+            inside = np.flatnonzero(wanted[row : row + len(batch)])
+            for place in inside.tolist():
+                record = json.loads(batch.column(1)[place].as_py())
+                record["unique_id"] = batch.column(0)[place].as_py()
+                # ASCII: half of a surrogate pair stays what it was in the input.
+                handle.write(("\n" if first else ",\n") + json.dumps(record))
+                first = False
+            row += len(batch)
+        handle.write("\n]\n")
+
+
+def write_summary(path: str, summary: Summary) -> None:
+    """Write summary.json."""
+    with atomic_writer(path, "w") as handle:
+        json.dump(summary.as_json(), handle, indent=1)

@@ -1,0 +1,44 @@
+"""Markdown tables, and the report in a few lines."""
+
+import re
+from collections.abc import Sequence
+
+from components.joint_selection.report.wording import counted_steps, shortened_in_the_middle, tilt_in_words
+from components.joint_selection.summary import Summary
+from free2ds_common.storage import atomic_writer
+
+_SOURCES_SHOWN, _SOURCE_LENGTH = 20, 80
+# What would end a cell or start markup. Not the underscore: within a word, where names have it, it means nothing.
+_MARKUP = re.compile(r"[\\|`*<\[]")
+LEFT, RIGHT = "---", "---:"
+
+
+def cell(text: str, max_length: int) -> str:
+    """Any text, shortened to `max_length` characters, to be read as it is in a table's cell."""
+    return _MARKUP.sub(r"\\\g<0>", shortened_in_the_middle(" ".join(text.split()), max_length))
+
+
+def row(cells: Sequence[str]) -> str:
+    """A row of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def write_overview(path: str, summary: Summary) -> None:
+    """Write `overview`."""
+    with atomic_writer(path, "w") as handle:
+        handle.write(overview(summary))
+
+
+def overview(summary: Summary) -> str:
+    """The report in a few lines, for the Kubeflow UI."""
+    lines = ["# Free2DS selection", "", *(f"- {sentence}" for sentence in tilt_in_words(summary)), ""]
+    lines += [row(("step", "records", "reasons")), row((LEFT, RIGHT, LEFT))]
+    lines += [row((step.name, f"{step.records:,}", step.reasons)) for step in counted_steps(summary)]
+    lines += ["", row(("source", "pool", "selected", "random control")), row((LEFT, RIGHT, RIGHT, RIGHT))]
+    sources = list(summary.sources.items())
+    for name, counts in sources[:_SOURCES_SHOWN]:
+        numbers = (f"{count:,}" for count in (counts.pool, counts.selected, counts.random))
+        lines.append(row((cell(name, _SOURCE_LENGTH), *numbers)))
+    if len(sources) > _SOURCES_SHOWN:
+        lines.append(f"| {len(sources) - _SOURCES_SHOWN} more | | | |")
+    return "\n".join(lines) + "\n"

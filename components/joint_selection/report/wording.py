@@ -1,0 +1,99 @@
+"""The report's words: what the numbers mean, and long texts in little room."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from components.joint_selection.inputs import LLAVA, MGM
+from components.joint_selection.summary import Summary
+from free2ds_common import outcomes
+
+MODEL_NAMES = {LLAVA: "LLaVA", MGM: "MGM"}
+OUTCOME_WORDS = {
+    outcomes.OK: "has a map",
+    outcomes.TEXT_ONLY: "has no picture",
+    outcomes.EOS_ONLY: "the model answered nothing, so the method defines no map",
+    outcomes.NO_QUESTION: "no human turn is followed by an answer",
+    outcomes.PROMPT_TOO_LONG: "the prompt does not fit the model",
+    outcomes.NON_FINITE: "the attention was not a number",
+    outcomes.NOT_SCORED: "missing in the attention parts",
+    "image_missing": "the picture was gone",
+    "image_unreadable": "the picture could not be read",
+    "image_too_large": "the picture is too large",
+    "image_outside_root": "the picture's path leaves the image root",
+}
+MISSING_IOU_WORDS = {
+    "text": "by their text score alone",
+    "reference": "as if the models had looked at entirely different places, which is the best image score",
+    "exclude": "not at all: they cannot be drawn",
+}
+
+
+class Step(NamedTuple):
+    """What became of some records.
+
+    Attributes:
+        name: What happened.
+        records: To how many.
+        reasons: Why, or empty.
+    """
+
+    name: str
+    records: int
+    reasons: str
+
+
+def tilt_in_words(summary: Summary) -> list[str]:
+    """What the tilt means: sentences for log and report."""
+    tilt, written = summary.tilt, summary.counts.written
+    lines = [
+        f"Selected {written} of {summary.pool} records that could be drawn.",
+        f"Mean combined score: {tilt.mean_combined_selected:.4f} selected, {tilt.mean_combined_pool:.4f} in the pool.",
+        f"{tilt.overlap_with_top:.1%} of the selection is in the deterministic top {written}; "
+        f"a purely random draw would have {tilt.overlap_by_chance:.1%}.",
+    ]
+    if summary.all_scores_equal:
+        lines.append("All scores are equal: the draw is uniform.")
+    elif summary.parameters.sampler == "top":
+        lines.append("Nothing was drawn at random: the highest scores were taken.")
+    else:
+        lines.append(
+            f"The most probable record is {tilt.weight_ratio:.3g} times as likely as the least probable one; "
+            f"the effective sample size is {tilt.effective_sample_size:.0f} of {summary.pool}."
+        )
+    return lines
+
+
+def counted_steps(summary: Summary) -> list[Step]:
+    """What became of the data set's records, from read to selected."""
+    counts, ingest, reasons = summary.counts, summary.ingest, dict(summary.reasons)
+    steps = []
+    if ingest.counts:
+        steps.append(Step("read from the data set", ingest.counts["read"], ""))
+        steps.append(Step("rejected by ingest", ingest.counts["rejected"], _listed(ingest.reject_reasons)))
+    steps.append(Step("usable", counts.read, ""))
+    if missing := reasons.pop(outcomes.NOT_SCORED, 0):
+        steps.append(Step("of these without a row in the attention parts", missing, ""))
+    steps.append(Step("rejected later", counts.rejected, _listed(reasons)))
+    if excluded := counts.read - counts.rejected - summary.pool:
+        steps.append(Step("left out", excluded, "no IoU, and missing_iou is exclude"))
+    steps.append(Step("could be drawn", summary.pool, ""))
+    steps.append(Step("of these without an IoU", summary.without_iou, ""))
+    steps.append(Step("selected", counts.written, ""))
+    return steps
+
+
+def shortened(text: str, max_length: int) -> str:
+    """The beginning of a text."""
+    return text if len(text) <= max_length else text[: max_length - 1] + "…"
+
+
+def shortened_in_the_middle(text: str, max_length: int) -> str:
+    """Beginning and end of a text: names that begin alike stay apart."""
+    if len(text) <= max_length:
+        return text
+    tail = (max_length - 1) // 2
+    return text[: max_length - 1 - tail] + "…" + text[-tail:]
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))

@@ -1,0 +1,192 @@
+"""What summary.json says of a run; the report, the log and the metrics say it from here."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from components.joint_selection.config import JointSelectionConfig
+from components.joint_selection.inputs import Inputs, Side
+from components.joint_selection.rejected import Verdict
+from components.joint_selection.scoring import Tilt
+from components.joint_selection.selection import Candidates, Selection, by_source
+from free2ds_common import __version__, outcomes
+from free2ds_common.result import Counts, StageResult
+
+Facts = Mapping[str, Any]
+
+_MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "grid", "max_new_tokens", "capture_version")
+_TEXT_MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "max_tokens", "num_clusters", "faiss_version")
+_OUTPUTS = ("selected", "scores", "report", "summary", "random", "overview")
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """What ingest did before, as records/1 says; empty where it says nothing.
+
+    Attributes:
+        dataset_uri: The data set.
+        counts: Records read, written, dropped and rejected.
+        reject_reasons: Rejected records by reason.
+    """
+
+    dataset_uri: str
+    counts: Mapping[str, int]
+    reject_reasons: Mapping[str, int]
+
+    @classmethod
+    def of(cls, manifest: Facts) -> "Ingest":
+        """From the manifest of records/1."""
+        return cls(manifest.get("dataset_uri", ""), manifest.get("counts", {}), manifest.get("reject_reasons", {}))
+
+
+@dataclass(frozen=True)
+class SourceCounts:
+    """Records of one source.
+
+    Attributes:
+        pool: Could be drawn.
+        selected: Were drawn.
+        random: Are in the random control.
+    """
+
+    pool: int
+    selected: int
+    random: int
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Vision tokens per side.
+
+    Attributes:
+        llava: Of LLaVA's maps.
+        mgm: Of MGM's maps.
+        compared_on: Of what was compared.
+    """
+
+    llava: int
+    mgm: int
+    compared_on: int
+
+
+@dataclass(frozen=True)
+class Models:
+    """Facts about each model, by name, from the manifests of what it made.
+
+    Attributes:
+        llava: The first image model.
+        mgm: The second image model.
+        text: The text model and its clusters.
+    """
+
+    llava: Facts
+    mgm: Facts
+    text: Facts
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in numbers. The fields are those of summary.json, in its order.
+
+    Attributes:
+        counts: Records in and out of the stage.
+        reasons: Records that cannot be used or were not scored, by reason.
+        unknown_ids: Ids that are in no record, by input port.
+        ingest: What happened before.
+        pool: Records that could be drawn.
+        without_iou: How many of them have no IoU.
+        all_scores_equal: Whether the draw was uniform.
+        tilt: How far it leans.
+        outcomes: Of each model: records by outcome.
+        sources: Records by source, the largest source first.
+        parameters: Settings and ports; summary.json has the settings and the single inputs.
+        grids: Of the maps.
+        models: What was scored with.
+        code_version: Of free2ds.
+    """
+
+    counts: Counts
+    reasons: Mapping[str, int]
+    unknown_ids: Mapping[str, int]
+    ingest: Ingest
+    pool: int
+    without_iou: int
+    all_scores_equal: bool
+    tilt: Tilt
+    outcomes: Mapping[str, Mapping[str, int]]
+    sources: Mapping[str, SourceCounts]
+    parameters: JointSelectionConfig
+    grids: Grids
+    models: Models
+    code_version: str
+
+    @property
+    def named_parameters(self) -> dict[str, str | int | float]:
+        """Settings and single inputs by name: what decides the result, and fits a table."""
+        return {
+            name: value
+            for name, value in asdict(self.parameters).items()
+            if isinstance(value, str | int | float) and name not in _OUTPUTS
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of summary.json."""
+        return {**asdict(self), "parameters": self.named_parameters}
+
+    def as_result(self) -> StageResult:
+        """What the stage returns: scalars as metrics, everything else as metadata."""
+        metrics = {name: float(value) for name, value in asdict(self.tilt).items()}
+        metrics |= {"pool": float(self.pool), "without_iou": float(self.without_iou)}
+        metadata = {name: value for name, value in self.as_json().items() if name not in ("counts", "tilt")}
+        return StageResult(self.counts, metrics, metadata)
+
+
+def summarize(
+    config: JointSelectionConfig, inputs: Inputs, verdict: Verdict, candidates: Candidates, selection: Selection
+) -> Summary:
+    """Put the summary together.
+
+    Args:
+        config: Settings and ports.
+        inputs: What was read.
+        verdict: What of it cannot be used.
+        candidates: What was drawn from.
+        selection: What was drawn.
+    """
+    scores = selection.combined[selection.in_pool]
+    read, written, rejected = len(candidates.iou), int(selection.selected.sum()), int(verdict.rejected.sum())
+    sources = by_source(
+        candidates.source, pool=selection.in_pool, selected=selection.selected, random=selection.control
+    )
+    llava_grid, mgm_grid = inputs.comparison.grids
+    return Summary(
+        counts=Counts(read=read, written=written, dropped=read - written - rejected, rejected=rejected),
+        reasons=verdict.reasons,
+        unknown_ids=inputs.unknown_ids,
+        ingest=Ingest.of(inputs.dataset.manifest),
+        pool=int(selection.in_pool.sum()),
+        without_iou=int(np.isnan(candidates.iou[selection.in_pool]).sum()),
+        all_scores_equal=bool(scores.min() == scores.max()),
+        tilt=selection.tilt,
+        outcomes={side.name: _counted(side) for side in inputs.sides},
+        sources={name: SourceCounts(**row) for name, row in sources.items()},
+        parameters=config,
+        grids=Grids(llava_grid, mgm_grid, inputs.comparison.grid),
+        models=Models(
+            llava=_facts(inputs.llava.parts[0].manifest, _MODEL_FACTS),
+            mgm=_facts(inputs.mgm.parts[0].manifest, _MODEL_FACTS),
+            text=_facts(inputs.text.manifest, _TEXT_MODEL_FACTS),
+        ),
+        code_version=__version__,
+    )
+
+
+def _counted(side: Side) -> dict[str, int]:
+    """Records by outcome."""
+    return {outcomes.ALL[code]: int(count) for code, count in enumerate(np.bincount(side.outcome)) if count}
+
+
+def _facts(manifest: Facts, wanted: tuple[str, ...]) -> dict[str, Any]:
+    return {name: manifest[name] for name in wanted if name in manifest}

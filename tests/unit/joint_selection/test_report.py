@@ -1,0 +1,261 @@
+"""The HTML page, without a browser: what it says, what it shows, what it never runs."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components.joint_selection.stage import run
+from tests.support.selection import Inputs, chosen_ids, page_of, rows_of
+
+HOSTILE = "<script>alert('{0}')</script>\"{0}\"&"
+ESCAPED = "&lt;script&gt;alert(&#39;{0}&#39;)&lt;/script&gt;&#34;{0}&#34;&amp;"
+
+
+class Page(HTMLParser):
+    """Tags, attributes, and the pictures by their caption."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.pictures = set(), [], []
+        self._uri, self._in_caption = "", False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes += attributes
+        if tag == "img":
+            self._uri = dict(attributes)["src"]
+        self._in_caption = tag == "figcaption"
+
+    def handle_data(self, data):
+        if self._in_caption:
+            picture = Image.open(io.BytesIO(base64.b64decode(self._uri.partition(",")[2])))
+            self.pictures.append((data, np.asarray(picture.convert("RGB"), float)))
+            self._in_caption = False
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A page in which every text of the data set and of the models is hostile."""
+    inputs = Inputs(tmp_path_factory.mktemp("hostile"))
+    inputs.sources = [HOSTILE.format("source"), "$x_$", "z"]
+    inputs.question = HOSTILE.format("question") + "{}"
+    inputs.manifest["model"] = HOSTILE.format("model")
+    inputs.records_manifest = {
+        "dataset_uri": HOSTILE.format("uri"),
+        "counts": {"read": 41, "written": 40, "dropped": 0, "rejected": 1},
+        "reject_reasons": {HOSTILE.format("reason"): 1},
+    }
+    kmeans = inputs.write().write_kmeans([30, 10], [HOSTILE.format("message"), "What is it?"])
+    config = inputs.config(kmeans=kmeans)
+    run(config)
+    return page_of(config)
+
+
+@pytest.mark.parametrize("text", ["source", "question", "model", "uri", "reason", "message"])
+def test_texts_are_escaped(hostile, text):
+    assert ESCAPED.format(text) in hostile
+    assert f"<script>alert('{text}')" not in hostile
+
+
+def test_it_runs_nothing_and_loads_nothing(hostile):
+    page = Page(hostile)
+    assert not page.tags & {"script", "iframe", "object", "embed", "link", "base", "form"}
+    assert [name for name, _ in page.attributes if name.startswith("on")] == []
+    targets = [value for name, value in page.attributes if name in ("src", "href", "xlink:href")]
+    assert [target[:40] for target in targets if not re.match(r"data:image/(jpeg|png);base64,|#", target)] == []
+    # Not from a style either.
+    assert re.findall(r"url\((?!#)|@import", hostile) == []
+
+
+def test_dollars_in_names_of_sources_are_dollars(hostile):
+    """In the chart too, where matplotlib would read a formula between two of them."""
+    svg = hostile[hostile.index('aria-label="Composition by source"') :]
+    assert ">$x_$<" in svg[: svg.index("</svg>")]
+
+
+@pytest.fixture(scope="module")
+def corners(tmp_path_factory):
+    """A page on records where LLaVA looks at the upper right and MGM at the lower right; pictures are black."""
+    inputs = Inputs(tmp_path_factory.mktemp("corners"))
+    grid = np.zeros((2, 24, 24), np.float32)
+    grid[0, :12, 12:] = grid[1, 12:, 12:] = 1 / 144
+    inputs.maps[:] = grid.reshape(2, 1, 576)
+    inputs.write()
+    for name in "ab":
+        Image.new("RGB", (50, 50)).save(inputs.folder / f"images/{name}.png")
+    config = inputs.config()
+    run(config)
+    return Page(page_of(config)).pictures
+
+
+@pytest.mark.parametrize(
+    ("caption", "bright"),
+    [("picture", None), ("LLaVA looks here", "upper right"), ("MGM looks here", "lower right")],
+)
+def test_each_map_is_under_its_own_models_name(corners, caption, bright):
+    pictures = [pixels for text, pixels in corners if text == caption]
+    assert len(pictures) >= 6
+    for pixels in pictures:
+        halves = slice(0, 100), slice(124, 224)
+        corner = {
+            f"{vertical} {horizontal}": pixels[rows, columns].mean()
+            for vertical, rows in zip(("upper", "lower"), halves, strict=True)
+            for horizontal, columns in zip(("left", "right"), halves, strict=True)
+        }
+        assert [name for name, level in corner.items() if level > 50] == ([bright] if bright else [])
+
+
+@pytest.fixture(scope="module")
+def plain_config(tmp_path_factory):
+    """A run on the small inputs, with two settings that can be recognized."""
+    inputs = Inputs(tmp_path_factory.mktemp("plain"))
+    inputs.manifest["model_fingerprint"] = "sha256 abc"
+    config = inputs.write().config(alpha=0.125)
+    run(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def plain(plain_config):
+    return page_of(plain_config)
+
+
+def test_it_stands_alone(plain):
+    assert plain.count("data:image/jpeg;base64,") >= 9
+    assert "Selected 10 of 40 records that could be drawn." in plain
+    assert len(plain) < 8_000_000
+
+
+def test_galleries_show_the_records_that_they_name(plain_config, plain):
+    """Ten are selected, so that the line is at the tenth best score of all, also of those without an IoU."""
+    rows = sorted(rows_of(plain_config), key=lambda row: -row["combined"])
+    line = rows[9]["combined"]
+    order = [row for row in rows if row["iou"] is not None]
+    nearest = sorted(order, key=lambda row: abs(row["combined"] - line))[:6]
+    chosen = [row for row in order if row["selected"]]
+    middle = len(chosen) // 2
+    wanted = {
+        "Highest combined score": order[:6],
+        "Lowest combined score": order[::-1][:6],
+        "Near the line": sorted(nearest, key=lambda row: -row["combined"]),
+        "From the middle of the selection": chosen[middle - 3 : middle + 3],
+    }
+    assert len(chosen) > 6
+    found = {}
+    for section in plain.split("<h2>")[1:]:
+        title = section.partition("</h2>")[0]
+        if cards := re.findall(r"<br>\nrecord (\d+), ", section):
+            found[title] = [int(number) for number in cards]
+    assert found == {title: [row["unique_id"] for row in rows] for title, rows in wanted.items()}
+
+
+def test_charts_compare_the_selection_with_the_pool(inputs, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "components.joint_selection.report.charts.distribution",
+        lambda pool, selected, label: drawn.update({label: (pool.tolist(), selected.tolist())}) or "",
+    )
+    config = inputs.config(missing_iou="exclude")
+    run(config)
+    pool = [row for row in rows_of(config) if row["combined"] is not None]
+    labels = {
+        "iou": "IoU of the two maps",
+        "text_score": "text score (1 is the least typical)",
+        "combined": "combined score",
+    }
+    assert drawn == {
+        label: ([row[name] for row in pool], [row[name] for row in pool if row["selected"]])
+        for name, label in labels.items()
+    }
+
+
+def test_the_same_command_writes_the_same_bytes(inputs):
+    config = inputs.config(overview=str(inputs.folder / "overview.md"))
+    outputs = [Path(path) for path in (config.selected, config.random, config.report, config.summary, config.overview)]
+    run(config)
+    first = [path.read_bytes() for path in outputs]
+    run(config)
+    assert [path.read_bytes() for path in outputs] == first
+
+
+def test_pictures_that_are_not_there_are_said_to_be_missing(inputs):
+    config = inputs.config(image_root_uri=str(inputs.folder / "elsewhere"))
+    run(config)
+    assert "picture not shown: image_missing" in page_of(config)
+
+
+def test_a_store_that_does_not_answer_costs_pictures_not_the_selection(inputs, monkeypatch, caplog):
+    class HttpError(Exception):
+        """As gcsfs has one: no OSError."""
+
+    def refuse(image_root_uri, image):
+        raise HttpError("503")
+
+    monkeypatch.setattr("components.joint_selection.report.gallery.load_picture", refuse)
+    config = inputs.config()
+    run(config)
+    assert "picture not shown: the store did not answer" in page_of(config)
+    assert "b.png: HttpError: 503" in caplog.text
+    assert len(chosen_ids(config)) == 10
+
+
+def test_clusters(inputs):
+    config = inputs.config(kmeans=inputs.write_kmeans([5, 0, 35]))
+    run(config)
+    page = page_of(config)
+    assert "3 clusters of messages" in page
+    # The largest first, then the smallest first.
+    assert re.findall(r"message \d", page) == ["message 2", "message 0", "message 0", "message 2"]
+    assert "(empty text)" not in page
+    assert "1 clusters have no message" in page
+
+
+def test_no_clusters_without_a_k_means_model(plain):
+    assert "clusters of messages" not in plain
+
+
+def test_outcomes_and_unknown_ids(inputs, make_inputs):
+    few = make_inputs(order=range(30)).write()
+    config = few.config(mgm_attention=inputs.config().mgm_attention, max_reject_fraction=0.5)
+    run(config)
+    page = page_of(config)
+    assert "mgm_attention holds 10 ids that are not in the data set; they were left out." in page
+    assert "llava_attention holds" not in page
+    assert '<tr><td>text_only</td><td class="n">3</td><td class="n">3</td><td>has no picture</td></tr>' in page
+    assert '<tr><td>eos_only</td><td class="n">1</td><td class="n">0</td>' in page
+
+
+def test_models_parameters_and_versions(plain):
+    assert plain.count("sha256 abc") == 2
+    assert "<th>pyarrow</th>" in plain
+    assert "<tr><th>alpha</th><td>0.125</td></tr>" in plain
+    assert "<tr><th>stratify</th><td>(empty)</td></tr>" in plain
+    assert "24 x 24 positions</td>" in plain
+
+
+def test_records_without_an_iou_are_ranked_by_their_text(plain):
+    assert "by their text score alone (missing_iou = text)" in plain
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ("reference", "which is the best image score (missing_iou = reference)"),
+        ("exclude", "not at all: they cannot be drawn (missing_iou = exclude)"),
+    ],
+)
+def test_or_as_missing_iou_says(inputs, policy, words):
+    config = inputs.config(missing_iou=policy)
+    run(config)
+    assert words in page_of(config)
+
+
+def test_placeholders_are_not_shown(plain):
+    assert "&lt;image&gt;" not in plain

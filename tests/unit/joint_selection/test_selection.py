@@ -1,0 +1,153 @@
+"""Scoring and draw together: pool, strata, the random control, errors."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from components.joint_selection.config import DrawSettings
+from components.joint_selection.draw import record_noise
+from components.joint_selection.selection import Candidates, by_source, select
+from free2ds_common.errors import StageError
+
+COUNT = 40
+KEYS = pa.array([f"{number:064x}" for number in range(COUNT)])
+
+
+def candidates(seed=0, **changes):
+    """Records with different scores, all usable, of one source."""
+    rng = np.random.default_rng(1)
+    made = Candidates(
+        iou=rng.random(COUNT),
+        text_similarity=rng.random(COUNT),
+        rejected=np.zeros(COUNT, bool),
+        source=pa.array(["one"] * COUNT).dictionary_encode(),
+        noise=record_noise(KEYS, seed),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+@pytest.mark.parametrize("stratify", ["", "source"])
+@pytest.mark.parametrize("sampler", ["gumbel", "reference", "top"])
+def test_the_control_meets_the_selection_as_often_as_chance(sampler, stratify):
+    """All scores are equal. Two independent draws of 10 of 40 have 10 * 10 / 40 records in common.
+
+    The variance is that of the hypergeometric distribution, 10 * 1/4 * 3/4 * 30/39 = 1.44; over 300 seeds the mean's
+    standard deviation is 0.07.
+    """
+    same = {"iou": np.full(COUNT, 0.5), "text_similarity": np.full(COUNT, 0.5)}
+    common = []
+    for seed in range(300):
+        settings = DrawSettings(num_samples=10, sampler=sampler, stratify=stratify, seed=seed)
+        found = select(settings, candidates(seed, **same))
+        common.append(np.count_nonzero(found.selected & found.control))
+    assert np.mean(common) == pytest.approx(2.5, abs=0.3)
+
+
+def test_the_control_does_not_look_at_the_scores():
+    settings = DrawSettings(num_samples=10, temperature=0.01)
+    one = select(settings, candidates())
+    other = select(settings, candidates(iou=np.linspace(0, 1, COUNT), text_similarity=np.linspace(1, 0, COUNT)))
+    assert one.selected.tolist() != other.selected.tolist()
+    assert one.control.tolist() == other.control.tolist()
+
+
+def test_the_control_takes_every_record_equally_often():
+    """Drawn 10 of 40, 400 times: 100 times each; the standard deviation is 8.7."""
+    taken = sum(select(DrawSettings(num_samples=10), candidates(seed)).control.astype(int) for seed in range(400))
+    assert taken.sum() == 4000
+    assert taken.min() > 65
+    assert taken.max() < 135
+
+
+@pytest.mark.parametrize(
+    ("settings", "selected"),
+    [
+        (DrawSettings(ratio=0.25), 10),
+        (DrawSettings(ratio=0.249), 9),
+        (DrawSettings(ratio=1.0), 40),
+        (DrawSettings(ratio=0.25, num_samples=7), 7),
+        (DrawSettings(num_samples=40), 40),
+    ],
+)
+def test_how_many_are_selected(settings, selected):
+    found = select(settings, candidates())
+    assert found.selected.sum() == selected
+    assert found.control.sum() == selected
+
+
+def test_rejected_records_are_neither_selected_nor_in_the_control():
+    rejected = np.arange(COUNT) < 10
+    found = select(DrawSettings(ratio=1.0), candidates(rejected=rejected))
+    assert found.selected.tolist() == found.control.tolist() == found.in_pool.tolist() == (~rejected).tolist()
+    assert np.isnan(found.combined[:10]).all()
+    assert not found.probability[:10].any()
+
+
+def test_rejected_records_do_not_move_the_others_scores():
+    """An extreme score of a record that cannot be used is not the minimum of the rest."""
+    iou, rejected = np.linspace(0.2, 0.8, COUNT), np.zeros(COUNT, bool)
+    iou[0], rejected[0] = 0.0, True
+    found = select(DrawSettings(), candidates(iou=iou, rejected=rejected))
+    assert found.image_score[1] == 1.0
+    assert np.isnan(found.image_score[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "message"),
+    [
+        (DrawSettings(num_samples=41), {}, "num_samples: got 41, but only 40 records can be drawn. Ask for fewer."),
+        (DrawSettings(ratio=0.001), {}, "ratio: 0.001 of 40 records is no record at all. Raise ratio or num_samples."),
+        (DrawSettings(), {"rejected": np.ones(COUNT, bool)}, "none of the 40 records can be drawn: all are rejected."),
+        (
+            DrawSettings(missing_iou="exclude"),
+            {"iou": np.full(COUNT, np.nan)},
+            "none of the 40 records can be drawn: no record has an IoU, and missing_iou is exclude.",
+        ),
+    ],
+)
+def test_nothing_or_not_enough_to_draw(settings, changes, message):
+    with pytest.raises(StageError) as error:
+        select(settings, candidates(**changes))
+    assert str(error.value) == message
+
+
+def test_strata_have_weights_and_a_line_of_their_own():
+    """Two sources whose scores do not overlap, equal in the first one."""
+    similarity = np.array([0.9, 0.1, 0.9, 0.2, 0.9, 0.3, 0.9, 0.4])
+    records = Candidates(
+        iou=np.full(8, np.nan),
+        text_similarity=similarity,
+        rejected=np.zeros(8, bool),
+        source=pa.array(["low", "high"] * 4).dictionary_encode(),
+        noise=record_noise(KEYS.slice(0, 8), 0),
+    )
+    found = select(DrawSettings(ratio=0.5, alpha=1, stratify="source", seed=0), records)
+    np.testing.assert_allclose(found.edge, [0, 0.875] * 4)
+    np.testing.assert_allclose(found.probability[::2], 0.25)
+    high = found.probability[1::2]
+    assert high.max() / high.min() == pytest.approx(np.exp(0.375))
+    assert found.tilt.weight_ratio == pytest.approx(np.exp(0.375))
+
+
+@pytest.mark.parametrize(("sampler", "overlap"), [("top", 1.0), ("gumbel", None)])
+def test_tilt_of_strata_is_that_of_one_distribution(sampler, overlap):
+    """Sources of different size, all scores equal: every record of the pool weighs the same."""
+    source = pa.array(["large"] * 30 + ["small"] * 10).dictionary_encode()
+    same = {"iou": np.full(COUNT, 0.5), "text_similarity": np.full(COUNT, 0.5)}
+    found = select(DrawSettings(ratio=0.25, stratify="source", sampler=sampler), candidates(source=source, **same))
+    assert found.tilt.effective_sample_size == pytest.approx(40)
+    assert overlap is None or found.tilt.overlap_with_top == overlap
+
+
+def test_by_source_by_hand():
+    source = pa.array(["a", "b", "a", "c", "b", "b"]).dictionary_encode()
+    pool = np.array([1, 1, 1, 0, 1, 1], bool)
+    chosen = np.array([1, 0, 0, 0, 0, 1], bool)
+    found = by_source(source, pool=pool, selected=chosen)
+    assert list(found.items()) == [
+        ("b", {"pool": 3, "selected": 1}),
+        ("a", {"pool": 2, "selected": 1}),
+        ("c", {"pool": 0, "selected": 0}),
+    ]
