@@ -27,7 +27,8 @@ def require_choice(name: str, value: str, choices: Collection[str]) -> None:
         SettingError: `value` is unknown.
     """
     if value not in choices:
-        raise SettingError(name, f"got {value!r}, wanted one of {', '.join(sorted(choices))}.")
+        known = ", ".join(choice or "'' (empty)" for choice in sorted(choices))
+        raise SettingError(name, f"got {value!r}, wanted one of {known}.")
 
 
 def require_at_least(name: str, value: float, minimum: float) -> None:

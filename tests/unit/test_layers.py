@@ -62,7 +62,7 @@ class TestStage:
         assert imported(stage / "__main__.py", module_level=True) <= light
 
     def test_work_knows_neither_kfp_nor_argparse(self, stage):
-        for path in stage.glob("*.py"):
+        for path in stage.rglob("*.py"):
             if path.name not in ("component.py", "__main__.py"):
                 assert not imported(path) & {"kfp", "argparse"}, path
 
