@@ -30,7 +30,7 @@ def joint_selection(
     max_reject_fraction: float,
     seed: int,
     code_version: str,
-):
+) -> None:
     """Join where the two models look with how typical the text is, and draw the records worth training on."""
     from components.joint_selection.config import JointSelectionConfig
     from components.joint_selection.stage import run
