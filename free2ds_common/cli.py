@@ -3,7 +3,7 @@
 import importlib
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import tyro
 
@@ -29,7 +29,7 @@ def parse(config: type[Config], argv: Sequence[str] | None, command: str) -> Con
     return tyro.cli(config, args=argv, prog=command, description=summary)
 
 
-def print_counts(config: Any, result: StageResult) -> None:
+def print_counts(config: object, result: StageResult) -> None:
     """Print a stage's counts and metrics as one JSON line."""
     print(json.dumps({**vars(result.counts), **result.metrics}))
 

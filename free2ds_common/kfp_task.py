@@ -4,14 +4,23 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from free2ds_common.failure import ERROR_FILE, run_reported
 from free2ds_common.result import StageResult
 from free2ds_common.runlog import configure_logging
 
 
-def run_task(stage: str, work: Callable[[], StageResult], versions: dict[str, str], /, **artifacts: Any) -> StageResult:
+class Artifact(Protocol):
+    """What is used of kfp's output artifacts; the metrics of those that have `log_metric` are shown in KFP."""
+
+    path: str
+    metadata: dict[str, Any]
+
+
+def run_task(
+    stage: str, work: Callable[[], StageResult], versions: dict[str, str], /, **artifacts: Artifact
+) -> StageResult:
     """Run a stage as a KFP task and describe its outputs.
 
     A failure also goes to `ERROR_FILE`, beside the outputs.
@@ -21,7 +30,7 @@ def run_task(stage: str, work: Callable[[], StageResult], versions: dict[str, st
         work: The stage with its config bound.
         versions: The task's version parameters, kept with every artifact: they decide the cache, not the work.
         **artifacts: The task's output artifacts by port name. Each gets a display name, the counts and the metadata;
-            one with `log_metric` also gets the metrics.
+            one with `log_metric` also the counts and the metrics as metrics.
 
     Returns:
         What the stage returned.
@@ -45,7 +54,7 @@ def run_task(stage: str, work: Callable[[], StageResult], versions: dict[str, st
     return results[0]
 
 
-def _describe(port: str, artifact: Any, result: StageResult, versions: dict[str, str]) -> None:
+def _describe(port: str, artifact: Artifact, result: StageResult, versions: dict[str, str]) -> None:
     """Give an artifact its metadata, and its metrics where it takes any."""
     counts = asdict(result.counts)
     artifact.metadata.update({"display_name": port, **versions, **result.metadata, **counts})
