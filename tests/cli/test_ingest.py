@@ -30,7 +30,8 @@ def test_help_explains_every_port(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for option in ("--dataset-uri", "--image-root-uri", "--max-reject-fraction", "--records", "--rejects"):
         assert option in text
-    assert "(default: 0.05)" in text and "None" not in text
+    assert "(default: 0.05)" in text
+    assert "None" not in text
 
 
 def test_run(arguments, tmp_path, capsys):
@@ -45,7 +46,8 @@ def test_run(arguments, tmp_path, capsys):
 def test_default_reject_fraction_stops_the_run(arguments, tmp_path, capsys):
     assert main(arguments(json.dumps([GOOD, {}]))) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "1 of 2 records rejected (conversations_missing 1)" in error
+    assert error.startswith("error: ")
+    assert "1 of 2 records rejected (conversations_missing 1)" in error
     assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == 1
     assert main(arguments(json.dumps([GOOD, {}]), "--max-reject-fraction", "0.5")) == 0
 
@@ -54,7 +56,9 @@ def test_default_reject_fraction_stops_the_run(arguments, tmp_path, capsys):
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, capsys, content):
     assert main(arguments(content)) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
 
 
 def test_missing_option(capsys):

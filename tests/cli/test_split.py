@@ -58,4 +58,5 @@ def test_wrong_set_up_is_one_sentence_and_exit_code_2(records, tmp_path, capsys)
     assert main(["--records", str(tmp_path), "--shards", str(tmp_path / "shards")]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert errors[0] == "error: num_shards: got 65, wanted 1 to 64."
-    assert errors[1].startswith(f"error: {tmp_path}: no _manifest.json") and len(errors) == 2
+    assert errors[1].startswith(f"error: {tmp_path}: no _manifest.json")
+    assert len(errors) == 2

@@ -18,7 +18,9 @@ from components.cluster_scoring.__main__ import main as scoring
 def test_wrong_input_is_one_sentence_and_exit_2(main, arguments, message, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,8 @@ def test_clusters_of_the_given_embeddings(text):
     index, objectives = train(embeddings, 50, 100, 42)
     distances, nearest = index.search(embeddings, 1)
     assert faiss.__version__ == "1.15.1"
-    assert 1 < len(objectives) <= 100 and objectives[-1] < objectives[0]
+    assert 1 < len(objectives) <= 100
+    assert objectives[-1] < objectives[0]
     np.testing.assert_allclose(similarity(distances[:, 0]), similarity(wanted["squared_distance"]), rtol=1e-4)
     assert (nearest[:, 0] == wanted["nearest"]).all()
 

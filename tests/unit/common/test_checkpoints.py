@@ -95,7 +95,7 @@ def test_first_line():
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff"])
 def test_settings_that_are_no_json_object(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(StageError, match="config.json is no JSON object. Copy the model folder again"):
+    with pytest.raises(StageError, match=r"config\.json is no JSON object\. Copy the model folder again"):
         read_json_object(tmp_path / "config.json")
 
 

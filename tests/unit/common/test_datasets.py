@@ -33,10 +33,13 @@ def change_manifest(folder, change):
 
 def test_round_trip(folder):
     dataset = open_dataset(folder, TEXT_SCORES)
-    assert dataset.num_rows == 7 and list(dataset.rows()) == ROWS and dataset.table().to_pylist() == ROWS
+    assert dataset.num_rows == 7
+    assert list(dataset.rows()) == ROWS
+    assert dataset.table().to_pylist() == ROWS
     assert [path.name for path in dataset.paths()] == [f"part-0000{part}.parquet" for part in range(3)]
     assert [part["rows"] for part in dataset.manifest["parts"]] == [3, 3, 1]
-    assert dataset.manifest["seed"] == 42 and dataset.manifest["schema"] == "text_scores/1"
+    assert dataset.manifest["seed"] == 42
+    assert dataset.manifest["schema"] == "text_scores/1"
     assert list(dataset.rows(["num_turns"])) == [{"num_turns": number} for number in range(1, 8)]
     assert [batch.num_rows for batch in dataset.batches(batch_rows=2)] == [2, 1, 2, 1, 1]
 
@@ -61,17 +64,18 @@ def test_empty(tmp_path):
     with DatasetWriter(tmp_path, TEXT_SCORES):
         pass
     dataset = open_dataset(tmp_path, TEXT_SCORES)
-    assert dataset.num_rows == 0 and list(dataset.rows()) == [] and dataset.table().num_rows == 0
+    assert dataset.num_rows == 0
+    assert list(dataset.rows()) == []
+    assert dataset.table().num_rows == 0
 
 
 def test_null_or_wrong_type_is_refused(tmp_path):
     with pytest.raises(pa.ArrowInvalid, match="text_scores/1: null in column num_turns"):
         with DatasetWriter(tmp_path, TEXT_SCORES) as writer:
             writer.write([{**ROWS[0], "num_turns": None}])
-    with pytest.raises(pa.ArrowInvalid):
-        with DatasetWriter(tmp_path, TEXT_SCORES) as writer:
-            writer.write([{**ROWS[0], "num_turns": "many"}])
-    with pytest.raises(StageError, match="no _manifest.json, wanted a finished text_scores/1 folder"):
+    with pytest.raises(pa.ArrowInvalid), DatasetWriter(tmp_path, TEXT_SCORES) as writer:
+        writer.write([{**ROWS[0], "num_turns": "many"}])
+    with pytest.raises(StageError, match=r"no _manifest\.json, wanted a finished text_scores/1 folder"):
         open_dataset(tmp_path, TEXT_SCORES)
 
 
@@ -94,13 +98,15 @@ def test_folder_is_a_file(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(StageError, match="is or lies below a file, wanted a folder to write to"):
             DatasetWriter(path, TEXT_SCORES)
-    with pytest.raises(StageError, match="_manifest.json cannot be read"):
+    with pytest.raises(StageError, match=r"_manifest\.json cannot be read"):
         open_dataset(tmp_path / "file", TEXT_SCORES)
 
 
 def test_no_manifest(folder):
     (folder / MANIFEST).unlink()
-    with pytest.raises(StageError, match="no _manifest.json, wanted a finished text_scores/1 folder. Rerun the stage"):
+    with pytest.raises(
+        StageError, match=r"no _manifest\.json, wanted a finished text_scores/1 folder\. Rerun the stage"
+    ):
         open_dataset(folder, TEXT_SCORES)
 
 
@@ -112,12 +118,12 @@ def test_no_manifest(folder):
 )  # fmt: skip
 def test_manifest_that_cannot_be_read(folder, text):
     (folder / MANIFEST).write_text(text)
-    with pytest.raises(StageError, match="_manifest.json cannot be read. Rerun"):
+    with pytest.raises(StageError, match=r"_manifest\.json cannot be read\. Rerun"):
         open_dataset(folder, TEXT_SCORES)
 
 
 def test_another_schema(folder):
-    with pytest.raises(StageError, match="holds text_scores/1, wanted records/1. Give the folder of another stage"):
+    with pytest.raises(StageError, match=r"holds text_scores/1, wanted records/1\. Give the folder of another stage"):
         open_dataset(folder, RECORDS)
 
 
@@ -128,16 +134,16 @@ def test_missing_and_altered_parts(folder):
     with pytest.raises(StageError, match=r"part-00001.parquet is not the file that was written \(checksum differs\)"):
         open_dataset(folder, TEXT_SCORES)
     part.unlink()
-    with pytest.raises(StageError, match="part-00001.parquet is missing"):
+    with pytest.raises(StageError, match=r"part-00001\.parquet is missing"):
         open_dataset(folder, TEXT_SCORES)
 
 
 def test_row_counts(folder):
     change_manifest(folder, lambda manifest: manifest.update(rows=8))
-    with pytest.raises(StageError, match="_manifest.json says 8 rows, its parts hold 7"):
+    with pytest.raises(StageError, match=r"_manifest\.json says 8 rows, its parts hold 7"):
         open_dataset(folder, TEXT_SCORES)
     change_manifest(folder, lambda manifest: manifest["parts"][2].update(rows=2))
-    with pytest.raises(StageError, match="part-00002.parquet has 1 rows, _manifest.json says 2"):
+    with pytest.raises(StageError, match=r"part-00002\.parquet has 1 rows, _manifest\.json says 2"):
         open_dataset(folder, TEXT_SCORES)
 
 
@@ -145,14 +151,14 @@ def test_other_columns_in_any_part(folder):
     path = folder / "part-00001.parquet"
     pq.write_table(pq.read_table(path, partitioning=None).drop_columns("num_turns"), path)
     change_manifest(folder, lambda manifest: manifest["parts"][1].update(sha256=sha256_of_file(path)))
-    with pytest.raises(StageError, match="columns of part-00001.parquet differ from text_scores/1"):
+    with pytest.raises(StageError, match=r"columns of part-00001\.parquet differ from text_scores/1"):
         open_dataset(folder, TEXT_SCORES)
 
 
 def test_a_manifest_cannot_point_outside_its_folder(folder, tmp_path):
     (folder / "part-00000.parquet").rename(tmp_path / "part-00000.parquet")
     change_manifest(folder, lambda manifest: manifest["parts"][0].update(file="../part-00000.parquet"))
-    with pytest.raises(StageError, match="part-00000.parquet is missing"):
+    with pytest.raises(StageError, match=r"part-00000\.parquet is missing"):
         open_dataset(folder, TEXT_SCORES)
 
 

@@ -23,9 +23,8 @@ def encoded(picture, kind="PNG", **options):
 def problem(call, *arguments):
     with pytest.raises(PictureProblem) as caught:
         call(*arguments)
-    assert (
-        caught.value.reason in IMAGE_FAILURES and str(caught.value) == f"{caught.value.reason}: {caught.value.detail}"
-    )
+    assert caught.value.reason in IMAGE_FAILURES
+    assert str(caught.value) == f"{caught.value.reason}: {caught.value.detail}"
     return caught.value.reason, caught.value.detail
 
 
@@ -34,7 +33,8 @@ def test_formats(kind):
     picture = decode_picture(
         encoded(Image.new("RGB", (5, 4), "red"), kind, **({"quality": 100} if kind == "JPEG" else {})), "n"
     )
-    assert picture.mode == "RGB" and picture.size == (5, 4)
+    assert picture.mode == "RGB"
+    assert picture.size == (5, 4)
     assert all(abs(one - other) <= 2 for one, other in zip(picture.getpixel((2, 2)), (255, 0, 0), strict=True))
 
 
@@ -60,7 +60,9 @@ def test_no_picture(data):
 
 
 def test_formats_that_run_programs_are_not_opened():
-    assert "EPS" not in FORMATS and "JPEG" in FORMATS and "PNG" in FORMATS
+    assert "EPS" not in FORMATS
+    assert "JPEG" in FORMATS
+    assert "PNG" in FORMATS
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])

@@ -10,7 +10,7 @@ def test_counts_add_up():
     assert vars(Counts(read=6, written=3, dropped=2, rejected=1)) == {
         "read": 6, "written": 3, "dropped": 2, "rejected": 1,
     }  # fmt: skip
-    with pytest.raises(RuntimeError, match="counts do not add up: .*read=6, written=3, dropped=2, rejected=0"):
+    with pytest.raises(RuntimeError, match=r"counts do not add up: .*read=6, written=3, dropped=2, rejected=0"):
         Counts(read=6, written=3, dropped=2)
 
 

@@ -48,15 +48,18 @@ def test_paths_that_leave_the_root(path):
 
 def test_filesystem():
     assert filesystem("memory://a/b")[1] == "/a/b"
-    assert is_local("/tmp") and is_local("relative/folder") and is_local("file:///tmp") and not is_local("memory://a")
-    with pytest.raises(StageError, match="nosuch://x: cannot be opened .* Wanted a path or a URI such as gs://"):
+    assert is_local("/tmp")
+    assert is_local("relative/folder")
+    assert is_local("file:///tmp")
+    assert not is_local("memory://a")
+    with pytest.raises(StageError, match=r"nosuch://x: cannot be opened .* Wanted a path or a URI such as gs://"):
         filesystem("nosuch://x")
 
 
 def test_require_folder(tmp_path):
     require_folder("image_root_uri", str(tmp_path))
     require_folder("image_root_uri", "memory://not/there")
-    with pytest.raises(StageError, match="^image_root_uri: is empty"):
+    with pytest.raises(StageError, match=r"^image_root_uri: is empty"):
         require_folder("image_root_uri", "")
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "none"):
@@ -83,7 +86,8 @@ def test_atomic_writer_leaves_nothing_behind_after_an_error(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic_writer(path) as handle:
         handle.write(b"half")
         raise ZeroDivisionError
-    assert path.read_text() == "old" and [found.name for found in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "old"
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
 
 
 def test_atomic_writer_obeys_the_umask(tmp_path):
@@ -108,7 +112,8 @@ def test_local_folder_downloads_once(tmp_path):
     memory.pipe("/storage/model/config.json", b"{}")
     memory.pipe("/storage/model/weights/one.bin", b"1")
     folder = Path(local_folder("memory://storage/model", str(tmp_path / "cache")))
-    assert (folder / "config.json").read_bytes() == b"{}" and (folder / "weights" / "one.bin").read_bytes() == b"1"
+    assert (folder / "config.json").read_bytes() == b"{}"
+    assert (folder / "weights" / "one.bin").read_bytes() == b"1"
     memory.pipe("/storage/model/config.json", b"changed")
     assert local_folder("memory://storage/model", str(tmp_path / "cache")) == str(folder)
     assert (folder / "config.json").read_bytes() == b"{}"

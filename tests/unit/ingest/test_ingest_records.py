@@ -33,7 +33,8 @@ def test_columns():
 def test_record_key_ignores_the_order_of_keys_only():
     one = check_record(record(("h", "ü"), id=1, extra=2))
     other = check_record(dict(reversed(record(("h", "ü"), id=1, extra=2).items())))
-    assert one.record_key == other.record_key and one.raw != other.raw
+    assert one.record_key == other.record_key
+    assert one.raw != other.raw
     assert (
         one.record_key
         == hashlib.sha256('{"conversations":[{"from":"human","value":"ü"}],"extra":2,"id":1}'.encode()).hexdigest()
@@ -127,6 +128,9 @@ def test_rejected(value, reason, detail):
 
 def test_lone_surrogates_are_kept_in_raw_and_replaced_in_text():
     checked = check_record(record(("h", "a\ud83db"), ("g", "\udc00"), source="\ud800"))
-    assert checked.question == "a\ufffdb" and checked.messages == ["a\ufffdb"] and checked.source == "\ufffd"
-    assert '"a\\ud83db"' in checked.raw and '"\\udc00"' in checked.raw
+    assert checked.question == "a\ufffdb"
+    assert checked.messages == ["a\ufffdb"]
+    assert checked.source == "\ufffd"
+    assert '"a\\ud83db"' in checked.raw
+    assert '"\\udc00"' in checked.raw
     assert len(checked.record_key) == 64

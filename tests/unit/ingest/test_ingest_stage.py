@@ -77,13 +77,17 @@ def test_numbers_and_columns(place):
     assert [row["image"] for row in rows] == ["coco/a.png", None, "coco/a.png", None]
     assert [row["source"] for row in rows] == ["coco", "text-only", "coco", "text-only"]
     assert [row["question"] for row in rows] == ["question 1", "question 2", "question 1", "question 3"]
-    assert rows[0]["record_key"] == rows[2]["record_key"] and rows[0]["messages"] == ["question 1"]
+    assert rows[0]["record_key"] == rows[2]["record_key"]
+    assert rows[0]["messages"] == ["question 1"]
     assert place.rejects.read_text() == ""
     manifest = open_dataset(place.records, RECORDS).manifest
     assert manifest["counts"] == {"read": 4, "written": 4, "dropped": 0, "rejected": 0}
-    assert manifest["records_with_image"] == 2 and manifest["records_text_only"] == 2
-    assert manifest["dataset_uri"].endswith("data.json") and len(manifest["dataset_sha256"]) == 64
-    assert result.metadata["reject_reasons"] == {} and None not in result.metadata.values()
+    assert manifest["records_with_image"] == 2
+    assert manifest["records_text_only"] == 2
+    assert manifest["dataset_uri"].endswith("data.json")
+    assert len(manifest["dataset_sha256"]) == 64
+    assert result.metadata["reject_reasons"] == {}
+    assert None not in result.metadata.values()
 
 
 # Pytest undoes the filter that free2ds_common.pictures sets.
@@ -152,7 +156,7 @@ def test_an_unexpected_error_is_not_a_reject(place, monkeypatch):
     place.root.mkdir()
     with pytest.raises(OSError, match="does not answer"):
         place.run([record(1, "a.png"), record(2, "b.png")])
-    with pytest.raises(StageError, match="no _manifest.json"):
+    with pytest.raises(StageError, match=r"no _manifest\.json"):
         place.rows()
 
 
@@ -174,7 +178,7 @@ def test_reject_fraction_is_a_limit_not_a_target(place):
     ):
         place.run(records, max_reject_fraction=0.04)
     assert [line["record"] for line in place.rejected()] == [{"id": "bad"}]
-    with pytest.raises(StageError, match="no _manifest.json"):
+    with pytest.raises(StageError, match=r"no _manifest\.json"):
         place.rows()
 
 
@@ -187,7 +191,7 @@ def test_reject_fraction_out_of_range(place, fraction):
 def test_wrong_image_root_is_named(place):
     place.picture("elsewhere/a.png")
     with pytest.raises(
-        StageError, match="none of the 2 pictures that the records .* image_root_uri must be the folder"
+        StageError, match=r"none of the 2 pictures that the records .* image_root_uri must be the folder"
     ):
         place.run([record(1, "a.png"), record(2, "b.png"), record(3), record(4)])
     assert [line["reason"] for line in place.rejected()] == ["image_missing", "image_missing"]
@@ -200,7 +204,7 @@ def test_a_bad_picture_is_no_sign_of_a_wrong_root(place):
 
 
 def test_image_root_that_does_not_exist(place, tmp_path):
-    with pytest.raises(StageError, match="image_root_uri: .*none is not a folder"):
+    with pytest.raises(StageError, match=r"image_root_uri: .*none is not a folder"):
         place.run([record(1), record(2, "a.png")], image_root_uri=str(tmp_path / "none"))
     with pytest.raises(StageError, match="image_root_uri: is empty"):
         place.run([record(1, "a.png")], image_root_uri="")
@@ -211,7 +215,7 @@ def test_text_only_data_set_needs_no_image_root(place):
 
 
 def test_no_records(place):
-    with pytest.raises(StageError, match="data.json: the list is empty"):
+    with pytest.raises(StageError, match=r"data\.json: the list is empty"):
         place.run([])
     with pytest.raises(StageError, match="none of its 2 records can be used"):
         place.run([1, 2], max_reject_fraction=1)
@@ -221,7 +225,7 @@ def test_list_that_breaks_off_leaves_no_finished_records(place):
     place.run([record(1)])
     with pytest.raises(StageError, match="after 1 records"):
         place.run(json.dumps([record(1), record(2)])[:-9])
-    with pytest.raises(StageError, match="no _manifest.json"):
+    with pytest.raises(StageError, match=r"no _manifest\.json"):
         place.rows()
 
 
@@ -229,7 +233,8 @@ def test_placeholder_without_a_picture_is_counted(place, caplog):
     asking = record(1)
     asking["conversations"][0]["value"] = "<image>\nWhat?"
     result = place.run([asking, record(2)])
-    assert result.counts.written == 2 and result.metadata["placeholder_without_image"] == 1
+    assert result.counts.written == 2
+    assert result.metadata["placeholder_without_image"] == 1
     assert "1 records ask about <image> but name no picture" in caplog.text
     assert place.rows()[0]["messages"] == ["What?"]
 

@@ -9,6 +9,7 @@ from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.result import Counts
 from free2ds_common.schemas import RECORDS
+import itertools
 
 
 def row(number, image):
@@ -58,7 +59,7 @@ def test_every_record_in_one_shard_and_images_together(tmp_path, monkeypatch, nu
     homes = {}
     for number, shard in enumerate(shards):
         images = [found["image"] for found in shard if found["image"]]
-        changes = sum(one != other for one, other in zip(images, images[1:], strict=False))
+        changes = sum(one != other for one, other in itertools.pairwise(images))
         assert changes == max(0, len(set(images)) - 1)
         for image in images:
             assert homes.setdefault(image, number) == number
@@ -112,7 +113,8 @@ def test_shards_of_an_earlier_run_go_and_nothing_else(tmp_path):
 def test_manifest(tmp_path):
     split(tmp_path, ROWS, 2)
     manifest = open_dataset(tmp_path / "shards" / "shard-00001-of-00002", RECORDS).manifest
-    assert manifest["shard"] == 1 and manifest["num_shards"] == 2
+    assert manifest["shard"] == 1
+    assert manifest["num_shards"] == 2
 
 
 @pytest.mark.parametrize("num_shards", [0, -1, 65])
@@ -122,7 +124,7 @@ def test_number_of_shards_out_of_range(tmp_path, num_shards):
 
 
 def test_no_records_folder(tmp_path):
-    with pytest.raises(StageError, match="no _manifest.json, wanted a finished records/1 folder"):
+    with pytest.raises(StageError, match=r"no _manifest\.json, wanted a finished records/1 folder"):
         run(SplitConfig(records=str(tmp_path / "none"), shards=str(tmp_path / "shards")))
 
 
