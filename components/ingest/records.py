@@ -11,6 +11,9 @@ from free2ds_common.storage import OutsideRootError, clean_path
 PLACEHOLDER = "<image>"
 TEXT_ONLY_SOURCE = "text-only"
 NO_FOLDER_SOURCE = "images"
+# Python parses and writes JSON by recursion, and gives up at about 990 levels, fewer where its stack is deeper already.
+MAX_NESTING = 500
+TOO_DEEP = "nested_too_deeply"
 
 _PLACEHOLDERS = re.compile("<image>|<Image>")
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
@@ -51,6 +54,8 @@ def check_record(record: object) -> CheckedRecord:
     Raises:
         RecordProblem: It is not a usable LLaVA record. Its picture is not looked at.
     """
+    if (levels := nesting(record)) > MAX_NESTING:
+        raise RecordProblem(TOO_DEEP, f"is nested {levels} levels deep, at most {MAX_NESTING} are read")
     if not isinstance(record, dict):
         raise RecordProblem("not_an_object", f"is {_kind(record)}, wanted an object")
     turns = _turns(record.get("conversations"))
@@ -66,6 +71,15 @@ def check_record(record: object) -> CheckedRecord:
         messages=messages,
         raw=json.dumps(record, separators=(",", ":")),
     )
+
+
+def nesting(value: object) -> int:
+    """Levels of lists and objects in a JSON value, 0 for a scalar. Does not recurse."""
+    levels, level = 0, [value]
+    while containers := [inner for inner in level if isinstance(inner, (list, dict))]:
+        levels += 1
+        level = [inner for outer in containers for inner in (outer.values() if isinstance(outer, dict) else outer)]
+    return levels
 
 
 def record_key(record: object) -> str:

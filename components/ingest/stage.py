@@ -11,7 +11,7 @@ from typing import Any
 
 from components.ingest.config import IngestConfig
 from components.ingest.reader import BrokenLine, DatasetReader, open_records
-from components.ingest.records import PLACEHOLDER, CheckedRecord, RecordProblem, check_record
+from components.ingest.records import PLACEHOLDER, TOO_DEEP, CheckedRecord, RecordProblem, check_record
 from components.ingest.rejects import RejectLog
 from free2ds_common.datasets import DatasetWriter
 from free2ds_common.errors import StageError
@@ -62,8 +62,7 @@ def run(config: IngestConfig) -> StageResult:
                         writer.write(rows)
                         rows = []
                 else:
-                    original = record.text if isinstance(record, BrokenLine) else record
-                    rejects.add(read, checked.reason, checked.detail, original)
+                    rejects.add(read, checked.reason, checked.detail, _as_it_came(record, checked))
                 read += 1
                 progress.add()
         progress.close()
@@ -153,6 +152,13 @@ def _checked_in_order(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _as_it_came(record: object, problem: RecordProblem) -> object:
+    """What the reject log keeps of a record: all of it, unless it is too deep to be written."""
+    if isinstance(record, BrokenLine):
+        return record.text
+    return None if problem.reason == TOO_DEEP else record
 
 
 def _check(record: object) -> CheckedRecord | RecordProblem:

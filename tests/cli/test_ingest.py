@@ -16,9 +16,16 @@ def arguments(tmp_path):
     def build(content, *more):
         (tmp_path / "data.json").write_text(content)
         return [
-            "--dataset-uri", str(tmp_path / "data.json"), "--image-root-uri", "",
-            "--records", str(tmp_path / "records"), "--rejects", str(tmp_path / "rejects.jsonl"), *more,
-        ]  # fmt: skip
+            "--dataset-uri",
+            str(tmp_path / "data.json"),
+            "--image-root-uri",
+            "",
+            "--records",
+            str(tmp_path / "records"),
+            "--rejects",
+            str(tmp_path / "rejects.jsonl"),
+            *more,
+        ]
 
     return build
 
@@ -38,8 +45,13 @@ def test_run(arguments, tmp_path, capsys):
     assert main(arguments(json.dumps([GOOD]))) == 0
     counts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert counts == {
-        "read": 1, "written": 1, "dropped": 0, "rejected": 0, "records_with_image": 0, "records_text_only": 1,
-    }  # fmt: skip
+        "read": 1,
+        "written": 1,
+        "dropped": 0,
+        "rejected": 0,
+        "records_with_image": 0,
+        "records_text_only": 1,
+    }
     assert open_dataset(tmp_path / "records", RECORDS).num_rows == 1
 
 

@@ -5,28 +5,15 @@ import json
 import pytest
 
 from components.split.__main__ import main
-from free2ds_common.datasets import DatasetWriter, open_dataset
+from free2ds_common.datasets import open_dataset
 from free2ds_common.schemas import RECORDS
+from tests.support.records import record_row, write_records
 
 
 @pytest.fixture
 def records(tmp_path):
-    with DatasetWriter(tmp_path / "records", RECORDS) as writer:
-        writer.write(
-            [
-                {
-                    "unique_id": number,
-                    "record_key": f"{number}",
-                    "image": f"{number}.jpg",
-                    "source": "s",
-                    "question": "q",
-                    "messages": ["q"],
-                    "raw": "{}",
-                }  # fmt: skip
-                for number in range(1, 21)
-            ]
-        )
-    return str(tmp_path / "records")
+    rows = [record_row(number, image=f"{number}.jpg") for number in range(1, 21)]
+    return write_records(tmp_path / "records", rows)
 
 
 def test_help_explains_every_port(capsys):

@@ -27,6 +27,15 @@ def read(path):
         return list(reader)
 
 
+def read_in_chunks(path, packed, chunk_bytes, monkeypatch):
+    """Whether it is a list, and its records. The head shows the format; what follows comes in small pieces."""
+    with open_records(str(path)) as reader, gzip.open(path) if packed else path.open("rb") as stream:
+        monkeypatch.setattr(reader_module, "CHUNK_BYTES", chunk_bytes)
+        reader._stream = stream
+        reader._head = stream.read(1)
+        return reader.is_list, list(reader)
+
+
 def written(tmp_path, content, name="data.json"):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -40,13 +49,7 @@ def written(tmp_path, content, name="data.json"):
 def test_list(tmp_path, monkeypatch, indent, ascii_only, packed, chunk_bytes):
     content = json.dumps(RECORDS, indent=indent, ensure_ascii=ascii_only).encode()
     path = written(tmp_path, gzip.compress(content) if packed else content, "data.txt")
-    # The head has to be long enough to show the format; what follows comes in small pieces.
-    with open_records(str(path)) as reader:
-        monkeypatch.setattr(reader_module, "CHUNK_BYTES", chunk_bytes)
-        reader._stream = gzip.open(path) if packed else path.open("rb")
-        reader._head = reader._stream.read(1)
-        assert reader.is_list
-        assert list(reader) == RECORDS
+    assert read_in_chunks(path, packed, chunk_bytes, monkeypatch) == (True, RECORDS)
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 5, 4 << 20])
@@ -55,12 +58,7 @@ def test_list(tmp_path, monkeypatch, indent, ascii_only, packed, chunk_bytes):
 def test_lines(tmp_path, monkeypatch, chunk_bytes, end, packed):
     content = ("\r\n\n".join(json.dumps(record) for record in RECORDS) + end).encode()
     path = written(tmp_path, gzip.compress(content) if packed else content, "data.json")
-    with open_records(str(path)) as reader:
-        monkeypatch.setattr(reader_module, "CHUNK_BYTES", chunk_bytes)
-        reader._stream = gzip.open(path) if packed else path.open("rb")
-        reader._head = reader._stream.read(1)
-        assert not reader.is_list
-        assert list(reader) == RECORDS
+    assert read_in_chunks(path, packed, chunk_bytes, monkeypatch) == (False, RECORDS)
 
 
 def test_byte_order_mark(tmp_path):

@@ -4,12 +4,31 @@ import hashlib
 
 import pytest
 
-from components.ingest.records import RecordProblem, check_record, question
+from components.ingest.records import RecordProblem, check_record, nesting, question
 
 
 def record(*turns, **others):
     names = {"h": "human", "g": "gpt", "s": "system"}
     return {"id": "x", **others, "conversations": [{"from": names[turn[0]], "value": turn[1]} for turn in turns]}
+
+
+def nested(levels):
+    value = []
+    for level in range(levels - 1):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "levels"),
+    [(1, 0), ("[[", 0), ([], 1), ({}, 1), ([1, [2]], 2), ({"a": 1, "b": [{}]}, 3), (nested(2000), 2000)],
+)
+def test_nesting(value, levels):
+    assert nesting(value) == levels
+
+
+def test_the_deepest_record_that_is_read():
+    assert check_record(record(("h", "q"), extra=nested(499))).messages == ["q"]
 
 
 def test_columns():
@@ -106,6 +125,8 @@ def test_image_and_source(fields, image, source):
         ({"conversations": ["hello"]}, "turn_malformed", "turn 0 is no object"),
         ({"conversations": [{"value": "q"}]}, "turn_malformed", "turn 0"),
         ({"conversations": [{"from": 1, "value": "q"}]}, "turn_malformed", "turn 0"),
+        (nested(501), "nested_too_deeply", "is nested 501 levels deep, at most 500 are read"),
+        (record(("h", "q"), extra=nested(500)), "nested_too_deeply", "is nested 501 levels deep"),
         (record(("g", "a"), ("s", "b")), "no_human_turn", "none of the 2 turns is from human"),
         (record(("h", 5)), "value_not_string", "the value of turn 0 is a number"),
         (record(("h", "q"), ("g", None)), "value_not_string", "the value of turn 1 is missing or null"),

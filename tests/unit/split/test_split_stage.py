@@ -1,5 +1,7 @@
 """Shards: images stay together, order does not depend on the input, every shard exists."""
 
+import itertools
+
 import pytest
 
 from components.split import stage
@@ -9,14 +11,18 @@ from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.result import Counts
 from free2ds_common.schemas import RECORDS
-import itertools
 
 
 def row(number, image):
     return {
-        "unique_id": number, "record_key": f"{number % 90:064x}", "image": image, "source": "s", "question": None,
-        "messages": ["m", str(number)], "raw": f'{{"id":{number}}}',
-    }  # fmt: skip
+        "unique_id": number,
+        "record_key": f"{number % 90:064x}",
+        "image": image,
+        "source": "s",
+        "question": None,
+        "messages": ["m", str(number)],
+        "raw": f'{{"id":{number}}}',
+    }
 
 
 # 100 records on 30 images, 25 of them text-only; some records are equal but for unique_id.
