@@ -243,10 +243,8 @@ def _parse_line(line: bytes) -> object:
     """The JSON value of one line, or a `BrokenLine`."""
     try:
         value: object = json.loads(line.decode("utf-8"))
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: not UTF-8, not JSON, or a number with thousands of digits
+    # ValueError: not UTF-8, not JSON, or a number with thousands of digits.
+    except (ValueError, RecursionError) as error:
         return BrokenLine(line.decode("utf-8", errors="backslashreplace").strip(), str(error))
     return value
 

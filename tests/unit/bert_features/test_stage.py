@@ -93,6 +93,7 @@ def test_each_distinct_message_once_and_who_said_it(config):
     result = run(config)
     messages, turns = tables(config)
     assert set(messages) == {"what is in the picture ?", "how many cats ?", "", "red " * 60, "blue"}
+    assert open_dataset(config.features + "/messages", text_messages_schema(16)).num_rows == 5
     assert [(turn["unique_id"], turn["turn"]) for turn in turns] == [(1, 0), (1, 1), (2, 0), (3, 0), (4, 0), (4, 1)]
     assert turns[0]["message_key"] == turns[2]["message_key"] == messages["what is in the picture ?"]["message_key"]
     assert (result.metrics["turns"], result.metrics["distinct_messages"]) == (6, 5)
@@ -194,6 +195,30 @@ def test_windows_do_not_change_what_is_written(config, monkeypatch, settings):
         np.testing.assert_allclose(row["embedding"], wanted[text]["embedding"], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("settings", "windows"),
+    [
+        ({}, [5]),
+        ({"_FIRST_WINDOW": 1, "_WINDOW": 3}, [1, 3, 1]),
+        # The messages have 24, 15, 0, 240 and 4 characters.
+        ({"_WINDOW_CHARACTERS": 30}, [2, 2, 1]),
+    ],
+)
+def test_windows_are_limited_in_messages_and_in_characters(config, monkeypatch, settings, windows):
+    sizes = []
+    tokenize = Encoder.tokenize
+
+    def spy(self, messages):
+        sizes.append(len(messages))
+        return tokenize(self, messages)
+
+    monkeypatch.setattr(Encoder, "tokenize", spy)
+    for setting, value in settings.items():
+        monkeypatch.setattr(f"components.bert_features.batching.{setting}", value)
+    run(config)
+    assert sizes == windows
+
+
 def test_progress_moves_within_a_window(config, monkeypatch):
     reported = []
     monkeypatch.setattr("components.bert_features.stage.Progress.add", lambda self, count: reported.append(count))
@@ -215,13 +240,13 @@ def test_a_failure_leaves_no_finished_folder(config, monkeypatch):
 
 
 @pytest.mark.parametrize("setting", ["CPU_ACTIVATION_BYTES", "CPU_ACTIVATION_BYTES_PER_THREAD"])
-def test_a_pass_on_a_cpu_has_an_upper_size(config, monkeypatch, setting):
+def test_a_pass_on_a_cpu_has_an_upper_size(configured, monkeypatch, setting):
     threads = torch.get_num_threads() if setting.endswith("THREAD") else 1
     monkeypatch.setattr(f"components.bert_features.encoder.{setting}", 4 * 16 * 16 * 50 // threads)
     passes = spy_on_passes(monkeypatch)
-    run(dataclasses.replace(config, batch_tokens=1_000_000))
-    assert sum(map(len, passes)) == 5
-    assert max(len(lengths) * max(lengths) for lengths in passes) <= 50
+    # Thirteen messages of four tokens, of which twelve fit into 50.
+    run(configured([[f"{first} {second}" for first, second in itertools.pairwise(WORDS)]], batch_tokens=1_000_000))
+    assert [len(lengths) for lengths in passes] == [12, 1]
 
 
 def test_roberta_has_fewer_positions_than_its_config_says(config, bert, tmp_path):

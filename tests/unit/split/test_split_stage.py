@@ -112,8 +112,10 @@ def test_empty_shards_are_sealed(tmp_path):
 def test_shards_of_an_earlier_run_go_and_nothing_else(tmp_path):
     split(tmp_path, ROWS, 5)
     (tmp_path / "shards" / "notes.txt").write_text("mine")
+    (tmp_path / "shards" / "shard-1").mkdir()
     split(tmp_path, ROWS, 2)
-    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["notes.txt", *shard_names(2)]
+    found = sorted(path.name for path in (tmp_path / "shards").iterdir())
+    assert found == ["notes.txt", *shard_names(2), "shard-1"]
 
 
 def test_manifest(tmp_path):
