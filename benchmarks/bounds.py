@@ -1,4 +1,4 @@
-"""How every benchmark ends: one line per bound, and an exit code that says whether all hold."""
+"""Measuring in turns, and bounds: one line each, and an exit code that says whether all hold."""
 
 import gc
 import statistics
@@ -56,7 +56,8 @@ class Rounds:
         five rounds' medians went from 0.84 to 1.02, the median of their ratios from 0.87 to 0.99.
         """
         below = zip(*(self._seconds[other] for other in others), strict=True)
-        return statistics.median(over / sum(under) for over, under in zip(self._seconds[name], below, strict=True))
+        ratios: list[float] = [over / sum(under) for over, under in zip(self._seconds[name], below, strict=True)]
+        return statistics.median(ratios)
 
 
 def in_turns(repeats: int, *, warm_up: bool = True, **variants: Callable[[], object]) -> Rounds:

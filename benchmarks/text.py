@@ -8,37 +8,30 @@ of 32) padded to the longest.
 
 import argparse
 import functools
-import gzip
-import json
-import os
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, wait
+from collections.abc import Callable
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 
 import faiss
 import numpy as np
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.alone import alone, resident_peak_mb
 from benchmarks.bounds import Bounds
+from benchmarks.text_data import read_messages, sample_of, write_records, write_synthetic
 from components.bert_features.config import BertFeaturesConfig
 from components.bert_features.stage import run as run_bert
 from components.cluster_scoring.config import ClusterScoringConfig
+from components.cluster_scoring.kmeans import train, training_rows
 from components.cluster_scoring.stage import run as run_scoring
-from components.cluster_scoring.stage import train, training_rows
-from free2ds_common.datasets import DatasetWriter, open_dataset
-from free2ds_common.inference.heap import resident_bytes
-from free2ds_common.schemas import RECORDS, TEXT_TURNS, kmeans_schema, text_messages_schema
+from free2ds_common.datasets import open_dataset
+from free2ds_common.schemas import kmeans_schema, text_messages_schema
 
-PLACEHOLDERS = ("<image>", "<Image>")
 _ENCODED_BY_LIBRARY = 20_000
-_STRETCH_SECONDS = 20
 PARTS = ("features", "batches", "same", "scoring", "ten")
 
 
@@ -50,41 +43,8 @@ def minilm_folder() -> Path:
     return next(Path(package.submodule_search_locations[0]).rglob("model.safetensors")).parent
 
 
-def read_messages(dataset: Path) -> list[list[str]]:
-    """Human messages per record, cleaned."""
-    with gzip.open(dataset, "rt", encoding="utf-8") as handle:
-        records = json.load(handle)
-    cleaned = []
-    for record in records:
-        said = [turn["value"] for turn in record["conversations"] if turn["from"] == "human"]
-        for placeholder in PLACEHOLDERS:
-            said = [message.replace(placeholder, "") for message in said]
-        cleaned.append([message.strip() for message in said])
-    return cleaned
-
-
-def write_records(folder: Path, messages: list[list[str]]) -> str:
-    """A records/1 folder of nothing but messages."""
-    with DatasetWriter(folder, RECORDS) as writer:
-        writer.write(
-            [
-                {
-                    "unique_id": number,
-                    "record_key": f"{number:064d}",
-                    "image": None,
-                    "source": "bench",
-                    "question": None,
-                    "messages": said,
-                    "raw": "{}",
-                }
-                for number, said in enumerate(messages, start=1)
-            ]
-        )
-    return str(folder)
-
-
-def plain(model: torch.nn.Module, tokenizer, messages: list[str], batch: int) -> np.ndarray:  # noqa: ANN001
-    """Every message, file order, padded to the longest of its batch."""
+def plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: list[str], batch: int) -> np.ndarray:
+    """CLS of every message, in file order, padded to the longest of its batch."""
     found = []
     with torch.inference_mode():
         for start in range(0, len(messages), batch):
@@ -95,21 +55,10 @@ def plain(model: torch.nn.Module, tokenizer, messages: list[str], batch: int) ->
     return np.concatenate(found)
 
 
-def sample_of(records: list[list[str]], turns: int | None, seed: int = 0) -> list[list[str]]:
-    """Whole records drawn at random until they hold `turns` human turns; all of them, shuffled, for None."""
-    chosen, count = [], 0
-    for index in np.random.default_rng(seed).permutation(len(records)):
-        if turns is not None and count >= turns:
-            break
-        chosen.append(records[index])
-        count += len(records[index])
-    return chosen
-
-
 def typical_batches(lengths: np.ndarray, batch: int, count: int) -> np.ndarray:
-    """Starts of batches that stand for all: evenly spaced by rank of their longest message, which sets the cost.
+    """Starts of representative batches: evenly spaced by rank of their longest message, which sets the cost.
 
-    So few, taken at even distances, often miss the longest messages or hold too many of them.
+    Evenly spaced by position, so few batches would often miss the longest messages or hold too many of them.
     """
     starts = np.arange(0, max(1, len(lengths) - batch + 1), batch)
     longest = np.array([lengths[start : start + batch].max() for start in starts])
@@ -119,42 +68,12 @@ def typical_batches(lengths: np.ndarray, batch: int, count: int) -> np.ndarray:
         f"batches of {batch}: longest message of {longest.mean():.0f} tokens on average, "
         f"{longest[chosen].mean():.0f} in those timed"
     )
-    return starts[chosen]
+    typical: np.ndarray = starts[chosen]
+    return typical
 
 
-def alone(work: Callable[..., dict], *arguments: object, between: Iterable[Callable[[], object]] = ()) -> dict:
-    """Do work in a process of its own, so that neither what it keeps nor its heap's settings matter here.
-
-    Args:
-        work: A function of this module; its result has `start` and `end`, seconds of the monotonic clock.
-        *arguments: Its arguments.
-        between: Done while the process is stopped, one piece after every `_STRETCH_SECONDS`; what is left when the work
-            ends is done then. The machine's speed drifts over minutes: both meet the same of it.
-
-    Returns:
-        The result, with `seconds` instead of start and end, without the stops.
-    """
-    stops: list[tuple[float, float]] = []
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        process = pool.submit(os.getpid).result()
-        running = pool.submit(work, *arguments)
-        for piece in between:
-            if wait([running], _STRETCH_SECONDS).not_done:
-                os.kill(process, signal.SIGSTOP)
-            start = time.monotonic()
-            try:
-                piece()
-            finally:
-                os.kill(process, signal.SIGCONT)
-            stops.append((start, time.monotonic()))
-        result = running.result()
-    start, end = result.pop("start"), result.pop("end")
-    stopped = sum(max(0.0, min(last, end) - max(first, start)) for first, last in stops)
-    return result | {"seconds": end - start - stopped}
-
-
-def run_features(records: str, features: str, batch_tokens: int) -> dict:
-    """bert_features; its peak in MB above the loaded model's, distinct messages and share of padding, for `alone`."""
+def run_features(records: str, features: str, batch_tokens: int) -> dict[str, float]:
+    """Run bert_features: peak in MB above the loaded model, distinct messages and share of padding, for `alone`."""
     folder = minilm_folder()
     AutoModel.from_pretrained(folder)
     before = resident_peak_mb(reset=True)
@@ -167,7 +86,7 @@ def run_features(records: str, features: str, batch_tokens: int) -> dict:
 
 
 def large_batches(bounds: Bounds, dataset: Path, turns: int) -> None:
-    """Peak memory of bert_features where far larger batches are asked for than fit."""
+    """Peak memory of bert_features when it is asked for much larger batches than fit."""
     with tempfile.TemporaryDirectory() as place:
         records = write_records(Path(place) / "records", sample_of(read_messages(dataset), turns))
         peak = alone(run_features, records, f"{place}/features", 1_000_000)["peak_mb"]
@@ -177,8 +96,8 @@ def large_batches(bounds: Bounds, dataset: Path, turns: int) -> None:
 def features(bounds: Bounds, dataset: Path, turns: int | None, rounds: int) -> None:
     """Turns per second: ours on `turns` turns or all, the plain way and sentence-transformers on some of them.
 
-    The plain way at full length would take hours: its speed is told by `rounds` batches of 512 and as many turns in
-    batches of 32.
+    The plain way would take hours for all turns: it is timed on `rounds` batches of 512, and as many turns in batches
+    of 32.
     """
     folder = minilm_folder()
     records = sample_of(read_messages(dataset), turns)
@@ -241,15 +160,6 @@ def sentence_transformers(bounds: Bounds, folder: Path, flat: list[str], ours: f
     bounds.at_least("bert_features_over_sentence_transformers", ours / speed, 1.2)
 
 
-def resident_peak_mb(reset: bool = False) -> float:
-    """Peak resident set, or (with `reset`) the present one after the peak was set back to it."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-        return resident_bytes() / 2**20
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
 def scoring(bounds: Bounds, distinct: int, turns: int, dimensions: int, clusters: int) -> None:
     """cluster_scoring on synthetic features of the full size: seconds and peak memory."""
     with tempfile.TemporaryDirectory() as place:
@@ -259,8 +169,8 @@ def scoring(bounds: Bounds, distinct: int, turns: int, dimensions: int, clusters
     bounds.at_most(f"cluster_scoring_peak_gb_{turns}_turns", run["peak_mb"] / 1024, 8)
 
 
-def score(place: str, clusters: int) -> dict:
-    """cluster_scoring and its peak in MB, for `alone`."""
+def score(place: str, clusters: int) -> dict[str, float]:
+    """Run cluster_scoring: its peak in MB, for `alone`."""
     before = resident_peak_mb(reset=True)
     start = time.monotonic()
     run_scoring(
@@ -269,40 +179,6 @@ def score(place: str, clusters: int) -> dict:
         )
     )
     return {"start": start, "end": time.monotonic(), "peak_mb": resident_peak_mb() - before}
-
-
-def write_synthetic(place: Path, rng: np.random.Generator, distinct: int, turns: int, dimensions: int) -> np.ndarray:
-    """Features of random messages around a few centres; returns each turn's message, in order."""
-    import pyarrow as pa
-
-    settings = {
-        "model": "synthetic", "revision": "", "model_fingerprint": "", "dtype": "float32", "max_tokens": 512,
-        "records_sha256": "", "part": "0/1",
-    }  # fmt: skip
-    centres = rng.normal(size=(200, dimensions)).astype(np.float32)
-    with DatasetWriter(place / "messages", text_messages_schema(dimensions)) as writer:
-        for start in range(0, distinct, 50_000):
-            rows = min(50_000, distinct - start)
-            values = centres[rng.integers(0, 200, rows)] + rng.normal(size=(rows, dimensions)).astype(np.float32)
-            keys = [f"{number:064d}" for number in range(start, start + rows)]
-            column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), dimensions)
-            writer.write(
-                pa.table([pa.array(keys), pa.array(keys), column], names=["message_key", "message", "embedding"])
-            )
-        writer.manifest.update(settings)
-    said = np.concatenate([np.arange(distinct), rng.integers(0, distinct, turns - distinct)])
-    with DatasetWriter(place / "turns", TEXT_TURNS) as writer:
-        for start in range(0, turns, 200_000):
-            numbers = np.arange(start, min(start + 200_000, turns))
-            columns = [
-                pa.array(numbers // 5 + 1),
-                pa.array([f"{number:064d}" for number in numbers // 5 + 1]),
-                pa.array((numbers % 5).astype(np.int32)),
-                pa.array([f"{number:064d}" for number in said[numbers]]),
-            ]
-            writer.write(pa.table(columns, names=TEXT_TURNS.arrow.names))
-        writer.manifest.update(settings)
-    return said
 
 
 def same_assignment(bounds: Bounds) -> None:
@@ -337,7 +213,7 @@ def same_assignment(bounds: Bounds) -> None:
 
 
 def main() -> int:
-    """Run everything; returns 1 when a bound is not kept."""
+    """Run everything; returns 1 if a bound is not kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", type=Path, default=Path("../shared/data/texts/dataset.json.gz"))
     parser.add_argument("--turns", type=int, help="of the data set, drawn at random; all by default")

@@ -28,7 +28,7 @@ def make(folder: Path, num_records: int, seed: int) -> None:
         seed: Of the scenes; the models are always the same.
 
     Raises:
-        StageError: One of these places holds something that is not from here.
+        StageError: One of these places holds something that this command did not write.
     """
     settings = {"num_records": num_records, "seed": seed, "version": VERSION}
     finished = {**settings, "finished": True}
@@ -46,7 +46,7 @@ def make(folder: Path, num_records: int, seed: int) -> None:
     records = make_dataset(folder, num_records, seed)
     pictures = len({record["image"] for record in records if "image" in record})
     print(f"example data: {len(records)} records about {pictures} drawn pictures in {folder}", flush=True)
-    # Here, not at the top: --help shall not wait for torch.
+    # Here, not at the top: --help does not wait for torch.
     from transformers.utils.logging import disable_progress_bar
 
     from examples.models import train_tokenizer, write_bert, write_llava, write_mgm

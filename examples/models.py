@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import sentencepiece
@@ -47,16 +47,30 @@ _PROCESSOR = {
     "size": {"shortest_edge": 336},
 }
 _TOKENIZER = {
-    "add_bos_token": True, "add_eos_token": False, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
-    "legacy": False, "model_max_length": 2048, "tokenizer_class": "LlamaTokenizer",
-}  # fmt: skip
+    "add_bos_token": True,
+    "add_eos_token": False,
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "legacy": False,
+    "model_max_length": 2048,
+    "tokenizer_class": "LlamaTokenizer",
+}
 
 
 def _text_config(vocabulary: int) -> LlamaConfig:
     return LlamaConfig(
-        hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, vocab_size=vocabulary,
-        max_position_embeddings=4096, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=EOS, tie_word_embeddings=False,
-    )  # fmt: skip
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=vocabulary,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        bos_token_id=1,
+        eos_token_id=EOS,
+        tie_word_embeddings=False,
+    )
 
 
 def _clip_config() -> CLIPVisionConfig:
@@ -93,7 +107,7 @@ def _let_answers_end(embeddings: torch.Tensor, lm_head: torch.Tensor, generator:
     lm_head[EOS] = EOS_LENGTH * direction
 
 
-def _write_json(path: Path, content: dict) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -102,10 +116,19 @@ def train_tokenizer(texts: Iterable[str]) -> bytes:
     """A Llama-like sentencepiece model: BPE with byte fallback, unk 0, bos 1, eos 2."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*texts, LLAVA_SYSTEM, MGM_SYSTEM, INSTRUCTION]), model_writer=written,
-        vocab_size=VOCABULARY, model_type="bpe", byte_fallback=True, unk_id=0, bos_id=1, eos_id=EOS, pad_id=-1,
-        hard_vocab_limit=False, num_threads=1, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter([*texts, LLAVA_SYSTEM, MGM_SYSTEM, INSTRUCTION]),
+        model_writer=written,
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        unk_id=0,
+        bos_id=1,
+        eos_id=EOS,
+        pad_id=-1,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
     return written.getvalue()
 
 
@@ -122,9 +145,14 @@ def _write_llama_files(folder: Path, tokenizer: bytes) -> None:
 def write_llava(folder: Path, tokenizer: bytes, seed: int = LLAVA_SEED) -> None:
     """LLaVA in the Hugging Face layout; save_pretrained gives the parameters their published names."""
     config = LlavaConfig(
-        vision_config=_clip_config(), text_config=_text_config(VOCABULARY + 64), image_token_index=VOCABULARY,
-        image_seq_length=576, vision_feature_layer=-2, tie_word_embeddings=False, dtype="float32",
-    )  # fmt: skip
+        vision_config=_clip_config(),
+        text_config=_text_config(VOCABULARY + 64),
+        image_token_index=VOCABULARY,
+        image_seq_length=576,
+        vision_feature_layer=-2,
+        tie_word_embeddings=False,
+        dtype="float32",
+    )
     model, generator = LlavaForConditionalGeneration(config).eval(), torch.Generator().manual_seed(seed)
     _randomise(model, generator)
     _let_answers_end(model.get_input_embeddings().weight, model.lm_head.weight, generator)

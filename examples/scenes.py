@@ -9,9 +9,13 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 COLOURS = {
-    "red": (214, 40, 40), "green": (46, 139, 87), "blue": (38, 84, 196), "yellow": (240, 200, 20),
-    "purple": (128, 60, 160), "orange": (244, 140, 20),
-}  # fmt: skip
+    "red": (214, 40, 40),
+    "green": (46, 139, 87),
+    "blue": (38, 84, 196),
+    "yellow": (240, 200, 20),
+    "purple": (128, 60, 160),
+    "orange": (244, 140, 20),
+}
 SHAPES = ("circle", "square", "triangle")
 SIZES = ((336, 336), (480, 320), (320, 480), (640, 360), (200, 150), (96, 400))
 WORDS = ("EXIT", "SALE", "OPEN", "CAFE", "STOP", "MILK", "TAXI", "BOOK")
@@ -64,7 +68,7 @@ def draw_shapes(rng: random.Random) -> Scene:
         things.append((shape, colour, left + size / 2))
     shape, colour, centre = rng.choice(things)
     count = sum(thing[0] == shape for thing in things)
-    options = rng.sample([name for name in COLOURS if name != colour], 3) + [colour]
+    options = [*rng.sample([name for name in COLOURS if name != colour], 3), colour]
     rng.shuffle(options)
     listed = "".join(f"\n{letter}. {name}" for letter, name in zip("ABCD", options, strict=True))
     return Scene(

@@ -1,4 +1,4 @@
-"""Where a model's files are, and what they are: folders, object stores and the hub; content fingerprints."""
+"""Finds a model's files (in a folder, an object store or the hub) and fingerprints them."""
 
 import hashlib
 import json
@@ -53,11 +53,11 @@ def _download_folder() -> Path:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A settings file of a model folder.
+    """Read a settings file of a model folder.
 
     Raises:
         FileNotFoundError: It is not there.
-        StageError: It is no JSON object.
+        StageError: It is not a JSON object.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -71,11 +71,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def fingerprint(folder: str | os.PathLike[str]) -> str:
     """What a model folder holds: "commit <hash>" for a hub download, otherwise "sha256 <hex>".
 
-    The sha256 is over the names and contents of weights, settings, tokenizer and chat template, sub-folders included:
-    folders with the same fingerprint give the same results, wherever they lie.
+    The sha256 covers names and contents of weights, settings, tokenizer and chat template, sub-folders included:
+    folders with the same fingerprint give the same results, wherever they are.
     """
     root = Path(folder)
-    # The hub cache's layout; the commit says it all and spares reading 14 GB.
+    # The layout of the hub's cache. The commit identifies the files without reading 14 GB.
     if root.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", root.name):
         return f"commit {root.name}"
     files = sorted(

@@ -32,9 +32,9 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 
 
 class DatasetWriter:
-    """Writes rows into parts of `rows_per_part` and seals the folder when the `with` block ends without an error.
+    """Writes rows into parts of `rows_per_part` and seals the folder if the `with` block ends without an error.
 
-    Use as a context manager; `manifest` may be filled until the block ends (parameters, model, counts, sources).
+    `manifest` may be filled until the block ends (parameters, model, counts, sources).
     """
 
     def __init__(self, folder: str | os.PathLike[str], schema: Schema, rows_per_part: int = ROWS_PER_PART) -> None:
@@ -96,7 +96,11 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write the last part and the manifest, unless the block failed; then check what was written."""
+        """Write the last part and the manifest, unless the block failed; then check what was written.
+
+        Raises:
+            StageError: A part has changed since it was written.
+        """
         if kind is not None:
             return
         if self._pending_rows or not self._parts:
@@ -128,11 +132,12 @@ class Dataset:
     @property
     def num_rows(self) -> int:
         """Number of rows."""
-        return self.manifest["rows"]
+        rows: int = self.manifest["rows"]
+        return rows
 
     @property
     def sha256(self) -> str:
-        """Of the content: hex sha256 over those of the parts."""
+        """Hex sha256 of the content: over those of the parts."""
         parts = [part["sha256"] for part in self.manifest["parts"]]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
@@ -225,7 +230,7 @@ def open_parts(
     Args:
         folders: As for `open_dataset`; at least one.
         schema: The table that must be in each.
-        same: Entries of the manifest that must be alike in all.
+        same: Manifest entries that must be the same in all.
         label: Begins the message.
 
     Raises:
@@ -245,15 +250,15 @@ def open_parts(
 
 
 def first_difference(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of these entries that differs between two manifests, or None where all are alike."""
+    """The first of these entries that differs between two manifests, or None if all agree."""
     return next((name for name in names if one.get(name) != other.get(name)), None)
 
 
 def _same_columns(found: pa.Schema, wanted: pa.Schema) -> bool:
-    """Names and types alike.
+    """Whether names and types agree.
 
-    Fixed-size lists may differ in length (another grid, embeddings of another model); lists in the name of their items,
-    which Parquet writes its own way.
+    Fixed-size lists may differ in length (another grid, embeddings of another model), and lists in the name of their
+    items, which Parquet writes its own way.
     """
 
     def shape(kind: pa.DataType) -> str:

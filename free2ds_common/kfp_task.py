@@ -12,7 +12,7 @@ from free2ds_common.runlog import configure_logging
 
 
 class Artifact(Protocol):
-    """What a task needs of KFP's output artifacts, which are not imported here."""
+    """What is used of kfp's output artifacts; the metrics of those that have `log_metric` are shown in KFP."""
 
     path: str
     metadata: dict[str, Any]
@@ -30,7 +30,7 @@ def run_task(
         work: The stage with its config bound.
         versions: The task's version parameters, kept with every artifact: they decide the cache, not the work.
         **artifacts: The task's output artifacts by port name. Each gets a display name, the counts and the metadata;
-            one with `log_metric` also gets the metrics.
+            one with `log_metric` also the counts and the metrics as metrics.
 
     Returns:
         What the stage returned.

@@ -13,7 +13,7 @@ from free2ds_common.storage import OutsideRootError, clean_path, filesystem
 
 MAX_BYTES = 256 << 20
 MAX_PIXELS = 100_000_000
-# The short side is scaled to 336 or 768 px before the crop: a 1 x 10,000 strip would become 768 x 7,680,000.
+# The short side is scaled to 336 or 768 px before the crop: a strip of 1 x 10,000 would become 768 x 7,680,000.
 MAX_ASPECT_RATIO = 100
 
 # Pillow also opens formats that run other programs (EPS) or that nobody keeps photographs in.
@@ -23,7 +23,7 @@ FORMATS: list[str] = [
     for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
     if name in Image.OPEN
 ]
-# MAX_PIXELS decides here. Not inside decode_picture: warning filters belong to the process, and threads call it.
+# Here MAX_PIXELS decides. Not set in decode_picture, which threads call: warning filters belong to the process.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -49,7 +49,8 @@ def read_picture_bytes(image_root_uri: str, image: str) -> bytes:
         image: The record's `image`.
 
     Raises:
-        PictureProblem: The path leaves the root, nothing is there, or the file is larger than `MAX_BYTES`.
+        PictureProblem: The path leaves the root, nothing is there, or the file may not be read or is larger than
+            `MAX_BYTES`.
     """
     try:
         relative = clean_path(image)
@@ -71,7 +72,8 @@ def read_picture_bytes(image_root_uri: str, image: str) -> bytes:
             raise PictureProblem("image_missing", f"no file at {uri}")
     try:
         with fs.open(path, "rb") as handle:
-            data = handle.read(MAX_BYTES + 1)
+            # Bounded: a store may lie about the size.
+            data: bytes = handle.read(MAX_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise PictureProblem("image_missing", f"no file at {uri}") from None
     except PermissionError as error:
@@ -91,7 +93,7 @@ def decode_picture(data: bytes, name: str) -> Image.Image:
         name: For the message.
 
     Raises:
-        PictureProblem: No picture in one of `FORMATS`, truncated, more than `MAX_PIXELS` or more elongated than
+        PictureProblem: Not a picture in one of `FORMATS`, truncated, larger than `MAX_PIXELS` or more elongated than
             `MAX_ASPECT_RATIO`.
     """
     try:
@@ -108,7 +110,7 @@ def decode_picture(data: bytes, name: str) -> Image.Image:
         raise PictureProblem("image_too_large", f"{name}: far more than {MAX_PIXELS} pixels") from None
     except UnidentifiedImageError:  # its own message holds a memory address
         raise PictureProblem("image_unreadable", f"{name}: not a picture in a known format") from None
-    # Pillow's decoders raise whatever a broken file makes them stumble over.
+    # What Pillow's decoders raise for broken files.
     except (
         OSError,
         ValueError,

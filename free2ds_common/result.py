@@ -1,7 +1,7 @@
 """What every stage returns: the four counts, scalars for the metrics view, metadata for the artifacts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from free2ds_common.errors import StageError
@@ -27,7 +27,7 @@ class Counts:
         """Check the sum.
 
         Raises:
-            RuntimeError: The numbers do not add up; a bug in the stage, never the user's fault.
+            RuntimeError: The numbers do not add up; a bug in the stage, not the user's fault.
         """
         if self.read != self.written + self.dropped + self.rejected:
             raise RuntimeError(f"counts do not add up: {self}")
@@ -48,6 +48,11 @@ class StageResult:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+def exceeds(counts: Counts, max_reject_fraction: float) -> bool:
+    """Whether more than `max_reject_fraction` of the records were rejected; exactly as many are allowed."""
+    return counts.read > 0 and counts.rejected / counts.read > max_reject_fraction
+
+
 def check_reject_fraction(counts: Counts, max_reject_fraction: float, reasons: Mapping[str, int], where: str) -> None:
     """Stop the run when too much of the input is unusable.
 
@@ -58,11 +63,12 @@ def check_reject_fraction(counts: Counts, max_reject_fraction: float, reasons: M
         where: What was read, for the message (a URI or a stage name).
 
     Raises:
-        StageError: More than `max_reject_fraction` of the records were rejected.
+        StageError: More than `max_reject_fraction` of the records were rejected; it carries the counts.
     """
-    if counts.read and counts.rejected / counts.read > max_reject_fraction:
+    if exceeds(counts, max_reject_fraction):
         listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
         raise StageError(
             f"{where}: {counts.rejected} of {counts.read} records rejected ({listed}), more than max_reject_fraction "
-            f"{max_reject_fraction:g} allows. Mend the input or raise max_reject_fraction."
+            f"{max_reject_fraction:g} allows. Mend the input or raise max_reject_fraction.",
+            asdict(counts),
         )

@@ -1,4 +1,4 @@
-"""Logging and progress of a stage: one set-up, one progress line at most every 30 seconds."""
+"""Logging and progress of a stage."""
 
 import logging
 import sys
@@ -32,9 +32,9 @@ class Progress:
         """Start counting.
 
         Args:
-            total: Number of units that will be reported; None where a stream does not tell.
+            total: Number of units to come; None if it is not known.
             unit: What is counted, in the plural ("records").
-            logger: Where the lines go when stdout is no terminal.
+            logger: Where the lines go if stdout is not a terminal.
         """
         self._total, self._unit, self._logger = total, unit, logger
         self._done = 0
@@ -54,10 +54,9 @@ class Progress:
             if self._total is None:
                 self._logger.info("%d %s, %.2f per second", self._done, self._unit, rate)
                 return
-            self._logger.info(
-                "%d/%d %s, %.2f per second, about %.0f s left",
-                self._done, self._total, self._unit, rate, (self._total - self._done) / rate,
-            )  # fmt: skip
+            progress = f"{self._done}/{self._total} {self._unit}"
+            seconds_left = (self._total - self._done) / rate
+            self._logger.info("%s, %.2f per second, about %.0f s left", progress, rate, seconds_left)
 
     def close(self) -> None:
         """End the bar, or log the final count and seconds."""

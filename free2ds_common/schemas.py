@@ -1,4 +1,4 @@
-"""The tables that stages hand on: column names, types and version. Change a table, raise its version."""
+"""The tables that stages hand on: column names, types and version. To change a table is to raise its version."""
 
 from dataclasses import dataclass
 
@@ -22,15 +22,15 @@ class Schema:
 
 
 def _columns(**types: pa.DataType) -> pa.Schema:
-    """Columns in order; a trailing underscore in the keyword marks a column that may be null."""
+    """Columns in order; a keyword with a trailing underscore is a column that may be null."""
     return pa.schema([pa.field(name.rstrip("_"), kind, nullable=name.endswith("_")) for name, kind in types.items()])
 
 
 def attention_schema(positions: int = POSITIONS) -> Schema:
     """`attention/1` for maps of `positions` vision tokens (576 for LLaVA-1.5 and MGM).
 
-    `num_steps` is G, the generated tokens with EOS (0 where nothing was generated); `map` sums to 1 and is null unless
-    `outcome` is "ok" (see free2ds_common.outcomes).
+    `num_steps` is G, the number of generated tokens, EOS included (0 if nothing was generated). `map` sums to 1; it is
+    null unless `outcome` is "ok" (see free2ds_common.outcomes).
     """
     return Schema(
         "attention/1",
@@ -45,16 +45,17 @@ def attention_schema(positions: int = POSITIONS) -> Schema:
 
 
 def text_messages_schema(dimensions: int) -> Schema:
-    """`text_messages/1`: one row per distinct human message, by its hex sha256; `embedding` float32 [dimensions]."""
+    """`text_messages/1`: one row per distinct human message, its key the hex sha256 of its text, with its embedding."""
     return Schema(
         "text_messages/1",
         _columns(message_key=pa.string(), message=pa.string(), embedding=pa.list_(pa.float32(), dimensions)),
     )
 
 
-# unique_id: 1..N in input order (rejected records use up none). record_key: sha256 hex of the record's canonical JSON.
-# question: method section 1, without the appended instruction; null where no human turn is followed by a gpt turn.
-# messages: every human turn, cleaned as the method's section 4 says. raw: the record's own JSON.
+# unique_id: 1..N over the usable records, in input order. record_key: hex sha256 of the record's canonical JSON.
+# image: path below the image root in normal form; null for a text-only record. source: where the record comes from.
+# question: docs/method.md, section 1, without the appended instruction; null if no gpt turn follows a human turn.
+# messages: every human turn, cleaned as in docs/method.md, section 4. raw: the record's own JSON, complete.
 RECORDS = Schema(
     "records/1",
     _columns(
@@ -68,8 +69,7 @@ RECORDS = Schema(
     ),
 )
 
-# One row per human turn: who said which distinct message (hex sha256 of its text). turn counts the record's human turns
-# from 0.
+# One row per human turn. turn: number among the record's human turns, from 0. message_key: as in text_messages/1.
 TEXT_TURNS = Schema(
     "text_turns/1",
     _columns(unique_id=pa.int64(), record_key=pa.string(), turn=pa.int32(), message_key=pa.string()),
@@ -83,7 +83,10 @@ TEXT_SCORES = Schema(
 
 
 def kmeans_schema(dimensions: int) -> Schema:
-    """`kmeans/1`: one row per cluster; `num_turns` said its messages, `typical_message` is nearest to the centroid."""
+    """`kmeans/1`: one row per cluster.
+
+    `num_turns` is the cluster's size in turns, `typical_message` the message nearest to its centroid ("" if none is).
+    """
     return Schema(
         "kmeans/1",
         _columns(
@@ -95,8 +98,8 @@ def kmeans_schema(dimensions: int) -> Schema:
     )
 
 
-# iou, image_score: null where a map is missing; text_similarity: null where cluster_scoring has none; image_score,
-# text_score, combined: null outside the pool that is drawn from. image_score = 1 - minmax(iou); text_score likewise.
+# iou: null if a map is missing. text_similarity: null if cluster_scoring has none. image_score = 1 - minmax(iou),
+# text_score = 1 - minmax(text_similarity) and combined: null outside the pool that is drawn from.
 SCORES = Schema(
     "scores/1",
     _columns(

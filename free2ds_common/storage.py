@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -28,11 +28,12 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         StageError: The protocol is unknown or its package is not installed.
     """
     try:
-        return url_to_fs(uri)
+        found: tuple[fsspec.AbstractFileSystem, str] = url_to_fs(uri)
     except (ValueError, ImportError) as error:
         raise StageError(
             f"{uri}: cannot be opened ({error}). Wanted a path or a URI such as gs://bucket/folder."
         ) from error
+    return found
 
 
 def is_local(uri: str) -> bool:
@@ -65,10 +66,10 @@ def clean_path(relative: str) -> str:
 
 
 def require_folder(name: str, uri: str) -> None:
-    """Refuse a local folder that does not exist (a remote prefix need not exist as such).
+    """Refuse a local folder that does not exist; in an object store a folder may be there without being listed.
 
     Raises:
-        StageError: `uri` is empty or a local path that is no folder.
+        StageError: `uri` is empty or a local path that is not a folder.
     """
     if not uri:
         raise StageError(f"{name}: is empty, wanted a folder or an object-store URI.")
@@ -77,11 +78,11 @@ def require_folder(name: str, uri: str) -> None:
 
 
 @contextmanager
-def atomic_writer(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]:
-    """Open a local file that appears under its name only when the block ends without an error.
+def atomic_writer(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+    """Write a local file that appears under its name only if the block ends without an error.
 
     Args:
-        path: The final name; its folder is made.
+        path: The final name; its folder is created.
         mode: "wb", or "w" for UTF-8 text.
     """
     target = Path(path)
@@ -99,7 +100,7 @@ def atomic_writer(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO
 
 
 def local_folder(uri: str, cache_dir: str) -> str:
-    """A local folder with the files below `uri`: itself when it is local, a download otherwise.
+    """A local folder with the files below `uri`: the folder itself if it is local, otherwise a download.
 
     Args:
         uri: A folder.
@@ -107,6 +108,7 @@ def local_folder(uri: str, cache_dir: str) -> str:
 
     Raises:
         StageError: There is nothing at `uri`.
+        OutsideRootError: The store lists a name that leaves `uri`.
     """
     fs, root = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
@@ -132,7 +134,7 @@ def local_folder(uri: str, cache_dir: str) -> str:
             os.replace(partial, target)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            # A task beside this one, with the same cache, was faster.
+            # Another task with the same cache was faster.
             if not (isinstance(error, OSError) and target.is_dir()):
                 raise
     return str(target)

@@ -1,4 +1,4 @@
-"""BERT for its CLS vector alone, over messages of about one length."""
+"""BERT's CLS vector and nothing else, for batches of messages of about one length."""
 
 from typing import Any
 
@@ -10,29 +10,33 @@ from transformers import PreTrainedModel
 from free2ds_common.inference.packed_linear import PackedLinear, pack_linear_layers
 
 MODEL_TYPES = ("bert", "electra", "roberta", "xlm-roberta")
-# Where a message does not fill its vectors, torch's attention on a CPU is slow: 28 tokens take twice as long as 32.
+# torch's attention on a CPU is slow for lengths that do not fill its vectors: 28 tokens take twice as long as 32.
 _VECTOR = 16
-# oneDNN compiles kernels for each number of rows, in 1 to 3 ms, and keeps about a thousand: numbers should be few.
+# oneDNN compiles a kernel for each number of rows, in 1 to 3 ms, and caches about a thousand: few numbers may occur.
 _ROWS_STEP, _CLS_STEP, _DISTINCT_STEP = 32, 16, 256
 
 
 class ClsBert(nn.Module):
-    """What CLS needs of a BERT, computed with the model's own layers.
+    """The part of a BERT that its CLS vector depends on, computed with the model's own layers.
 
-    Messages lie one after the other in a matrix of one token per row. Three things are left out that transformers'
-    forward computes. In the first layer queries, keys and values depend on a token and its position only, so each pair
-    is projected once per pass. In the last layer everything is computed for CLS alone; keys and values are not even for
-    that: a head's score of a state x is q'(Wk x + bk), which is (Wk'q)'x but for a constant that softmax drops, and its
-    sum of values is Wv of the sum of states, plus bv. On a CPU keys and values are read on into the next message until
-    a vector is full, and the surplus is masked. Matrices get surplus rows, so that few sizes occur.
+    The messages of a batch lie one after the other in a matrix with one token per row. Compared with transformers'
+    forward pass:
+
+    - In the first layer, queries, keys and values depend on a token and its position only, so each such pair is
+      projected once per batch.
+    - In the last layer, everything is computed for CLS alone, and keys and values not at all: a head's score of a state
+      x is q'(Wk x + bk), which is (Wk'q)'x but for a constant that softmax cancels, and its weighted sum of values is
+      Wv times the weighted sum of states, plus bv.
+    - On a CPU, keys and values run on into the next message until a vector is full; the surplus is masked. Matrices get
+      surplus rows, so that few sizes occur.
     """
 
     def __init__(self, model: PreTrainedModel, packed: bool) -> None:
         """Wrap a model.
 
         Args:
-            model: Of one of `MODEL_TYPES`, not a decoder. It is changed in place and serves only here then.
-            packed: Pack its linear layers, with GELU in the same pass.
+            model: Of one of `MODEL_TYPES`, not a decoder. It is changed in place; do not use it elsewhere.
+            packed: Pack its linear layers, and fuse GELU into them.
         """
         super().__init__()
         self.embeddings, self.project = model.embeddings, getattr(model, "embeddings_project", nn.Identity())
@@ -62,13 +66,13 @@ class ClsBert(nn.Module):
         count, length = ids.shape
         tokens = count * length
         vector = _VECTOR if ids.device.type == "cpu" else 1
-        window = length + -length % vector
-        surplus = window - length
+        key_length = length + -length % vector
+        surplus = key_length - length
         surplus += -(tokens + surplus) % _ROWS_STEP
         distinct, where = self._distinct(ids, surplus)
-        mask = self._mask(inside, length, window, distinct)
+        mask = self._mask(inside, length, key_length, distinct)
         states = distinct.index_select(0, where)
-        # Rows beyond the last message are read by nobody or masked. They stay zero here, so all numbers are finite.
+        # Rows beyond the last message are masked or never read. They stay zero, so that everything is finite.
         residual = torch.zeros_like(states)
         for number, layer in enumerate(self.layers[:-1]):
             read = layer.attention.self
@@ -76,8 +80,8 @@ class ClsBert(nn.Module):
             if not number:
                 projected = [of_pairs.index_select(0, where) for of_pairs in projected]
             query, key, value = (
-                _windows(projection, count, length, shown, self.heads)
-                for projection, shown in zip(projected, (length, window, window), strict=True)
+                _split_heads(projection, count, length, row_length, self.heads)
+                for projection, row_length in zip(projected, (length, key_length, key_length), strict=True)
             )
             context = functional.scaled_dot_product_attention(query, key, value, mask)
             output = layer.attention.output
@@ -85,9 +89,9 @@ class ClsBert(nn.Module):
             torch.add(context, states[:tokens], out=residual[:tokens])
             attended = output.LayerNorm(residual)
             states = layer.output.LayerNorm(layer.output.dense(layer.intermediate(attended)).add_(attended))
-        return self._last_layer(states, count, length, window, mask)
+        return self._last_layer(states, count, length, key_length, mask)
 
-    def _distinct(self, ids: torch.Tensor, beyond: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _distinct(self, ids: torch.Tensor, surplus: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of the pairs of token and position, (pairs, dimensions), and each row's pair, (rows,)."""
         if hasattr(self.embeddings, "create_position_ids_from_input_ids"):
             positions = self.embeddings.create_position_ids_from_input_ids(ids, self.embeddings.padding_idx)
@@ -96,36 +100,37 @@ class ClsBert(nn.Module):
         pairs, where = torch.unique(ids * self.positions + positions, return_inverse=True)
         pairs = functional.pad(pairs, (0, -len(pairs) % _DISTINCT_STEP))[None]
         embedded = self.embeddings(input_ids=pairs // self.positions, position_ids=pairs % self.positions)
-        return self.project(embedded)[0], functional.pad(where.flatten(), (0, beyond))
+        return self.project(embedded)[0], functional.pad(where.flatten(), (0, surplus))
 
     @staticmethod
-    def _mask(inside: torch.Tensor | None, length: int, window: int, like: torch.Tensor) -> torch.Tensor | None:
-        """What to add to scores, (n or 1, 1, 1, window)."""
+    def _mask(inside: torch.Tensor | None, length: int, key_length: int, like: torch.Tensor) -> torch.Tensor | None:
+        """What to add to attention scores, (n or 1, 1, 1, key_length); None for nothing."""
         if inside is None:
-            if window == length:
+            if key_length == length:
                 return None
             inside = torch.ones(1, length, dtype=torch.bool, device=like.device)
-        shown = functional.pad(inside, (0, window - length))
-        return like.new_zeros(shown.shape).masked_fill_(~shown, -torch.inf)[:, None, None]
+        visible = functional.pad(inside, (0, key_length - length))
+        return like.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)[:, None, None]
 
     def _last_layer(
-        self, states: torch.Tensor, count: int, length: int, window: int, mask: torch.Tensor | None
+        self, states: torch.Tensor, count: int, length: int, key_length: int, mask: torch.Tensor | None
     ) -> torch.Tensor:
         layer: Any = self.layers[-1]
         read = layer.attention.self
         surplus = (0, 0, 0, -count % _CLS_STEP)
         cls = functional.pad(states[: count * length : length], surplus)
         query = read.query(cls)[:count].view(count, self.heads, -1)
-        # What each head looks for, in terms of the states: its queries are the heads here.
-        sought = torch.einsum("nhs,hsd->nhd", query, self.last_key)[:, None]
-        seen = _windows(states, count, length, window, 1)
-        found = functional.scaled_dot_product_attention(sought, seen, seen, mask, scale=query.shape[2] ** -0.5)[:, 0]
-        context = torch.einsum("nhd,hsd->nhs", found, self.last_value).flatten(1) + read.value.bias
-        return layer.feed_forward_chunk(layer.attention.output(functional.pad(context, surplus), cls))[:count]
+        # Wk'q of every head: to the attention below, the heads are so many queries of a single head.
+        queries = torch.einsum("nhs,hsd->nhd", query, self.last_key)[:, None]
+        keys = _split_heads(states, count, length, key_length, 1)
+        sums = functional.scaled_dot_product_attention(queries, keys, keys, mask, scale=query.shape[2] ** -0.5)[:, 0]
+        context = torch.einsum("nhd,hsd->nhs", sums, self.last_value).flatten(1) + read.value.bias
+        output: torch.Tensor = layer.feed_forward_chunk(layer.attention.output(functional.pad(context, surplus), cls))
+        return output[:count]
 
 
-def _windows(rows: torch.Tensor, count: int, length: int, shown: int, heads: int) -> torch.Tensor:
-    """(rows, dimensions) as (n, heads, shown, dimensions per head); messages overlap where more is shown."""
+def _split_heads(rows: torch.Tensor, count: int, length: int, row_length: int, heads: int) -> torch.Tensor:
+    """(rows, dimensions) as (n, heads, row_length, dimensions per head), a view; messages overlap beyond `length`."""
     dimensions = rows.shape[1]
     size = dimensions // heads
-    return rows.as_strided((count, heads, shown, size), (length * dimensions, size, dimensions, 1))
+    return rows.as_strided((count, heads, row_length, size), (length * dimensions, size, dimensions, 1))

@@ -12,7 +12,7 @@ def bert_features(
     batch_tokens: int,
     dtype: str,
     code_version: str,
-):
+) -> None:
     """Embed every distinct human message once."""
     from components.bert_features.config import BertFeaturesConfig
     from components.bert_features.stage import run

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from components.bert_features import bert
 from free2ds_common.errors import StageError, first_line
 from free2ds_common.inference.device import choose_device, torch_dtype
 from free2ds_common.inference.packed_linear import pack_linear_layers
 
-# Memory of one forward pass on a CPU, whatever the batch setting. Larger passes are not faster there: MiniLM with 384
-# dimensions on two threads does 3 % more tokens a second in passes of 2,048 than of 4,096.
+# Memory of one forward pass on a CPU, whatever the batch setting. Larger batches are not faster there: MiniLM with 384
+# dimensions on two threads does 3 % more tokens a second in batches of 2,048 than of 4,096.
 CPU_ACTIVATION_BYTES = 512 << 20
 CPU_ACTIVATION_BYTES_PER_THREAD = 24 << 20
-# The tokenizer keeps far more than ids of what it has in hand.
+# What the tokenizer returns per message takes many times the memory of its token ids.
 _TOKENIZED_AT_ONCE = 4096
 # The method's truncation; a model with fewer positions truncates earlier.
 MAX_TOKENS = 512
@@ -28,7 +28,7 @@ _ENCODERS = (*bert.MODEL_TYPES, "distilbert", "mpnet")
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of many messages, ragged.
+    """Token ids of many messages, without padding.
 
     Attributes:
         ids: int32, (sum of lengths,).
@@ -49,29 +49,29 @@ class Encoder:
         dimensions: Of an embedding.
         dtype: Of weights and arithmetic.
         device: Where the model runs.
-        most_batch_tokens: Most tokens of one forward pass that are worth it.
+        max_batch_tokens: Largest useful batch in tokens, padding included.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer, max_tokens: int) -> None:  # noqa: ANN001
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
         """Wrap a model.
 
         Args:
-            model: Its `last_hidden_state` is (n, tokens, dimensions). It is changed in place and serves only here then.
-            tokenizer: transformers' fast tokenizer.
+            model: Its `last_hidden_state` is (n, tokens, dimensions). It is changed in place; do not use it elsewhere.
+            tokenizer: A fast tokenizer.
             max_tokens: Longer messages are cut.
         """
         self._model, self._tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.dimensions: int = model.config.hidden_size
-        # In one layer a token has its states, queries, keys, values and output, and the wide feed-forward part twice.
+        # Per layer a token needs its states, queries, keys, values and output, and the wide feed-forward part twice.
         bytes_per_token = 4 * 16 * self.dimensions
-        most_bytes = min(CPU_ACTIVATION_BYTES, CPU_ACTIVATION_BYTES_PER_THREAD * torch.get_num_threads())
+        max_bytes = min(CPU_ACTIVATION_BYTES, CPU_ACTIVATION_BYTES_PER_THREAD * torch.get_num_threads())
         on_gpu = model.device.type != "cpu"
-        self.most_batch_tokens = sys.maxsize if on_gpu else most_bytes // bytes_per_token
+        self.max_batch_tokens = sys.maxsize if on_gpu else max_bytes // bytes_per_token
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
-        # A decoder's CLS sees itself only, so nobody would want it; transformers has its masks.
+        # A decoder attends under a causal mask; transformers builds it.
         whole = model.config.model_type not in bert.MODEL_TYPES or model.config.is_decoder
-        # With AVX2 only, torch's own linear layers do 5 % more tokens a second than oneDNN's.
+        # With AVX2 alone, torch's own linear layers do 5 % more tokens a second than oneDNN's.
         packed = torch.backends.cpu.get_cpu_capability() == "AVX512"
         self._cls = None if whole else bert.ClsBert(model, packed)
         if whole and packed:
@@ -94,30 +94,31 @@ class Encoder:
         return Tokens(np.concatenate(ids), np.cumsum(all_lengths) - all_lengths, all_lengths)
 
     @torch.inference_mode()
-    def embed(self, tokens: Tokens, chosen: np.ndarray) -> np.ndarray:
+    def embed(self, tokens: Tokens, batch: np.ndarray) -> np.ndarray:
         """CLS of the last hidden state.
 
         Args:
             tokens: All messages.
-            chosen: int64, (n,), the ones to embed.
+            batch: int64, (n,), the messages to embed.
 
         Returns:
             float32, (n, dimensions), not normalised.
         """
-        lengths = tokens.lengths[chosen]
+        lengths = tokens.lengths[batch]
         columns = np.arange(int(lengths.max()))
         inside = columns < lengths[:, None]
-        places = np.where(inside, tokens.starts[chosen][:, None] + columns, 0)
+        places = np.where(inside, tokens.starts[batch][:, None] + columns, 0)
         ids = np.where(inside, tokens.ids[places], self._tokenizer.pad_token_id)
         device = self._model.device
         device_ids = torch.from_numpy(ids).to(device, torch.int64)
-        # No mask where there is no padding: the fused kernel is faster without.
+        # Without padding no mask: the fused kernel is faster without one.
         device_inside = None if inside.all() else torch.from_numpy(inside).to(device)
         if self._cls is None:
             cls = self._model(input_ids=device_ids, attention_mask=device_inside).last_hidden_state[:, 0]
         else:
             cls = self._cls(device_ids, device_inside)
-        return cls.float().cpu().numpy()
+        embeddings: np.ndarray = cls.float().cpu().numpy()
+        return embeddings
 
 
 def load_encoder(folder: Path, dtype: str) -> Encoder:
@@ -147,7 +148,7 @@ def load_encoder(folder: Path, dtype: str) -> Encoder:
         raise StageError(f"{folder}: no weights for {', '.join(missing[:5])}. The checkpoint is incomplete.")
     if not tokenizer.is_fast or tokenizer.cls_token_id is None or tokenizer.pad_token_id is None:
         raise StageError(f"{folder}: no fast tokenizer with CLS and padding tokens. Copy the whole model folder.")
-    # In RoBERTa's family the positions up to the padding token's number are not for tokens.
+    # RoBERTa's family has no use for the positions up to the padding token's number.
     unused = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "mpnet") else 0
-    most = min(MAX_TOKENS, config.max_position_embeddings - unused)
-    return Encoder(model.to(device).eval(), tokenizer, most)
+    max_tokens = min(MAX_TOKENS, config.max_position_embeddings - unused)
+    return Encoder(model.to(device).eval(), tokenizer, max_tokens)

@@ -12,7 +12,7 @@ def cluster_scoring(
     num_iterations: int,
     seed: int,
     code_version: str,
-):
+) -> None:
     """Score how typical each record's messages are: how near they lie to a k-means centroid."""
     from components.cluster_scoring.config import ClusterScoringConfig
     from components.cluster_scoring.stage import run

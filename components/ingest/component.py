@@ -13,7 +13,7 @@ def ingest(
     image_root_version: str,
     max_reject_fraction: float,
     code_version: str,
-):
+) -> None:
     """Read a LLaVA data set, check every record and its picture, and number the usable ones."""
     from components.ingest.config import IngestConfig
     from components.ingest.stage import run

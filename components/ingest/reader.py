@@ -10,16 +10,19 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from free2ds_common.errors import StageError
 from free2ds_common.storage import filesystem
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 CHUNK_BYTES = 4 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 _DECODER = json.JSONDecoder()
 _BLANKS = " \t\r\n"
-# A JSON error this near to the end of what was read may only mean that the rest has not been read yet: "tru" of true,
+# A JSON error this close to the end of what was read may only mean that the rest is still to come: "tru" of true,
 # "-Infinit" of -Infinity, "\ud83" of an escape.
 _CUT_TOKEN = 16
 _LOOK_AT_LINES = 16
@@ -39,7 +42,7 @@ class BrokenLine:
 
 
 class _Hashing(io.RawIOBase):
-    """Passes a stream through and keeps the sha256 of what was read."""
+    """Passes a stream through and hashes what was read."""
 
     def __init__(self, source: IO[bytes]) -> None:
         self._source, self.digest = source, hashlib.sha256()
@@ -47,10 +50,11 @@ class _Hashing(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        block = self._source.read(len(buffer))
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        view = memoryview(buffer)
+        block = self._source.read(len(view))
         self.digest.update(block)
-        buffer[: len(block)] = block
+        view[: len(block)] = block
         return len(block)
 
 
@@ -62,7 +66,7 @@ class DatasetReader:
     """
 
     def __init__(self, uri: str, stored: IO[bytes]) -> None:
-        """Look at the first bytes.
+        """Tell the format by the first bytes.
 
         Args:
             uri: Where the file comes from.
@@ -96,7 +100,7 @@ class DatasetReader:
         """Whether the file is a JSON list; otherwise it is JSON lines.
 
         Args:
-            ended: The head is the whole file.
+            ended: Whether the head is the whole file.
         """
         if not self._head.strip():
             raise StageError(f"{self.uri}: is empty, wanted a JSON list of records or one JSON object a line.")
@@ -104,7 +108,7 @@ class DatasetReader:
         *whole_lines, rest = self._head.split(b"\n")
         lines = [line for line in (*whole_lines, *([rest] if ended else [])) if line.strip()]
         if start[0] == "[":
-            # A list, unless it is only the first, useless line of JSON lines.
+            # A list, unless it is only a useless first line of JSON lines.
             first_two = [_parse_line(line) for line in lines[:2]]
             return [type(value) for value in first_two] != [list, dict]
         whole = _parse_line(self._head) if ended else None
@@ -121,7 +125,7 @@ class DatasetReader:
             f"{self.uri}: is neither a JSON list of records nor one JSON object a line; it starts with {start!r}."
         )
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         """Yield the records as parsed JSON; `BrokenLine` for a line of JSON lines that is not JSON.
 
         Raises:
@@ -135,7 +139,7 @@ class DatasetReader:
         while chunk := self._read(CHUNK_BYTES):
             yield chunk
 
-    def _line_items(self) -> Iterator[Any]:
+    def _line_items(self) -> Iterator[object]:
         rest: list[bytes] = []
         for chunk in itertools.chain(self._chunks(), [b"\n"]):
             first, *others = chunk.split(b"\n")
@@ -147,7 +151,7 @@ class DatasetReader:
                     yield _parse_line(line)
             rest = [others[-1]]
 
-    def _list_items(self) -> Iterator[Any]:
+    def _list_items(self) -> Iterator[object]:
         text = _Text(self.uri, self._chunks())
         text.expect("[")
         if text.next_character() == "]":
@@ -181,7 +185,7 @@ class _Text:
         )
 
     def _more(self) -> bool:
-        """Read at least as much as is waiting (so that a huge record is not parsed over and over)."""
+        """Read at least as much as is waiting, so that a huge record is not parsed over and over."""
         waiting = self._text[self._at :]
         self._dropped += self._at
         pieces, wanted = [waiting], max(1, len(waiting))
@@ -212,7 +216,7 @@ class _Text:
             raise self.error(f"wanted {character!r}")
         self._at += 1
 
-    def value(self) -> Any:
+    def value(self) -> object:
         """The next JSON value."""
         self.next_character()
         while True:
@@ -235,12 +239,14 @@ class _Text:
             return value
 
 
-def _parse_line(line: bytes) -> Any:
+def _parse_line(line: bytes) -> object:
     """The JSON value of one line, or a `BrokenLine`."""
     try:
-        return json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
+        value: object = json.loads(line.decode("utf-8"))
+    # ValueError: not UTF-8, not JSON, or a number with thousands of digits.
+    except (ValueError, RecursionError) as error:
         return BrokenLine(line.decode("utf-8", errors="backslashreplace").strip(), str(error))
+    return value
 
 
 @contextmanager

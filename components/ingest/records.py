@@ -1,16 +1,19 @@
 """What makes a record usable, and what is taken from it."""
 
 import hashlib
+import itertools
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from free2ds_common.storage import OutsideRootError, clean_path
 
 PLACEHOLDER = "<image>"
 TEXT_ONLY_SOURCE = "text-only"
 NO_FOLDER_SOURCE = "images"
+# Python parses and writes JSON by recursion, and gives up at about 990 levels, fewer where its stack is deeper already.
+MAX_NESTING = 500
+TOO_DEEP = "nested_too_deeply"
 
 _PLACEHOLDERS = re.compile("<image>|<Image>")
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
@@ -42,15 +45,17 @@ class CheckedRecord:
     raw: str
 
 
-def check_record(record: Any) -> CheckedRecord:
-    """Take one record of the data set apart.
+def check_record(record: object) -> CheckedRecord:
+    """Check a record of the data set and take from it what the stages need.
 
     Args:
         record: A parsed JSON value.
 
     Raises:
-        RecordProblem: It is no LLaVA record that can be used, its picture apart.
+        RecordProblem: It is not a usable LLaVA record. Its picture is not looked at.
     """
+    if (levels := nesting(record)) > MAX_NESTING:
+        raise RecordProblem(TOO_DEEP, f"is nested {levels} levels deep, at most {MAX_NESTING} are read")
     if not isinstance(record, dict):
         raise RecordProblem("not_an_object", f"is {_kind(record)}, wanted an object")
     turns = _turns(record.get("conversations"))
@@ -68,7 +73,16 @@ def check_record(record: Any) -> CheckedRecord:
     )
 
 
-def record_key(record: Any) -> str:
+def nesting(value: object) -> int:
+    """Levels of lists and objects in a JSON value, 0 for a scalar. Does not recurse."""
+    levels, level = 0, [value]
+    while containers := [inner for inner in level if isinstance(inner, (list, dict))]:
+        levels += 1
+        level = [inner for outer in containers for inner in (outer.values() if isinstance(outer, dict) else outer)]
+    return levels
+
+
+def record_key(record: object) -> str:
     """Hex sha256 of the record's canonical JSON: sorted keys, no spaces, UTF-8 (lone surrogates passed through)."""
     canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
@@ -81,9 +95,9 @@ def question(turns: list[tuple[str, str]]) -> str | None:
         turns: (from, value), in order.
 
     Source:
-        Method, section 1.
+        docs/method.md, section 1.
     """
-    for (speaker, value), (next_speaker, _) in zip(turns, turns[1:], strict=False):
+    for (speaker, value), (next_speaker, _) in itertools.pairwise(turns):
         if speaker == "human" and next_speaker == "gpt":
             return _valid_text(value)
     return None
@@ -93,13 +107,13 @@ def clean_message(value: str) -> str:
     """A human turn without image placeholders and surrounding white space.
 
     Source:
-        Method, section 4.
+        docs/method.md, section 4.
     """
     return _valid_text(_PLACEHOLDERS.sub("", value).strip())
 
 
-def _turns(conversations: Any) -> list[tuple[str, str]]:
-    """The turns as (from, value); every value must be text, whoever says it."""
+def _turns(conversations: object) -> list[tuple[str, str]]:
+    """The turns as (from, value). Every value must be text, whoever says it."""
     if not isinstance(conversations, list) or not conversations:
         raise RecordProblem("conversations_missing", f"conversations is {_kind(conversations)}, wanted a list of turns")
     turns = []
@@ -112,7 +126,7 @@ def _turns(conversations: Any) -> list[tuple[str, str]]:
     return turns
 
 
-def _image(image: Any) -> str | None:
+def _image(image: object) -> str | None:
     """The path of the picture in normal form, or None for a text-only record."""
     if image is None or image == "":
         return None
@@ -129,8 +143,8 @@ def _image(image: Any) -> str | None:
     return path
 
 
-def _source(source: Any, image: str | None) -> str:
-    """The record's own `source`, else the picture's first folder (coco, gqa, ...), else that it has no picture."""
+def _source(source: object, image: str | None) -> str:
+    """The record's own `source`, else its picture's first folder (coco, gqa, ...), else a fixed word."""
     if isinstance(source, str) and source.strip():
         return _valid_text(source)
     if image is None:
@@ -139,11 +153,11 @@ def _source(source: Any, image: str | None) -> str:
 
 
 def _valid_text(text: str) -> str:
-    """The text with half surrogate pairs, which neither Parquet nor a tokenizer takes, as U+FFFD; `raw` keeps them."""
+    """The text with lone surrogates, which neither Parquet nor a tokenizer takes, as U+FFFD; `raw` keeps them."""
     return _LONE_SURROGATES.sub("\ufffd", text)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     """What a JSON value is, in words."""
     if value is None:
         return "missing or null"

@@ -1,10 +1,9 @@
-"""Unusable records, counted and kept: nothing is lost silently."""
+"""Unusable records, counted and kept with their reasons."""
 
 import json
 import os
 from collections import Counter
 from types import TracebackType
-from typing import Any
 
 from free2ds_common.storage import atomic_writer
 
@@ -17,7 +16,7 @@ class RejectLog:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Write to `path`, which appears when the block ends (also when it ends with an error)."""
+        """Write to `path`, which appears when the block ends, even with an error."""
         self.reasons: Counter[str] = Counter()
         self._writer = atomic_writer(path, "w")
 
@@ -29,10 +28,10 @@ class RejectLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Publish the file: after an error too, so that the user sees what was wrong."""
+        """Publish the file, after an error too: it shows what was wrong."""
         self._writer.__exit__(None, None, None)
 
-    def add(self, index: int, reason: str, detail: str, record: Any) -> None:
+    def add(self, index: int, reason: str, detail: str, record: object) -> None:
         """Reject one record.
 
         Args:

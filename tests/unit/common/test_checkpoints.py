@@ -1,12 +1,13 @@
 """Where a model is found and what its fingerprint is of."""
 
+import hashlib
 import json
 
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from free2ds_common.checkpoints import fingerprint, first_line, read_json_object, resolve_model
-from free2ds_common.errors import StageError
+from free2ds_common.checkpoints import fingerprint, read_json_object, resolve_model
+from free2ds_common.errors import StageError, first_line
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -60,29 +61,66 @@ def folder(tmp_path):
         place = tmp_path / name
         place.mkdir(parents=True)
         for file, text in {"config.json": "{}", "model.safetensors": "w", **files}.items():
+            (place / file).parent.mkdir(exist_ok=True)
             (place / file).write_text(text)
         return place
 
     return write
 
 
-def test_fingerprint_is_of_names_and_contents(folder):
-    one = fingerprint(folder("one"))
-    assert one.startswith("sha256 ")
-    assert fingerprint(folder("two")) == one == fingerprint(folder("three", **{"README.md": "words"}))
-    assert fingerprint(folder("four", **{"model.safetensors": "v"})) != one
+def test_fingerprint_by_hand(folder):
+    """sha256 of the JSON list of name and sha256, sorted by name."""
+    parts = [[name, hashlib.sha256(text).hexdigest()] for name, text in (("config.json", b"{}"), ("model.bin", b"w"))]
+    place = folder("one", **{"model.bin": "w"})
+    (place / "model.safetensors").unlink()
+    assert fingerprint(place) == "sha256 " + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def test_fingerprint_tells_chat_templates_apart(folder):
-    found = {fingerprint(folder(text, **{"chat_template.jinja": text})) for text in ("one", "two")}
+def test_fingerprint_is_the_same_wherever_the_folder_lies(folder):
+    assert fingerprint(folder("one")) == fingerprint(folder("elsewhere/two"))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.txt",
+        "merges.txt",
+        "chat_template.jinja",
+        "tower/config.json",
+        "tower/open_clip_pytorch_model.bin",
+    ],
+)
+def test_fingerprint_is_of_every_file_that_decides_results(folder, file):
+    found = {fingerprint(folder(text, **{file: text})) for text in ("one", "two")}
     assert len(found | {fingerprint(folder("none"))}) == 3
+
+
+@pytest.mark.parametrize("file", ["README.md", "picture.png", "model.safetensors.lock", ".gitattributes", "model.h5"])
+def test_fingerprint_is_of_nothing_else(folder, file):
+    assert fingerprint(folder("one", **{file: "words"})) == fingerprint(folder("two"))
+
+
+def test_fingerprint_tells_names_apart(folder):
+    """The same bytes as another file, or in another sub-folder."""
+    names = ("pytorch_model.bin", "other.bin", "tower/other.bin", "aux/other.bin")
+    assert len({fingerprint(folder(f"{number}", **{name: "w"})) for number, name in enumerate(names)}) == 4
+
+
+def test_fingerprint_is_not_fooled_by_swapped_contents(folder):
+    one = folder("one", **{"a.bin": "1", "b.bin": "2"})
+    assert fingerprint(one) != fingerprint(folder("two", **{"a.bin": "2", "b.bin": "1"}))
 
 
 def test_fingerprint_of_a_hub_download_is_its_commit(folder):
     assert fingerprint(folder(f"models--some--bert/snapshots/{COMMIT}")) == f"commit {COMMIT}"
 
 
-@pytest.mark.parametrize("name", ["mine", COMMIT[:-1], COMMIT + "0"])
+@pytest.mark.parametrize("name", ["mine", COMMIT[:-1], COMMIT + "0", COMMIT.upper()])
 def test_a_users_own_snapshots_folder_is_no_hub_download(folder, name):
     assert fingerprint(folder(f"snapshots/{name}")) == fingerprint(folder("elsewhere"))
 
@@ -95,7 +133,7 @@ def test_first_line():
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff"])
 def test_settings_that_are_no_json_object(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(StageError, match="config.json is no JSON object. Copy the model folder again"):
+    with pytest.raises(StageError, match=r"config\.json is no JSON object\. Copy the model folder again"):
         read_json_object(tmp_path / "config.json")
 
 

@@ -23,9 +23,8 @@ def encoded(picture, kind="PNG", **options):
 def problem(call, *arguments):
     with pytest.raises(PictureProblem) as caught:
         call(*arguments)
-    assert (
-        caught.value.reason in IMAGE_FAILURES and str(caught.value) == f"{caught.value.reason}: {caught.value.detail}"
-    )
+    assert caught.value.reason in IMAGE_FAILURES
+    assert str(caught.value) == f"{caught.value.reason}: {caught.value.detail}"
     return caught.value.reason, caught.value.detail
 
 
@@ -34,7 +33,8 @@ def test_formats(kind):
     picture = decode_picture(
         encoded(Image.new("RGB", (5, 4), "red"), kind, **({"quality": 100} if kind == "JPEG" else {})), "n"
     )
-    assert picture.mode == "RGB" and picture.size == (5, 4)
+    assert picture.mode == "RGB"
+    assert picture.size == (5, 4)
     assert all(abs(one - other) <= 2 for one, other in zip(picture.getpixel((2, 2)), (255, 0, 0), strict=True))
 
 
@@ -60,7 +60,9 @@ def test_no_picture(data):
 
 
 def test_formats_that_run_programs_are_not_opened():
-    assert "EPS" not in FORMATS and "JPEG" in FORMATS and "PNG" in FORMATS
+    assert "EPS" not in FORMATS
+    assert "JPEG" in FORMATS
+    assert "PNG" in FORMATS
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -86,14 +88,17 @@ def test_damaged_in_ways_pillow_has_odd_errors_for(monkeypatch):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_absurdly_large(monkeypatch):
     assert problem(decode_picture, encoded(Image.new("1", (10_001, 10_000))), "a") == (
-        "image_too_large", "a: 10001 x 10000 pixels, at most 100000000 are read",
-    )  # fmt: skip
+        "image_too_large",
+        "a: 10001 x 10000 pixels, at most 100000000 are read",
+    )
     assert problem(decode_picture, encoded(Image.new("1", (20_000, 20_000))), "a") == (
-        "image_too_large", "a: far more than 100000000 pixels",
-    )  # fmt: skip
+        "image_too_large",
+        "a: far more than 100000000 pixels",
+    )
     assert problem(decode_picture, encoded(Image.new("1", (101, 1))), "a") == (
-        "image_too_large", "a: 101 x 1 is more elongated than 100 to 1",
-    )  # fmt: skip
+        "image_too_large",
+        "a: 101 x 1 is more elongated than 100 to 1",
+    )
     assert decode_picture(encoded(Image.new("1", (1, 100))), "a").size == (1, 100)
     monkeypatch.setattr(pictures, "MAX_PIXELS", 12)
     assert decode_picture(encoded(Image.new("1", (4, 3))), "a").size == (4, 3)
@@ -105,8 +110,9 @@ def test_file_size(tmp_path, monkeypatch):
     assert read_picture_bytes(str(tmp_path), "a") == b"1234"
     monkeypatch.setattr(pictures, "MAX_BYTES", 3)
     assert problem(read_picture_bytes, str(tmp_path), "a") == (
-        "image_too_large", f"{tmp_path}/a has more than 3 bytes",
-    )  # fmt: skip
+        "image_too_large",
+        f"{tmp_path}/a has more than 3 bytes",
+    )
 
 
 @pytest.fixture
@@ -139,8 +145,9 @@ def test_a_name_with_colons_is_no_chain_of_file_systems(root):
 )
 def test_outside_root(root, name):
     assert problem(read_picture_bytes, str(root), name) == (
-        "image_outside_root", f"{name!r} is not a path below the image root",
-    )  # fmt: skip
+        "image_outside_root",
+        f"{name!r} is not a path below the image root",
+    )
 
 
 def test_links(root, tmp_path):
@@ -151,11 +158,47 @@ def test_links(root, tmp_path):
     assert read_picture_bytes(str(root), "inside") == b"a"
     for name in ("outside", "up/secret"):
         assert problem(read_picture_bytes, str(root), name) == (
-            "image_outside_root", f"{name!r} is a link that leaves the image root",
-        )  # fmt: skip
+            "image_outside_root",
+            f"{name!r} is a link that leaves the image root",
+        )
     assert problem(read_picture_bytes, str(root), "loop")[0] == "image_missing"
     (tmp_path / "root-linked").symlink_to(root)
     assert read_picture_bytes(str(tmp_path / "root-linked"), "coco/a.jpg") == b"a"
+
+
+def test_a_link_to_a_folder_beside_the_root_whose_name_begins_alike(root, tmp_path):
+    beside = tmp_path / "root-private"
+    beside.mkdir()
+    (beside / "x.jpg").write_bytes(b"secret")
+    (root / "link.jpg").symlink_to(beside / "x.jpg")
+    (root / "folder").symlink_to(beside)
+    for name in ("link.jpg", "folder/x.jpg"):
+        assert problem(read_picture_bytes, str(root), name) == (
+            "image_outside_root",
+            f"{name!r} is a link that leaves the image root",
+        )
+
+
+def test_a_store_that_lies_about_a_size_is_not_read_to_its_end(monkeypatch):
+    """The file says 1 byte and never ends."""
+    asked = []
+
+    class Endless(io.RawIOBase):
+        size = 1
+
+        def read(self, size=-1):
+            asked.append(size)
+            return bytes(max(size, 0))
+
+    memory = fsspec.filesystem("memory")
+    monkeypatch.setattr(type(memory), "info", lambda self, path, **options: {"name": path, "size": 1, "type": "file"})
+    monkeypatch.setattr(type(memory), "open", lambda self, path, mode="rb", **options: Endless())
+    monkeypatch.setattr(pictures, "MAX_BYTES", 4)
+    assert problem(read_picture_bytes, "memory://images-test", "a.jpg") == (
+        "image_too_large",
+        "memory://images-test/a.jpg has more than 4 bytes",
+    )
+    assert asked == [5]
 
 
 def test_missing(root):
@@ -176,8 +219,9 @@ def test_may_not_be_read_and_disk_errors(root, monkeypatch):
 
     fail_with(PermissionError(errno.EACCES, "Permission denied"))
     assert problem(read_picture_bytes, str(root), "coco/a.jpg") == (
-        "image_unreadable", f"{root}/coco/a.jpg: Permission denied",
-    )  # fmt: skip
+        "image_unreadable",
+        f"{root}/coco/a.jpg: Permission denied",
+    )
     for error in (
         OSError(errno.EIO, "Input/output error"),
         OSError("the store does not answer"),
@@ -193,11 +237,13 @@ def test_object_store():
     memory.pipe("/images-test/x/a::b.jpg", b"ab")
     assert read_picture_bytes("memory://images-test", "x/a::b.jpg") == b"ab"
     assert problem(read_picture_bytes, "memory://images-test", "x/none.jpg") == (
-        "image_missing", "no file at memory://images-test/x/none.jpg",
-    )  # fmt: skip
+        "image_missing",
+        "no file at memory://images-test/x/none.jpg",
+    )
     assert problem(read_picture_bytes, "memory://images-test", "../other") == (
-        "image_outside_root", "'../other' is not a path below the image root",
-    )  # fmt: skip
+        "image_outside_root",
+        "'../other' is not a path below the image root",
+    )
 
 
 def test_root_inside_an_archive(tmp_path):

@@ -27,6 +27,15 @@ def read(path):
         return list(reader)
 
 
+def read_in_chunks(path, packed, chunk_bytes, monkeypatch):
+    """Whether it is a list, and its records. The head shows the format; what follows comes in small pieces."""
+    with open_records(str(path)) as reader, gzip.open(path) if packed else path.open("rb") as stream:
+        monkeypatch.setattr(reader_module, "CHUNK_BYTES", chunk_bytes)
+        reader._stream = stream
+        reader._head = stream.read(1)
+        return reader.is_list, list(reader)
+
+
 def written(tmp_path, content, name="data.json"):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -40,12 +49,7 @@ def written(tmp_path, content, name="data.json"):
 def test_list(tmp_path, monkeypatch, indent, ascii_only, packed, chunk_bytes):
     content = json.dumps(RECORDS, indent=indent, ensure_ascii=ascii_only).encode()
     path = written(tmp_path, gzip.compress(content) if packed else content, "data.txt")
-    # The head has to be long enough to show the format; what follows comes in small pieces.
-    with open_records(str(path)) as reader:
-        monkeypatch.setattr(reader_module, "CHUNK_BYTES", chunk_bytes)
-        reader._stream = gzip.open(path) if packed else path.open("rb")
-        reader._head = reader._stream.read(1)
-        assert reader.is_list and list(reader) == RECORDS
+    assert read_in_chunks(path, packed, chunk_bytes, monkeypatch) == (True, RECORDS)
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 5, 4 << 20])
@@ -54,11 +58,7 @@ def test_list(tmp_path, monkeypatch, indent, ascii_only, packed, chunk_bytes):
 def test_lines(tmp_path, monkeypatch, chunk_bytes, end, packed):
     content = ("\r\n\n".join(json.dumps(record) for record in RECORDS) + end).encode()
     path = written(tmp_path, gzip.compress(content) if packed else content, "data.json")
-    with open_records(str(path)) as reader:
-        monkeypatch.setattr(reader_module, "CHUNK_BYTES", chunk_bytes)
-        reader._stream = gzip.open(path) if packed else path.open("rb")
-        reader._head = reader._stream.read(1)
-        assert not reader.is_list and list(reader) == RECORDS
+    assert read_in_chunks(path, packed, chunk_bytes, monkeypatch) == (False, RECORDS)
 
 
 def test_byte_order_mark(tmp_path):
@@ -93,7 +93,8 @@ def test_line_that_is_not_utf8_or_too_deep_or_too_long_a_number(tmp_path):
     content = b'{"id": 1}\n{"id": "\xff"}\n' + b"[" * 100_000 + b"\n" + b"1" * 5000
     items = read(written(tmp_path, content))
     assert items[0] == {"id": 1}
-    assert items[1].text == '{"id": "\\xff"}' and "can't decode byte 0xff" in items[1].detail
+    assert items[1].text == '{"id": "\\xff"}'
+    assert "can't decode byte 0xff" in items[1].detail
     assert "recursion" in items[2].detail
     assert "4300 digits" in items[3].detail
 
@@ -138,7 +139,8 @@ def test_no_data_set(tmp_path, content, message):
     path = written(tmp_path, content)
     with pytest.raises(StageError, match=message) as caught:
         read(path)
-    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_broken_list_is_refused_before_the_rest_is_read(tmp_path, monkeypatch):
@@ -151,9 +153,9 @@ def test_broken_list_is_refused_before_the_rest_is_read(tmp_path, monkeypatch):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(StageError, match="none.json: nothing there"):
+    with pytest.raises(StageError, match=r"none\.json: nothing there"):
         read(tmp_path / "none.json")
-    with pytest.raises(StageError, match="memory://reader/none.json: nothing there"):
+    with pytest.raises(StageError, match=r"memory://reader/none\.json: nothing there"):
         read("memory://reader/none.json")
     with pytest.raises(StageError, match="is a folder"):
         read(tmp_path)

@@ -4,12 +4,31 @@ import hashlib
 
 import pytest
 
-from components.ingest.records import RecordProblem, check_record, question
+from components.ingest.records import RecordProblem, check_record, nesting, question
 
 
 def record(*turns, **others):
     names = {"h": "human", "g": "gpt", "s": "system"}
     return {"id": "x", **others, "conversations": [{"from": names[turn[0]], "value": turn[1]} for turn in turns]}
+
+
+def nested(levels):
+    value = []
+    for level in range(levels - 1):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "levels"),
+    [(1, 0), ("[[", 0), ([], 1), ({}, 1), ([1, [2]], 2), ({"a": 1, "b": [{}]}, 3), (nested(2000), 2000)],
+)
+def test_nesting(value, levels):
+    assert nesting(value) == levels
+
+
+def test_the_deepest_record_that_is_read():
+    assert check_record(record(("h", "q"), extra=nested(499))).messages == ["q"]
 
 
 def test_columns():
@@ -33,7 +52,8 @@ def test_columns():
 def test_record_key_ignores_the_order_of_keys_only():
     one = check_record(record(("h", "ü"), id=1, extra=2))
     other = check_record(dict(reversed(record(("h", "ü"), id=1, extra=2).items())))
-    assert one.record_key == other.record_key and one.raw != other.raw
+    assert one.record_key == other.record_key
+    assert one.raw != other.raw
     assert (
         one.record_key
         == hashlib.sha256('{"conversations":[{"from":"human","value":"ü"}],"extra":2,"id":1}'.encode()).hexdigest()
@@ -105,6 +125,8 @@ def test_image_and_source(fields, image, source):
         ({"conversations": ["hello"]}, "turn_malformed", "turn 0 is no object"),
         ({"conversations": [{"value": "q"}]}, "turn_malformed", "turn 0"),
         ({"conversations": [{"from": 1, "value": "q"}]}, "turn_malformed", "turn 0"),
+        (nested(501), "nested_too_deeply", "is nested 501 levels deep, at most 500 are read"),
+        (record(("h", "q"), extra=nested(500)), "nested_too_deeply", "is nested 501 levels deep"),
         (record(("g", "a"), ("s", "b")), "no_human_turn", "none of the 2 turns is from human"),
         (record(("h", 5)), "value_not_string", "the value of turn 0 is a number"),
         (record(("h", "q"), ("g", None)), "value_not_string", "the value of turn 1 is missing or null"),
@@ -127,6 +149,9 @@ def test_rejected(value, reason, detail):
 
 def test_lone_surrogates_are_kept_in_raw_and_replaced_in_text():
     checked = check_record(record(("h", "a\ud83db"), ("g", "\udc00"), source="\ud800"))
-    assert checked.question == "a\ufffdb" and checked.messages == ["a\ufffdb"] and checked.source == "\ufffd"
-    assert '"a\\ud83db"' in checked.raw and '"\\udc00"' in checked.raw
+    assert checked.question == "a\ufffdb"
+    assert checked.messages == ["a\ufffdb"]
+    assert checked.source == "\ufffd"
+    assert '"a\\ud83db"' in checked.raw
+    assert '"\\udc00"' in checked.raw
     assert len(checked.record_key) == 64

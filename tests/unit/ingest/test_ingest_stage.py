@@ -13,6 +13,7 @@ from PIL import Image
 from components.ingest import stage
 from components.ingest.config import IngestConfig
 from components.ingest.stage import run
+from examples.scenes import make_dataset
 from free2ds_common.datasets import open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.result import Counts
@@ -77,13 +78,17 @@ def test_numbers_and_columns(place):
     assert [row["image"] for row in rows] == ["coco/a.png", None, "coco/a.png", None]
     assert [row["source"] for row in rows] == ["coco", "text-only", "coco", "text-only"]
     assert [row["question"] for row in rows] == ["question 1", "question 2", "question 1", "question 3"]
-    assert rows[0]["record_key"] == rows[2]["record_key"] and rows[0]["messages"] == ["question 1"]
+    assert rows[0]["record_key"] == rows[2]["record_key"]
+    assert rows[0]["messages"] == ["question 1"]
     assert place.rejects.read_text() == ""
     manifest = open_dataset(place.records, RECORDS).manifest
     assert manifest["counts"] == {"read": 4, "written": 4, "dropped": 0, "rejected": 0}
-    assert manifest["records_with_image"] == 2 and manifest["records_text_only"] == 2
-    assert manifest["dataset_uri"].endswith("data.json") and len(manifest["dataset_sha256"]) == 64
-    assert result.metadata["reject_reasons"] == {} and None not in result.metadata.values()
+    assert manifest["records_with_image"] == 2
+    assert manifest["records_text_only"] == 2
+    assert manifest["dataset_uri"].endswith("data.json")
+    assert len(manifest["dataset_sha256"]) == 64
+    assert result.metadata["reject_reasons"] == {}
+    assert None not in result.metadata.values()
 
 
 # Pytest undoes the filter that free2ds_common.pictures sets.
@@ -121,8 +126,11 @@ def test_every_picture_problem(place, tmp_path):
     assert [line["record"]["id"] for line in place.rejected()] == list(range(1, 11))
     assert "0x" not in place.rejects.read_text()  # no memory addresses: the file is the same every time
     assert result.metadata["reject_reasons"] == {
-        "image_missing": 2, "image_outside_root": 3, "image_too_large": 2, "image_unreadable": 3,
-    }  # fmt: skip
+        "image_missing": 2,
+        "image_outside_root": 3,
+        "image_too_large": 2,
+        "image_unreadable": 3,
+    }
 
 
 def test_order_is_kept_and_every_picture_is_opened_once(place, monkeypatch):
@@ -152,7 +160,7 @@ def test_an_unexpected_error_is_not_a_reject(place, monkeypatch):
     place.root.mkdir()
     with pytest.raises(OSError, match="does not answer"):
         place.run([record(1, "a.png"), record(2, "b.png")])
-    with pytest.raises(StageError, match="no _manifest.json"):
+    with pytest.raises(StageError, match=r"no _manifest\.json"):
         place.rows()
 
 
@@ -165,6 +173,21 @@ def test_broken_line(place):
     ]
 
 
+def test_a_record_that_is_nested_too_deeply_is_rejected_and_not_kept(place):
+    """Python would read it, but writing what it has read may fail a few levels before its limit."""
+    good = json.dumps(record(1))
+    deep = f'{good[:-1]}, "extra": {"[" * 600}{"]" * 600}}}'
+    assert place.run(f"{good}\n{deep}\n", max_reject_fraction=0.5).counts == Counts(read=2, written=1, rejected=1)
+    assert place.rejected() == [
+        {
+            "index": 1,
+            "reason": "nested_too_deeply",
+            "detail": "is nested 601 levels deep, at most 500 are read",
+            "record": None,
+        }
+    ]
+
+
 def test_reject_fraction_is_a_limit_not_a_target(place):
     records = [record(number) for number in range(19)] + [{"id": "bad"}]
     assert place.run(records, max_reject_fraction=0.05).counts == Counts(read=20, written=19, rejected=1)
@@ -174,7 +197,7 @@ def test_reject_fraction_is_a_limit_not_a_target(place):
     ):
         place.run(records, max_reject_fraction=0.04)
     assert [line["record"] for line in place.rejected()] == [{"id": "bad"}]
-    with pytest.raises(StageError, match="no _manifest.json"):
+    with pytest.raises(StageError, match=r"no _manifest\.json"):
         place.rows()
 
 
@@ -187,7 +210,7 @@ def test_reject_fraction_out_of_range(place, fraction):
 def test_wrong_image_root_is_named(place):
     place.picture("elsewhere/a.png")
     with pytest.raises(
-        StageError, match="none of the 2 pictures that the records .* image_root_uri must be the folder"
+        StageError, match=r"none of the 2 pictures that the records .* image_root_uri must be the folder"
     ):
         place.run([record(1, "a.png"), record(2, "b.png"), record(3), record(4)])
     assert [line["reason"] for line in place.rejected()] == ["image_missing", "image_missing"]
@@ -199,8 +222,34 @@ def test_a_bad_picture_is_no_sign_of_a_wrong_root(place):
         place.run([record(1, "a.png"), record(2, "b.png")])
 
 
+def test_a_wrong_root_is_only_named_above_the_limit(place):
+    """29 of 100 are exactly 0.29, although 0.29 * 100 is below 29 in floating point."""
+    place.root.mkdir()
+    records = [record(number, f"{number}.png" if number < 29 else None) for number in range(100)]
+    assert place.run(records, max_reject_fraction=0.29).counts == Counts(read=100, written=71, rejected=29)
+    with pytest.raises(StageError, match="none of the 29 pictures"):
+        place.run(records, max_reject_fraction=0.28)
+
+
+@pytest.mark.parametrize(
+    ("records", "fraction", "message", "counts"),
+    [
+        ([], 0.05, "the list is empty", (0, 0, 0)),
+        ([record(1), record(2, "no.png")], 0.05, "none of the 1 pictures", (2, 1, 1)),
+        ([record(1), record(2), {}], 0.05, "1 of 3 records rejected", (3, 2, 1)),
+        ([1, 2], 1, "none of its 2 records can be used", (2, 0, 2)),
+    ],
+)
+def test_every_refusal_of_the_whole_input_carries_the_counts(place, records, fraction, message, counts):
+    place.root.mkdir()
+    with pytest.raises(StageError, match=message) as caught:
+        place.run(records, max_reject_fraction=fraction)
+    read, written, rejected = counts
+    assert caught.value.counts == {"read": read, "written": written, "dropped": 0, "rejected": rejected}
+
+
 def test_image_root_that_does_not_exist(place, tmp_path):
-    with pytest.raises(StageError, match="image_root_uri: .*none is not a folder"):
+    with pytest.raises(StageError, match=r"image_root_uri: .*none is not a folder"):
         place.run([record(1), record(2, "a.png")], image_root_uri=str(tmp_path / "none"))
     with pytest.raises(StageError, match="image_root_uri: is empty"):
         place.run([record(1, "a.png")], image_root_uri="")
@@ -211,7 +260,7 @@ def test_text_only_data_set_needs_no_image_root(place):
 
 
 def test_no_records(place):
-    with pytest.raises(StageError, match="data.json: the list is empty"):
+    with pytest.raises(StageError, match=r"data\.json: the list is empty"):
         place.run([])
     with pytest.raises(StageError, match="none of its 2 records can be used"):
         place.run([1, 2], max_reject_fraction=1)
@@ -221,7 +270,7 @@ def test_list_that_breaks_off_leaves_no_finished_records(place):
     place.run([record(1)])
     with pytest.raises(StageError, match="after 1 records"):
         place.run(json.dumps([record(1), record(2)])[:-9])
-    with pytest.raises(StageError, match="no _manifest.json"):
+    with pytest.raises(StageError, match=r"no _manifest\.json"):
         place.rows()
 
 
@@ -229,7 +278,8 @@ def test_placeholder_without_a_picture_is_counted(place, caplog):
     asking = record(1)
     asking["conversations"][0]["value"] = "<image>\nWhat?"
     result = place.run([asking, record(2)])
-    assert result.counts.written == 2 and result.metadata["placeholder_without_image"] == 1
+    assert result.counts.written == 2
+    assert result.metadata["placeholder_without_image"] == 1
     assert "1 records ask about <image> but name no picture" in caplog.text
     assert place.rows()[0]["messages"] == ["What?"]
 
@@ -267,16 +317,18 @@ def test_more_records_than_one_write(place, monkeypatch):
     assert [row["unique_id"] for row in place.rows()] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_demo_set(shared, tmp_path):
-    demo = shared / "data" / "demo"
+def test_example_data(tmp_path):
+    """The examples' drawn pictures, some gray, some transparent, and every tenth record without one."""
+    records = make_dataset(tmp_path, 60, 7)
     config = IngestConfig(
-        dataset_uri=str(demo / "dataset.json"),
-        image_root_uri=str(demo / "images"),
+        dataset_uri=str(tmp_path / "dataset.json"),
+        image_root_uri=str(tmp_path / "images"),
+        max_reject_fraction=0.0,
         records=str(tmp_path / "records"),
         rejects=str(tmp_path / "rejects.jsonl"),
     )
     result = run(config)
-    assert result.counts == Counts(read=522, written=522)
-    assert result.metrics == {"records_with_image": 483, "records_text_only": 39}
+    assert result.counts == Counts(read=60, written=60)
+    assert result.metrics == {"records_with_image": 54, "records_text_only": 6}
     rows = open_dataset(config.records, RECORDS).table(["raw"]).to_pylist()
-    assert [json.loads(row["raw"]) for row in rows] == json.loads((demo / "dataset.json").read_text())
+    assert [json.loads(row["raw"]) for row in rows] == records

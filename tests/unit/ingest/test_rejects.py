@@ -29,7 +29,11 @@ def test_no_rejects_is_an_empty_file(tmp_path):
 
 
 def test_published_after_an_error(tmp_path):
-    with pytest.raises(ZeroDivisionError), RejectLog(tmp_path / "rejects.jsonl") as rejects:
-        rejects.add(0, "reason", "detail", {})
-        raise ZeroDivisionError
+    def break_off():
+        with RejectLog(tmp_path / "rejects.jsonl") as rejects:
+            rejects.add(0, "reason", "detail", {})
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        break_off()
     assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == 1

@@ -1,5 +1,7 @@
 """Shards: images stay together, order does not depend on the input, every shard exists."""
 
+import itertools
+
 import pytest
 
 from components.split import stage
@@ -13,9 +15,14 @@ from free2ds_common.schemas import RECORDS
 
 def row(number, image):
     return {
-        "unique_id": number, "record_key": f"{number % 90:064x}", "image": image, "source": "s", "question": None,
-        "messages": ["m", str(number)], "raw": f'{{"id":{number}}}',
-    }  # fmt: skip
+        "unique_id": number,
+        "record_key": f"{number % 90:064x}",
+        "image": image,
+        "source": "s",
+        "question": None,
+        "messages": ["m", str(number)],
+        "raw": f'{{"id":{number}}}',
+    }
 
 
 # 100 records on 30 images, 25 of them text-only; some records are equal but for unique_id.
@@ -58,7 +65,7 @@ def test_every_record_in_one_shard_and_images_together(tmp_path, monkeypatch, nu
     homes = {}
     for number, shard in enumerate(shards):
         images = [found["image"] for found in shard if found["image"]]
-        changes = sum(one != other for one, other in zip(images, images[1:], strict=False))
+        changes = sum(one != other for one, other in itertools.pairwise(images))
         assert changes == max(0, len(set(images)) - 1)
         for image in images:
             assert homes.setdefault(image, number) == number
@@ -105,14 +112,17 @@ def test_empty_shards_are_sealed(tmp_path):
 def test_shards_of_an_earlier_run_go_and_nothing_else(tmp_path):
     split(tmp_path, ROWS, 5)
     (tmp_path / "shards" / "notes.txt").write_text("mine")
+    (tmp_path / "shards" / "shard-1").mkdir()
     split(tmp_path, ROWS, 2)
-    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["notes.txt", *shard_names(2)]
+    found = sorted(path.name for path in (tmp_path / "shards").iterdir())
+    assert found == ["notes.txt", *shard_names(2), "shard-1"]
 
 
 def test_manifest(tmp_path):
     split(tmp_path, ROWS, 2)
     manifest = open_dataset(tmp_path / "shards" / "shard-00001-of-00002", RECORDS).manifest
-    assert manifest["shard"] == 1 and manifest["num_shards"] == 2
+    assert manifest["shard"] == 1
+    assert manifest["num_shards"] == 2
 
 
 @pytest.mark.parametrize("num_shards", [0, -1, 65])
@@ -122,7 +132,7 @@ def test_number_of_shards_out_of_range(tmp_path, num_shards):
 
 
 def test_no_records_folder(tmp_path):
-    with pytest.raises(StageError, match="no _manifest.json, wanted a finished records/1 folder"):
+    with pytest.raises(StageError, match=r"no _manifest\.json, wanted a finished records/1 folder"):
         run(SplitConfig(records=str(tmp_path / "none"), shards=str(tmp_path / "shards")))
 
 

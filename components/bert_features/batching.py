@@ -1,0 +1,85 @@
+"""Batches with little padding: messages are read in windows, and within a window bucketed by length."""
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from components.bert_features.encoder import Encoder, Tokens
+from components.bert_features.messages import MessageSource
+
+# Messages of a window: enough for batches of a single length, and 200 MB of BERT-base's embeddings.
+_WINDOW = 65_536
+# The first window is small, so that the model starts soon.
+_FIRST_WINDOW = 4096
+# Long messages make a window smaller: 250 characters each on average.
+_WINDOW_CHARACTERS = 16 << 20
+_MAX_PADDING = 0.05
+
+
+@dataclass(frozen=True)
+class Window:
+    """Messages that are bucketed by length together.
+
+    Attributes:
+        keys: Of the messages.
+        messages: Texts.
+        tokens: Their token ids.
+        num_records: Records that were read for it.
+    """
+
+    keys: list[str]
+    messages: list[str]
+    tokens: Tokens
+    num_records: int
+
+
+def read_windows(source: MessageSource, encoder: Encoder) -> Iterator[Window]:
+    """Window by window; the next one is read and tokenised while the model works on this one."""
+    stream = iter(source)
+
+    def prepare(max_messages: int) -> Window | None:
+        before, characters = source.num_records, 0
+        keys: list[str] = []
+        messages: list[str] = []
+        for key, message in itertools.islice(stream, max_messages):
+            keys.append(key)
+            messages.append(message)
+            characters += len(message)
+            if characters >= _WINDOW_CHARACTERS:
+                break
+        return Window(keys, messages, encoder.tokenize(messages), source.num_records - before) if keys else None
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer") as pool:
+        pending = pool.submit(prepare, _FIRST_WINDOW)
+        while (window := pending.result()) is not None:
+            pending = pool.submit(prepare, _WINDOW)
+            yield window
+
+
+def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Divide messages into batches, one per forward pass: neighbours in length, so that there is little padding.
+
+    A batch is filled up with shorter messages, so batches of one length mostly have the same size: on a CPU, kernels
+    are compiled and cached for each size, and the heap serves the same sizes again.
+
+    Args:
+        lengths: int, (n,), tokens per message.
+        batch_tokens: Maximum tokens of a batch, padding included; a single longer message makes a batch of its own.
+
+    Yields:
+        int64 indices into `lengths`; every index once. At most `_MAX_PADDING` of a batch's tokens are padding.
+    """
+    order = np.argsort(lengths, kind="stable")[::-1]
+    sorted_lengths = lengths[order]
+    start = 0
+    while start < len(order):
+        longest = int(sorted_lengths[start])
+        max_messages = max(1, batch_tokens // max(1, longest))
+        candidates = sorted_lengths[start : start + max_messages]
+        padded = longest * np.arange(1, len(candidates) + 1)
+        stop = start + int(np.flatnonzero(np.cumsum(candidates) >= padded * (1 - _MAX_PADDING))[-1]) + 1
+        yield order[start:stop]
+        start = stop

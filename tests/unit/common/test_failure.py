@@ -1,0 +1,83 @@
+"""How a stage's failure is told: exit code, one sentence, a file."""
+
+import json
+
+import pytest
+
+from free2ds_common.errors import SettingError, StageError
+from free2ds_common.failure import EXIT_CRASH, EXIT_WRONG_SETUP, Failure, run_reported
+
+COUNTS = {"read": 20, "written": 18, "dropped": 0, "rejected": 2}
+
+
+def refuse():
+    raise StageError("data.json: 2 of 20 records rejected.", COUNTS)
+
+
+def crash():
+    raise ZeroDivisionError("division\nby zero")
+
+
+def test_exit_codes():
+    assert (EXIT_CRASH, EXIT_WRONG_SETUP) == (1, 2)
+
+
+def test_success_is_silent(tmp_path, capsys):
+    assert run_reported("ingest", lambda: None, tmp_path / "error.json") == 0
+    assert capsys.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_set_up_is_one_sentence_and_exit_code_2(capsys):
+    assert run_reported("ingest", refuse) == 2
+    assert capsys.readouterr() == ("", "error: data.json: 2 of 20 records rejected.\n")
+
+
+def test_a_wrong_set_up_in_a_file(tmp_path):
+    run_reported("ingest", refuse, tmp_path / "error.json")
+    assert json.loads((tmp_path / "error.json").read_text()) == {
+        "stage": "ingest",
+        "sentence": "data.json: 2 of 20 records rejected.",
+        "exit_code": 2,
+        "counts": COUNTS,
+    }
+
+
+def test_a_crash_keeps_its_traceback_and_says_nothing_itself(capsys):
+    with pytest.raises(ZeroDivisionError):
+        run_reported("ingest", crash)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_crash_in_a_file(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        run_reported("ingest", crash, tmp_path / "error.json")
+    assert json.loads((tmp_path / "error.json").read_text()) == {
+        "stage": "ingest",
+        "sentence": "ZeroDivisionError: division",
+        "exit_code": 1,
+        "counts": {},
+    }
+
+
+@pytest.mark.parametrize("work", [KeyboardInterrupt, SystemExit])
+def test_a_stop_from_outside_is_no_failure(tmp_path, work):
+    def stop():
+        raise work
+
+    with pytest.raises(work):
+        run_reported("ingest", stop, tmp_path / "error.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    failure = Failure("split", "no „records“.", 2, COUNTS)
+    failure.write(tmp_path / "error.json")
+    assert Failure.read(tmp_path / "error.json") == failure
+
+
+def test_a_setting_error_names_its_setting():
+    error = SettingError("num_shards", "got 65, wanted 1 to 64.")
+    assert str(error) == "num_shards: got 65, wanted 1 to 64."
+    assert (error.setting, error.problem) == ("num_shards", "got 65, wanted 1 to 64.")
+    assert error.counts == {}

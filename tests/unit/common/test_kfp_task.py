@@ -1,0 +1,194 @@
+"""A stage as a task of Kubeflow Pipelines: what its artifacts say, and how it fails."""
+
+import json
+
+import pytest
+from kfp import dsl
+
+from components.bert_features.component import bert_features
+from components.cluster_scoring.component import cluster_scoring
+from components.ingest.component import ingest
+from components.split.component import split
+from free2ds_common import kfp_task
+from free2ds_common.errors import StageError
+from free2ds_common.kfp_task import run_task
+from free2ds_common.result import Counts, StageResult
+
+RESULT = StageResult(Counts(read=6, written=3, dropped=2, rejected=1), {"tilt": 0.5}, {"model": "m", "seed": 7})
+
+
+@pytest.fixture(autouse=True)
+def log_set_up(monkeypatch):
+    """The calls that set up logging, which would take pytest's handlers away."""
+    calls = []
+    monkeypatch.setattr(kfp_task, "configure_logging", lambda **options: calls.append(options))
+    return calls
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    def make(name, kind=dsl.Dataset):
+        (tmp_path / "task").mkdir(exist_ok=True)
+        return kind(name, uri=str(tmp_path / "task" / name))
+
+    return make
+
+
+def refuse():
+    raise StageError("records: no such folder.", {"read": 2, "written": 0, "dropped": 0, "rejected": 2})
+
+
+def test_every_artifact_is_described(artifact):
+    ports = {"records": artifact("records"), "rejects": artifact("rejects", dsl.Artifact)}
+    result = run_task("ingest", lambda: RESULT, {"dataset_version": "v1", "code_version": "0.1"}, **ports)
+    assert result is RESULT
+    for port, described in ports.items():
+        assert described.metadata == {
+            "display_name": port,
+            "dataset_version": "v1",
+            "code_version": "0.1",
+            "model": "m",
+            "seed": 7,
+            "read": 6,
+            "written": 3,
+            "dropped": 2,
+            "rejected": 1,
+        }
+
+
+def test_metadata_that_kfp_put_there_stays(artifact):
+    records = artifact("records")
+    records.metadata["of kfp"] = 1
+    run_task("ingest", lambda: RESULT, {}, records=records)
+    assert records.metadata["of kfp"] == 1
+
+
+class Logged(dsl.Metrics):
+    """Remembers what is logged as a metric."""
+
+    def log_metric(self, metric, value):
+        self.__dict__.setdefault("logged", {})[metric] = value
+
+
+def test_a_metrics_artifact_gets_counts_and_metrics(artifact):
+    summary = artifact("summary", Logged)
+    run_task("joint_selection", lambda: RESULT, {}, records=artifact("records"), summary=summary)
+    assert summary.logged == {"tilt": 0.5, "read": 6, "written": 3, "dropped": 2, "rejected": 1}
+
+
+def test_a_metrics_artifact_gets_a_file(artifact):
+    """Without one at its path, a local task is not cached."""
+    summary = artifact("summary", dsl.Metrics)
+    run_task("joint_selection", lambda: RESULT, {}, summary=summary)
+    with open(summary.path, encoding="utf-8") as handle:
+        assert json.load(handle) == {}
+
+
+def test_a_file_that_the_stage_wrote_for_its_metrics_stays(artifact):
+    summary = artifact("summary", dsl.Metrics)
+    with open(summary.path, "w", encoding="utf-8") as handle:
+        handle.write('{"mine": 1}')
+    run_task("joint_selection", lambda: RESULT, {}, summary=summary)
+    with open(summary.path, encoding="utf-8") as handle:
+        assert handle.read() == '{"mine": 1}'
+
+
+def test_success_leaves_no_error_file(artifact, tmp_path):
+    run_task("ingest", lambda: RESULT, {}, records=artifact("records"))
+    assert list((tmp_path / "task").iterdir()) == []
+
+
+def test_the_stages_log_replaces_that_of_kfp(artifact, log_set_up):
+    run_task("ingest", lambda: RESULT, {}, records=artifact("records"))
+    assert log_set_up == [{"replace": True}]
+
+
+def test_a_refused_stage_ends_its_pod_with_exit_code_2(artifact, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_task("ingest", refuse, {}, records=artifact("records"))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: records: no such folder.\n"
+
+
+def test_a_refused_stage_leaves_its_sentence_and_counts(artifact, tmp_path):
+    with pytest.raises(SystemExit):
+        run_task("ingest", refuse, {}, records=artifact("records"), rejects=artifact("rejects"))
+    assert json.loads((tmp_path / "task" / "error.json").read_text()) == {
+        "stage": "ingest",
+        "sentence": "records: no such folder.",
+        "exit_code": 2,
+        "counts": {"read": 2, "written": 0, "dropped": 0, "rejected": 2},
+    }
+
+
+def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        run_task("split", lambda: 1 / 0, {}, shards=artifact("shards"))
+    assert json.loads((tmp_path / "task" / "error.json").read_text()) == {
+        "stage": "split",
+        "sentence": "ZeroDivisionError: division by zero",
+        "exit_code": 1,
+        "counts": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("component", "inputs", "outputs", "parameters"),
+    [
+        (
+            ingest,
+            (),
+            ("records", "rejects"),
+            {
+                "dataset_uri": "/nowhere",
+                "dataset_version": "",
+                "image_root_uri": "",
+                "image_root_version": "",
+                "max_reject_fraction": 0.05,
+            },
+        ),
+        (split, ("records",), ("shards",), {"num_shards": 2}),
+        (
+            bert_features,
+            ("records",),
+            ("features",),
+            {"model": "m", "revision": "main", "batch_tokens": 64, "dtype": "auto"},
+        ),
+        (
+            cluster_scoring,
+            ("features",),
+            ("scores", "kmeans"),
+            {"num_clusters": 3, "num_iterations": 2, "seed": 42},
+        ),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_every_component_without_its_input_ends_with_exit_code_2(
+    artifact, tmp_path, component, inputs, outputs, parameters
+):
+    given = {port: dsl.Dataset(port, uri=f"/nowhere/{port}") for port in inputs}
+    ports = given | {port: artifact(port) for port in outputs}
+    with pytest.raises(SystemExit) as stopped:
+        component.python_func(**ports, **parameters, code_version="")
+    assert stopped.value.code == 2
+    failure = json.loads((tmp_path / "task" / "error.json").read_text())
+    assert failure["stage"] == component.python_func.__name__
+    assert "/nowhere" in failure["sentence"]
+
+
+def test_too_many_rejects_reach_the_file_with_their_counts(artifact, tmp_path):
+    good = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    (tmp_path / "data.json").write_text(json.dumps([good, good, good, {}]))
+    with pytest.raises(SystemExit):
+        ingest.python_func(
+            records=artifact("records"),
+            rejects=artifact("rejects", dsl.Artifact),
+            dataset_uri=str(tmp_path / "data.json"),
+            dataset_version="",
+            image_root_uri="",
+            image_root_version="",
+            max_reject_fraction=0.2,
+            code_version="",
+        )
+    failure = json.loads((tmp_path / "task" / "error.json").read_text())
+    assert failure["counts"] == {"read": 4, "written": 3, "dropped": 0, "rejected": 1}
