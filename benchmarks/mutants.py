@@ -39,7 +39,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # A change can make a test loop for ever; a machine that others use can be slow for a while.
 TIMEOUT_FACTOR, TIMEOUT_EXTRA_S = 4, 20
 REPORT_EVERY_S = 30
-KILLED, SURVIVED, TIMEOUT = "killed", "survived", "timeout"
+# Functions whose arguments may change places.
+ORDER_IS_NOTHING = ("max", "maximum", "min", "minimum")
+KILLED, SURVIVED, TIMEOUT, BROKEN = "killed", "survived", "timeout", "broken"
+# pytest's exit codes where tests, or a conftest, cannot be imported.
+CANNOT_IMPORT = (2, 4)
 
 Position = tuple[int, int]
 # parso's; its own type knows nothing of children.
@@ -75,10 +79,11 @@ class SwapArguments(_Operator):
 
     @staticmethod
     def _pairs(node: Node) -> list[tuple[Node, Node]]:
-        arguments = node.children[::2] if node.type == "arglist" else []
+        if node.type != "arglist" or node.get_previous_leaf().get_previous_leaf().value in ORDER_IS_NOTHING:
+            return []
         return [
             (first, second)
-            for first, second in itertools.pairwise(arguments)
+            for first, second in itertools.pairwise(node.children[::2])
             if (_is_keyword(first) and _is_keyword(second)) or "argument" not in (first.type, second.type)
         ]
 
@@ -104,11 +109,11 @@ class DropArgument(_Operator):
 
 
 class DropStatement(_Operator):
-    """Leaves out a call, a raise, or an assignment to an item or attribute, but no logging."""
+    """Leaves out a call, a raise, or an assignment to an item or attribute."""
 
     def mutation_positions(self, node: Node) -> Iterator[tuple[Position, Position]]:
         """Start and end of what changes."""
-        if node.parent is None or node.parent.type != "simple_stmt" or node.get_code(False).startswith("logger."):
+        if node.parent is None or node.parent.type != "simple_stmt":
             return
         stores = node.type == "expr_stmt" and node.children[0].type == "atom_expr"
         if node.type in ("atom_expr", "raise_stmt") or stores:
@@ -192,15 +197,21 @@ def expand(pattern: str) -> list[str]:
 
 
 def out_of_scope(source: str) -> Iterator[tuple[Position, Position]]:
-    """Start and end of what no test should see: annotations, `dataclass`, the check whether a module is run."""
+    """Start and end of what no test should see: annotations, logging, guards against mistakes that are not made."""
     for node in ast.walk(ast.parse(source)):
-        hidden = [getattr(node, "annotation", None), getattr(node, "returns", None)]
-        if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
-            hidden.append(node)
-        if isinstance(node, ast.ClassDef):
-            hidden += node.decorator_list
+        hidden: list[ast.AST | None] = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        match node:
+            case ast.ClassDef():
+                # Frozen or not, a dataclass that nobody changes is the same.
+                hidden += node.decorator_list
+            case ast.keyword(arg="strict" | "encoding"):
+                hidden.append(node)
+            case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="logger")))):
+                hidden.append(node)
+            case ast.If(test=ast.Compare(left=ast.Name(id="__name__"))):
+                hidden.append(node)
         for part in hidden:
-            if isinstance(part, ast.expr | ast.stmt):
+            if isinstance(part, ast.expr | ast.stmt | ast.keyword):
                 assert part.end_lineno is not None
                 assert part.end_col_offset is not None
                 # From one to the left: the sign of a decorator.
@@ -234,12 +245,10 @@ def sample(
 
     Args:
         found: All of them.
-        equivalent: Those that no test can notice: `module`, the line that `was` and, unless every change of that line is
-            meant, the line that is there `now`.
+        equivalent: Those that no test can notice, see `is_listed`.
         size: How many; 0 for as many as there are places.
         seed: Of the choice.
     """
-    known = {(entry["module"], entry["was"], entry.get("now")) for entry in equivalent}
     places: dict[tuple[str, Position], list[Mutant]] = {}
     for mutant in found:
         places.setdefault((mutant.module, mutant.start), []).append(mutant)
@@ -249,12 +258,18 @@ def sample(
         source = (REPOSITORY / place[0]).read_text(encoding="utf-8")
         for mutant in generator.sample(places[place], len(places[place])):
             change = change_of(source, mutant)
-            if change and not known & {(mutant.module, change.was, change.now), (mutant.module, change.was, None)}:
+            if change and not any(is_listed(mutant.module, change, entry) for entry in equivalent):
                 chosen[mutant] = change
                 break
         if len(chosen) == size:
             break
     return chosen
+
+
+def is_listed(module: str, change: Change, entry: Mapping[str, str]) -> bool:
+    """Is this the change of that entry: `module` (a pattern), the line that `was` and, if given, what is there `now`?"""
+    same_line = fnmatch.fnmatch(module, entry["module"]) and change.was == entry["was"]
+    return same_line and entry.get("now", change.now) == change.now
 
 
 def change_of(source: str, mutant: Mutant) -> Change | None:
@@ -338,9 +353,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutants"]
     tests_of = groups(settings, options.module)
     for entry in settings.get("equivalent", []):
-        source = (REPOSITORY / entry["module"]).read_text(encoding="utf-8")
-        if not all(line in source for line in entry["was"].splitlines()):
-            sys.exit(f"error: tool.mutants.equivalent in pyproject.toml: {entry['module']} has no line {entry['was']}")
+        sources = [(REPOSITORY / path).read_text(encoding="utf-8") for path in expand(entry["module"])]
+        if not any(all(line in source for line in entry["was"].splitlines()) for source in sources):
+            sys.exit(f"error: tool.mutants in pyproject.toml: {entry['module']} has no line {entry['was']}")
     found = [mutant for module in tests_of for mutant in mutants(module, settings["exclude"])]
     changes = sample(found, settings.get("equivalent", []), options.sample, options.seed)
     print(f"{len(found)} changes at {len({(m.module, m.start) for m in found})} places; {len(changes)} are tried")
@@ -387,6 +402,8 @@ def measure(
                 code = tests.run(copy, arguments, limits[arguments] * TIMEOUT_FACTOR + TIMEOUT_EXTRA_S)
         finally:
             free.put(copy)
+        if code in CANNOT_IMPORT:
+            return BROKEN
         return TIMEOUT if code is None else KILLED if code else SURVIVED
 
     counts: dict[str, Counter[str]] = {module: Counter() for module in tests_of}
@@ -402,17 +419,27 @@ def measure(
 
 
 def report(counts: Mapping[str, Counter[str]], min_rate: float) -> int:
-    """Print a table; returns the exit code. A change that ends in a timeout has been noticed."""
+    """Print a table; returns the exit code.
+
+    A change that ends in a timeout has been noticed. One after which the module cannot be imported is left out of the
+    rate: no test is needed to notice that.
+    """
     total: Counter[str] = sum(counts.values(), Counter())
     width = max(len(module) for module in counts)
-    print(f"\n{'module':{width}} {KILLED:>8} {SURVIVED:>8} {TIMEOUT:>8} {'rate':>6}")
+    columns = (KILLED, TIMEOUT, SURVIVED, BROKEN)
+    print(f"\n{'module':{width}} {' '.join(f'{column:>8}' for column in columns)}   rate")
     for module, count in (*counts.items(), ("all", total)):
         if count:
-            share = 1 - count[SURVIVED] / count.total()
-            print(f"{module:{width}} {count[KILLED]:8} {count[SURVIVED]:8} {count[TIMEOUT]:8} {share:6.1%}")
-    rate = 1 - total[SURVIVED] / total.total()
-    print(f"\nrate {rate:.4g} >={min_rate:g} {'ok' if rate >= min_rate else 'short'}")
-    return int(rate < min_rate)
+            print(f"{module:{width}} {' '.join(f'{count[column]:8}' for column in columns)} {rate(count):6.1%}")
+    reached = rate(total)
+    print(f"\nrate {reached:.4g} >={min_rate:g} {'ok' if reached >= min_rate else 'short'}")
+    return int(reached < min_rate)
+
+
+def rate(count: Counter[str]) -> float:
+    """The share that was noticed; 1 where there was nothing to notice."""
+    noticed = count[KILLED] + count[TIMEOUT]
+    return noticed / (noticed + count[SURVIVED]) if noticed + count[SURVIVED] else 1.0
 
 
 if __name__ == "__main__":
