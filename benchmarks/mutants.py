@@ -177,7 +177,7 @@ def groups(settings: Mapping[str, Any], only: Sequence[str]) -> dict[str, tuple[
         only: Patterns of modules; empty for all.
 
     Raises:
-        SystemExit: A pattern fits no file.
+        SystemExit: A pattern fits no file, or `only` no module.
     """
     found: dict[str, tuple[str, ...]] = {}
     for group in settings["groups"]:
@@ -185,7 +185,7 @@ def groups(settings: Mapping[str, Any], only: Sequence[str]) -> dict[str, tuple[
         for module in (path for pattern in group["modules"] for path in expand(pattern)):
             if not only or any(fnmatch.fnmatch(module, pattern) for pattern in only):
                 found.setdefault(module, tests)
-    return found
+    return found or sys.exit("error: no module in tool.mutants of pyproject.toml fits --module")
 
 
 def expand(pattern: str) -> list[str]:
@@ -267,7 +267,7 @@ def sample(
 
 
 def is_listed(module: str, change: Change, entry: Mapping[str, str]) -> bool:
-    """Is this the change of that entry: `module` (a pattern), the line that `was` and, if given, what is there `now`?"""
+    """Is this the change in an entry: `module` (a pattern), the line that `was` and, if given, what is there `now`?"""
     same_line = fnmatch.fnmatch(module, entry["module"]) and change.was == entry["was"]
     return same_line and entry.get("now", change.now) == change.now
 
@@ -358,7 +358,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.exit(f"error: tool.mutants in pyproject.toml: {entry['module']} has no line {entry['was']}")
     found = [mutant for module in tests_of for mutant in mutants(module, settings["exclude"])]
     changes = sample(found, settings.get("equivalent", []), options.sample, options.seed)
-    print(f"{len(found)} changes at {len({(m.module, m.start) for m in found})} places; {len(changes)} are tried")
+    print(
+        f"{len(found)} changes at {len({(m.module, m.start) for m in found})} places; {len(changes)} are tried",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(options.jobs) as pool:
         tests = Tests(Path(folder))
         try:
