@@ -84,6 +84,14 @@ locks:
 	        $$(test $$group != kfp || echo --no-deps) --output-file images/$$group/requirements.txt || exit 1; \
 	done
 
+# Wrong changes to the code, one at a time, in a copy of the tree: the fast tests have to notice 85 % of them. SEED picks
+# the sample; SAMPLE=0 takes every place. benchmarks/mutants.py says more.
+SEED := 1
+SAMPLE := 150
+.PHONY: mutants
+mutants: $(READY)
+	@$(BIN)/python -m benchmarks.mutants --seed $(SEED) --sample $(SAMPLE)
+
 # Each ends with one line per bound and fails when one is short.
 bench-attention bench-selection: bench-%: $(READY)
 	@$(BIN)/python -m benchmarks.$*
