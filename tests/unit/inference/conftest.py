@@ -48,7 +48,7 @@ def load_tiny():
             encode_images=lambda pixels: pixels["p"].float() @ spread,
             grid=24,
             eos_token_ids=frozenset(range(2, 20)),
-            max_positions=900,
+            context_length=900,
             preprocessing={"size": 24},
             folders=(folder,),
         )

@@ -21,7 +21,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from free2ds_common.errors import StageError
 from free2ds_common.inference.auto import load_auto
 from free2ds_common.inference.capture import Pass
-from free2ds_common.inference.decode import Decoder, PictureGroup, Question
+from free2ds_common.inference.generation import AnswerGenerator, PictureGroup, Question
 from free2ds_common.pictures import decode_picture
 
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -74,12 +74,12 @@ def save(tmp_path):
 @pytest.mark.parametrize("text_config", [Qwen2Config(**SMALL), MistralConfig(**SMALL, sliding_window=None)])
 def test_grouped_heads_and_another_grid(save, text_config):
     model = load_auto(save(text_config), CPU, FP32, "System.", "method")
-    assert (model.grid, model.positions, model.prompt_settings["style"]) == (4, 16, "method")
+    assert (model.grid, model.num_vision_tokens, model.prompt_settings["style"]) == (4, 16, "method")
     picture = decode_picture(_png(), "p")
     group = PictureGroup(
         model.preprocess(picture), (Question(0, model.prompt("Q?")), Question(1, model.prompt("Why?")))
     )
-    answers = list(Decoder(model, 4, 2).answer([group]))
+    answers = list(AnswerGenerator(model, 4, 2).generate([group]))
     assert len(answers) == 2
     assert all(answer.map is None or float(answer.map.sum()) == pytest.approx(1, abs=1e-5) for answer in answers)
 

@@ -9,7 +9,8 @@ import torch
 from components.llava_attention.model import load_llava, parameter_name
 from free2ds_common.checkpoints import fingerprint
 from free2ds_common.errors import StageError
-from free2ds_common.inference.weights import stored_tensors, torch_dtype
+from free2ds_common.inference.device import torch_dtype
+from free2ds_common.inference.weights import stored_tensors
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 
