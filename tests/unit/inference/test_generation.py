@@ -21,9 +21,14 @@ MAX_NEW_TOKENS = 8
 def tiny(key_value_heads=4, seed=0):
     torch.manual_seed(seed)
     config = LlamaConfig(
-        hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=key_value_heads, vocab_size=VOCABULARY, max_position_embeddings=128,
-    )  # fmt: skip
+        hidden_size=HIDDEN,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=key_value_heads,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=128,
+    )
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -153,7 +158,9 @@ def test_a_large_group_does_not_wait_for_the_slowest_answer():
     _, wrapped = tiny()
     wrapped.decoder.config._attn_implementation = ATTENTION_NAME
     groups = groups_of([8, 8])
-    lengths = {answer.index: len(answer.tokens) for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 8).generate(groups)}
+    lengths = {
+        answer.index: len(answer.tokens) for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 8).generate(groups)
+    }
     longest = max(range(8), key=lengths.__getitem__)
     assert lengths[longest] > 2 + min(lengths[index] for index in range(8, 16))
     order = [answer.index for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 8).generate(groups)]
@@ -168,10 +175,56 @@ def test_non_finite_attention_is_an_outcome_and_spreads_to_no_one():
     broken = [*groups]
     broken[1] = PictureGroup({"pixel_values": torch.full((4,), float("nan"))}, groups[1].questions)
     found = {answer.index: answer for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 2).generate(broken)}
-    assert found[1].outcome == "non_finite" and found[1].map is None
+    assert (found[1].outcome, found[1].map) == ("non_finite", None)
     for index in (0, 2, 3, 4, 5):
         assert found[index].tokens == clean[index].tokens
         assert found[index].outcome == clean[index].outcome
+
+
+def test_a_shorter_answer_in_a_row_that_was_not_finite():
+    """The first row ends at once with NaN; the shortest moves there while a long one keeps the batch wide."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    wrapped = dataclasses.replace(wrapped, eos_token_ids=frozenset([0]))  # the largest of nothing but NaN
+    prompts = [Prompt((1, 9, 10), (11,) * length) for length in (20, 20, 2)]
+    pixels = [torch.full((4,), float("nan")), torch.ones(4), torch.full((4,), 2.0)]
+    groups = [
+        PictureGroup({"pixel_values": values}, (Question(index, prompt),))
+        for index, (values, prompt) in enumerate(zip(pixels, prompts, strict=True))
+    ]
+    found = {answer.index: answer for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 3).generate(groups)}
+    (alone,) = AnswerGenerator(wrapped, MAX_NEW_TOKENS, 1).generate(groups[2:])
+    assert (found[0].tokens, found[0].outcome) == ((0,), "non_finite")
+    assert (found[2].tokens, found[2].outcome) == (alone.tokens, "ok")
+    torch.testing.assert_close(found[2].map, alone.map, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 5])
+def test_longest_answer(max_new_tokens):
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    endless = dataclasses.replace(wrapped, eos_token_ids=frozenset())
+    answers = AnswerGenerator(endless, max_new_tokens, 3).generate(groups_of([1, 2, 4]))
+    assert [len(answer.tokens) for answer in answers] == [max_new_tokens] * 7
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_answers_end_with_any_of_the_eos_tokens(count):
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1, 4, 2, 9, 1, 5])
+    endless = dataclasses.replace(wrapped, eos_token_ids=frozenset())
+    whole = {answer.index: answer.tokens for answer in AnswerGenerator(endless, 20, 8).generate(groups)}
+    eos = sorted({token for tokens in whole.values() for token in tokens[3:]})[:count]
+    assert len(eos) == count
+    ending = dataclasses.replace(wrapped, eos_token_ids=frozenset(eos))
+    ended = 0
+    for answer in AnswerGenerator(ending, 20, 8).generate(groups):
+        tokens = whole[answer.index]
+        last = next((number for number, token in enumerate(tokens) if token in eos), 19)
+        assert answer.tokens == tokens[: last + 1]
+        ended += last < 19
+    assert ended > 0
 
 
 def test_memory_without_values_reaches_no_answer(models, monkeypatch):
@@ -204,7 +257,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(caplog):
     found = list(generator.generate(groups))
     hook.remove()
     assert generator.batch_size == 2
-    assert {answer.index: answer.tokens for answer in found} == wanted and len(found) == len(wanted)
+    assert sorted((answer.index, answer.tokens) for answer in found) == sorted(wanted.items())
     assert "out of memory: going on with 2 answers at a time" in caplog.text
 
 
@@ -225,7 +278,9 @@ def test_out_of_memory_on_the_way_to_the_decoder_loses_nothing():
     generator = AnswerGenerator(dataclasses.replace(wrapped, encode_images=encode), MAX_NEW_TOKENS, 4)
     found = [(answer.index, answer.tokens) for answer in generator.generate(groups)]
     assert sorted(found) == sorted(wanted.items())
-    assert generator.batch_size == 2 and calls[1:4] == [4, 2, 1] and max(calls[4:]) == 2
+    assert generator.batch_size == 2
+    assert calls[1:4] == [4, 2, 1]
+    assert max(calls[4:]) == 2
 
     generator, aggregated = AnswerGenerator(wrapped, MAX_NEW_TOKENS, 4), []
 
@@ -238,7 +293,8 @@ def test_out_of_memory_on_the_way_to_the_decoder_loses_nothing():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation, "aggregate_steps", aggregate)
         found = [(answer.index, answer.tokens) for answer in generator.generate(groups)]
-    assert sorted(found) == sorted(wanted.items()) and generator.batch_size == 2
+    assert sorted(found) == sorted(wanted.items())
+    assert generator.batch_size == 2
 
 
 def test_out_of_memory_frees_what_the_failed_pass_made():
@@ -288,9 +344,8 @@ def test_nothing_of_length_times_length_is_allocated(questions):
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, arguments=(), options=None):
             result = function(*arguments, **(options or {}))
-            for value in result if isinstance(result, tuple | list) else [result]:
-                if isinstance(value, torch.Tensor):
-                    seen.append(value.numel())
+            values = result if isinstance(result, tuple | list) else [result]
+            seen.extend(value.numel() for value in values if isinstance(value, torch.Tensor))
             return result
 
     asked = tuple(Question(number, Prompt((1,) * 160, (9,) * 31)) for number in range(questions))
