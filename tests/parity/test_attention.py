@@ -68,7 +68,7 @@ def test_maps_equal(shared, samples, answers, layout):
         wanted = expected(shared, layout, number)
         for answer in (answers[layout][number], answers[layout][-number]):
             if "aggregated" not in wanted:
-                assert answer.map is None and answer.outcome == "eos_only"
+                assert (answer.map, answer.outcome) == (None, "eos_only")
             else:
                 np.testing.assert_allclose(answer.map.numpy(), wanted["aggregated"], rtol=0, atol=TOLERANCE)
 

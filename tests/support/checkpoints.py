@@ -35,8 +35,17 @@ def _made() -> Path:
 def _write_original_llava(converted, clip, folder):
     """LLaVA as it was published: two shards with CLIP's weights in them, and CLIP's folder inside."""
     text = json.loads((converted / "config.json").read_text())["text_config"]
-    names = ("hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads",
-             "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "vocab_size")  # fmt: skip
+    names = (
+        "hidden_act",
+        "hidden_size",
+        "intermediate_size",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "vocab_size",
+    )
     config = {name: text[name] for name in names} | {
         "architectures": ["LlavaLlamaForCausalLM"],
         "eos_token_id": EOS,
@@ -58,8 +67,10 @@ def _write_original_llava(converted, clip, folder):
     for name in ("config.json", "preprocessor_config.json"):
         shutil.copyfile(clip / name, tower / name)
     clip_weights = {name: tensor for name, tensor in state.items() if "vision_tower" in name}
-    save_file({name.removeprefix("model.vision_tower.vision_tower."): t for name, t in clip_weights.items()},
-              tower / "model.safetensors")  # fmt: skip
+    save_file(
+        {name.removeprefix("model.vision_tower.vision_tower."): t for name, t in clip_weights.items()},
+        tower / "model.safetensors",
+    )
 
 
 def original_name(name):
