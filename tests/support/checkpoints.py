@@ -120,6 +120,15 @@ def change_config(folder, **entries):
     (folder / "config.json").write_text(json.dumps({**config, **entries}))
 
 
+def change_layer(state, layer):
+    """Double the weights of one of CLIP's layers, of which there are three, in an original checkpoint."""
+    prefix = f"model.vision_tower.vision_tower.vision_model.encoder.layers.{layer}."
+    changed = [name for name in state if name.startswith(prefix)]
+    assert changed
+    for name in changed:
+        state[name] = 2 * state[name]
+
+
 def weights(folder):
     """All tensors of a folder's safetensors files."""
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}

@@ -11,6 +11,7 @@ from free2ds_common.checkpoints import fingerprint
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.inference.attention_stage import run_attention
+from free2ds_common.inference.capture import KeyValueCache
 from free2ds_common.inference.prompts import INSTRUCTION
 from free2ds_common.schemas import attention_schema
 
@@ -155,10 +156,17 @@ def test_longest_answer(config, load_tiny, write_shard, max_new_tokens):
 
 
 @pytest.mark.parametrize(("batch_size", "largest"), [(1, 1), (3, 3), (16, 5)])
-def test_batch_size_is_that_of_the_passes(config, load_tiny, write_shard, batch_size, largest):
-    """Not larger than there are pictures."""
+def test_batch_size_is_that_of_the_passes(config, load_tiny, write_shard, batch_size, largest, monkeypatch):
+    """And of the key-value cache; not larger than there are records with a picture."""
     shard, root = write_shard([*((f"{number}.png", "Q?") for number in range(5)), (None, "Q?")])
-    rows = []
+    rows, cache_rows = [], []
+
+    class Cache(KeyValueCache):
+        def __init__(self, max_rows, num_layers):
+            cache_rows.append(max_rows)
+            super().__init__(max_rows, num_layers)
+
+    monkeypatch.setattr("free2ds_common.inference.generation.KeyValueCache", Cache)
 
     def load(*arguments):
         model = load_tiny(*arguments)
@@ -170,6 +178,7 @@ def test_batch_size_is_that_of_the_passes(config, load_tiny, write_shard, batch_
     config = dataclasses.replace(config, shard=shard, image_root_uri=root, batch_size=batch_size)
     run_attention(config, "S", load, LOGGER)
     assert max(rows) == largest
+    assert cache_rows == [largest]
 
 
 @pytest.mark.parametrize(
@@ -261,8 +270,9 @@ def test_progress_counts_answers_as_they_come(config, load_tiny, write_shard, mo
         "write",
         lambda self, rows: (counted_at_write.append((len(rows), len(counted))), write(self, rows)),
     )
-    run_attention(dataclasses.replace(config, shard=shard, image_root_uri=root), "S", load_tiny, LOGGER)
+    result = run_attention(dataclasses.replace(config, shard=shard, image_root_uri=root), "S", load_tiny, LOGGER)
     assert counted == [1] * 6
+    assert result.metrics["generated_tokens"] == sum(row["num_steps"] for row in rows_of(config))
     assert [rows for rows, _ in counted_at_write] == [4, 2]
     assert counted_at_write[0][1] > 4
 

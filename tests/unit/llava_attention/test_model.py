@@ -16,6 +16,7 @@ from tests.support.checkpoints import (
     answers_of,
     assert_same_answers,
     change_config,
+    change_layer,
     copy_checkpoint,
     new_name,
     old_name,
@@ -115,6 +116,23 @@ def test_weights_of_the_checkpoint_go_before_the_towers_own(copy, wanted):
     folder = copy()
     tower = folder / CLIP_NAME
     write_single(tower, {name: torch.zeros_like(tensor) for name, tensor in weights(tower).items()})
+    assert_same_answers(answers_of(load_llava(folder, CPU, FP32)), wanted)
+
+
+def test_the_towers_own_weights_fill_only_what_the_checkpoint_lacks(copy, wanted):
+    folder = copy()
+    lacking = "model.vision_tower.vision_tower.vision_model.post_layernorm.bias"
+    write_shards(folder, {name: tensor for name, tensor in weights(folder).items() if name != lacking})
+    tower = folder / CLIP_NAME
+    write_single(tower, {name: torch.zeros_like(tensor) for name, tensor in weights(tower).items()})
+    assert_same_answers(answers_of(load_llava(folder, CPU, FP32)), wanted)
+
+
+def test_clips_last_layer_is_not_used(copy, wanted):
+    folder = copy()
+    state = weights(folder)
+    change_layer(state, 2)
+    write_shards(folder, state)
     assert_same_answers(answers_of(load_llava(folder, CPU, FP32)), wanted)
 
 

@@ -17,6 +17,7 @@ from tests.support.checkpoints import (
     answers_of,
     assert_same_answers,
     change_config,
+    change_layer,
     copy_checkpoint,
     picture,
     remove_weights,
@@ -47,11 +48,7 @@ def test_every_token_sees_its_own_window(tiny):
         for token in range(4):
             row, column = divmod(token, 2)
             cells = torch.stack(
-                [
-                    detail[number, :, row * window + i, column * window + j]
-                    for i in range(window)
-                    for j in range(window)
-                ]
+                [detail[number, :, row * window + i, column * window + j] for i in range(window) for j in range(window)]
             )
             query = tiny.vlm_uni_query_projector(clip[number, token])
             weights = torch.softmax(tiny.vlm_uni_aux_projector(cells) @ query / 8**0.5, dim=0)
@@ -143,6 +140,21 @@ def encoders_in_the_main_checkpoint(folder):
 )
 def test_every_layout_gives_the_same_answers(copy, wanted, load):
     assert_same_answers(answers_of(load(copy)), wanted)
+
+
+def test_clips_own_weights_fill_only_what_the_checkpoint_lacks(copy, wanted):
+    lacking = "model.vision_tower.vision_tower.vision_model.post_layernorm.bias"
+    write_shards(copy, {name: tensor for name, tensor in weights(copy).items() if name != lacking})
+    tower = copy / CLIP_NAME
+    write_shards(tower, {name: torch.zeros_like(tensor) for name, tensor in weights(tower).items()})
+    assert_same_answers(answers_of(load_mgm(copy, CPU, FP32)), wanted)
+
+
+def test_clips_last_layer_is_not_used(copy, wanted):
+    state = weights(copy)
+    change_layer(state, 2)
+    write_shards(copy, state)
+    assert_same_answers(answers_of(load_mgm(copy, CPU, FP32)), wanted)
 
 
 def test_folders_to_fingerprint(copy):
