@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from PIL import Image
@@ -28,19 +28,21 @@ from transformers import (
     LlavaForConditionalGeneration,
     StoppingCriteriaList,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from benchmarks.bounds import Bounds, in_turns
 from components.llava_attention.config import LlavaAttentionConfig
 from free2ds_common.datasets import DatasetWriter
-from free2ds_common.inference import stage
+from free2ds_common.inference.attention_stage import run_attention
 from free2ds_common.inference.capture import ATTENTION_NAME
-from free2ds_common.inference.decode import Answer, Decoder, PictureGroup, Question
-from free2ds_common.inference.feed import PictureQuestions, feed
+from free2ds_common.inference.generation import Answer, AnswerGenerator, PictureGroup, Question
 from free2ds_common.inference.heap import resident_bytes
 from free2ds_common.inference.maps import aggregate_steps
-from free2ds_common.inference.model import VisionLanguageModel
+from free2ds_common.inference.model import Pixels, VisionLanguageModel
 from free2ds_common.inference.packed_linear import pack_linear_layers
+from free2ds_common.inference.prefetch import PictureQuestions, prefetch
 from free2ds_common.inference.prompts import Prompt
+from free2ds_common.runlog import Progress
 from free2ds_common.schemas import RECORDS
 from free2ds_common.settings import AttentionConfig
 
@@ -51,6 +53,13 @@ COUNTDOWN = 100
 SYSTEM_TOKENS, QUESTION_TOKENS = 33, 24
 MAX_NEW_TOKENS = 100
 BATCH = 8
+GREEDY = {
+    "do_sample": False,
+    "max_new_tokens": MAX_NEW_TOKENS,
+    "eos_token_id": EOS,
+    "pad_token_id": PAD,
+    "stopping_criteria": StoppingCriteriaList(),
+}
 PARTS = ("table", "plain", "peaks", "sharing", "known", "long", "same", "pictures", "memory")
 
 
@@ -87,21 +96,21 @@ class Bench:
         with torch.device(device):
             self.model = LlavaForConditionalGeneration(config).to(dtype).eval()
         self._count_down()
-        # A copy, as the loaders leave it: the other ways can be measured with transformers' own linear layers.
+        # Packed as the loaders do it; a copy, so that the other ways can also run on transformers' own linear layers.
         captured = self.packed = self.model if device == "cuda" else copy.deepcopy(self.model)
         pack_linear_layers(captured)
         self.ours = VisionLanguageModel(
             decoder=captured.model.language_model,
             lm_head=captured.lm_head,
-            prompt=None,
+            prompt=lambda question: make_prompt(int(question), torch.Generator().manual_seed(0)),
             prompt_settings={},
-            preprocess=None,
+            preprocess=clip_preprocessing(),
             encode_images=lambda pixels: torch.stack(
                 captured.get_image_features(pixels["pixel_values"].to(dtype)).pooler_output
             ),
             grid=24,
             eos_token_ids=frozenset([EOS]),
-            max_positions=4096,
+            context_length=4096,
             preprocessing={},
             folders=(),
         )
@@ -123,7 +132,7 @@ class Bench:
     def answer(self, groups: Sequence[PictureGroup], batch: int = BATCH, share: bool = True) -> list[Answer]:
         """Our way."""
         self.ours.decoder.config._attn_implementation = ATTENTION_NAME
-        return list(Decoder(self.ours, MAX_NEW_TOKENS, batch, share).answer(groups))
+        return list(AnswerGenerator(self.ours, MAX_NEW_TOKENS, batch, share).generate(groups))
 
     def batches(self, groups: Sequence[PictureGroup], batch: int) -> Iterator[dict[str, torch.Tensor]]:
         """The same batches as inputs of `generate`, padded on the left."""
@@ -146,7 +155,7 @@ class Bench:
         """Greedy generation without any attention, `packed` with the same linear layers as ours."""
         model = self.packed if packed else self.model
         model.model.language_model.config._attn_implementation = "sdpa"
-        return [self._generate(inputs, model) for inputs in self.batches(groups, batch)]
+        return [model.generate(**inputs, **GREEDY) for inputs in self.batches(groups, batch)]
 
     @torch.inference_mode()
     def known(self, groups: Sequence[PictureGroup]) -> list[torch.Tensor | None]:
@@ -154,29 +163,30 @@ class Bench:
         self.model.model.language_model.config._attn_implementation = "eager"
         maps = []
         for inputs in self.batches(groups, 1):
-            output = self._generate(inputs, self.model, output_attentions=True, return_dict_in_generate=True)
+            output = self.model.generate(**inputs, **GREEDY, output_attentions=True, return_dict_in_generate=True)
             start = int((inputs["input_ids"][0] == IMAGE_TOKEN).nonzero()[0])
             rows = [torch.stack([layer[0, :, -1] for layer in step]).mean(dim=(0, 1)) for step in output.attentions]
             maps.append(aggregate_steps(torch.stack([row[start : start + 576].float() for row in rows])))
         return maps
 
-    def _generate(
-        self, inputs: dict[str, torch.Tensor], model: LlavaForConditionalGeneration, **options: bool
-    ) -> torch.Tensor:
-        return model.generate(
-            **inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=EOS, pad_token_id=PAD,
-            stopping_criteria=StoppingCriteriaList(), **options,
-        )  # fmt: skip
+
+def clip_preprocessing() -> Callable[[Image.Image], Pixels]:
+    """CLIP's, at 336 px."""
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    return lambda picture: {"pixel_values": processor(picture, return_tensors="pt").pixel_values[0]}
+
+
+def make_prompt(length: int, generator: torch.Generator) -> Prompt:
+    """A prompt with random text whose answer has `length` tokens."""
+    before = (1, *range(COUNTDOWN + 200, COUNTDOWN + 199 + SYSTEM_TOKENS))
+    text = torch.randint(COUNTDOWN + 200, IMAGE_TOKEN - 1, (QUESTION_TOKENS,), generator=generator).tolist()
+    return Prompt(before, (*text, COUNTDOWN + length))
 
 
 def make_groups(per_picture: int, lengths: Sequence[int], seed: int = 0) -> list[PictureGroup]:
     """Pictures with `per_picture` questions each; question i's answer has `lengths[i]` tokens."""
     generator = torch.Generator().manual_seed(seed)
-    before = (1, *range(COUNTDOWN + 200, COUNTDOWN + 199 + SYSTEM_TOKENS))
-    questions = []
-    for index, length in enumerate(lengths):
-        text = torch.randint(COUNTDOWN + 200, IMAGE_TOKEN - 1, (QUESTION_TOKENS,), generator=generator).tolist()
-        questions.append(Question(index, Prompt(before, (*text, COUNTDOWN + length))))
+    questions = [Question(index, make_prompt(length, generator)) for index, length in enumerate(lengths)]
     return [
         PictureGroup(
             {"pixel_values": torch.randn(3, 336, 336, generator=generator)},
@@ -206,9 +216,9 @@ def against_plain(bounds: Bounds, size: str, repeats: int) -> None:
         check_lengths(bench, groups, lengths)
         rounds = in_turns(
             repeats,
-            ours=lambda: bench.answer(groups, share=False),  # noqa: B023
-            plain=lambda: bench.plain(groups, packed=True),  # noqa: B023
-            unpacked=lambda: bench.plain(groups),  # noqa: B023
+            ours=partial(bench.answer, groups, share=False),
+            plain=partial(bench.plain, groups, packed=True),
+            unpacked=partial(bench.plain, groups),
         )
         print(f"{size} {name}, s per record: {rounds.per_record(BATCH)}")
         bounds.at_most(f"time_ours_over_plain_{size}_{name}", rounds.ratio("ours", "plain"), 1.05)
@@ -223,9 +233,9 @@ def table(size: str) -> None:
         rounds = in_turns(
             1,
             warm_up=False,
-            plain=lambda: bench.plain(groups),  # noqa: B023
-            ours=lambda: bench.answer(groups),  # noqa: B023
-            known=lambda: bench.known(groups),  # noqa: B023
+            plain=partial(bench.plain, groups),
+            ours=partial(bench.answer, groups),
+            known=partial(bench.known, groups),
         )
         print(f"{size}, {per_picture} per picture, s per record: {rounds.per_record(BATCH)}", flush=True)
 
@@ -252,9 +262,12 @@ def memory_of(way: str, size: str) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = resident_bytes() / 2**20
     groups = make_groups(1, [100] * 4 + [50] * 4)
-    {"ours": partial(bench.answer, share=False), "plain": partial(bench.plain, packed=True), "known": bench.known}[way](
-        groups
-    )
+    ways: dict[str, Callable[[Sequence[PictureGroup]], object]] = {
+        "ours": partial(bench.answer, share=False),
+        "plain": partial(bench.plain, packed=True),
+        "known": bench.known,
+    }
+    ways[way](groups)
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     print(int(peak.split()[1]) / 1024 - before)
 
@@ -263,13 +276,14 @@ def sharing(bounds: Bounds, size: str, repeats: int) -> None:
     """Records per second with 1, 2 and 4 records per picture, the same number of records."""
     bench = Bench(size)
     lengths = [2 + number % 4 for number in range(16)]
-    ways: dict[str, Callable[[], object]] = {}
-    for per_picture in (1, 2, 4):
-        groups = make_groups(per_picture, lengths)
-        ways[str(per_picture)] = lambda groups=groups: bench.answer(groups, 16)
-    rounds = in_turns(repeats, **ways)
+    rounds = in_turns(
+        repeats,
+        one=partial(bench.answer, make_groups(1, lengths), 16),
+        two=partial(bench.answer, make_groups(2, lengths), 16),
+        four=partial(bench.answer, make_groups(4, lengths), 16),
+    )
     print(f"{size}, s per record with 1, 2 and 4 per picture: {rounds.per_record(16)}")
-    bounds.at_least(f"sharing_4_over_1_{size}", rounds.ratio("1", "4"), 2.5)
+    bounds.at_least(f"sharing_4_over_1_{size}", rounds.ratio("one", "four"), 2.5)
 
 
 def against_known(bounds: Bounds, size: str, repeats: int) -> None:
@@ -281,9 +295,9 @@ def against_known(bounds: Bounds, size: str, repeats: int) -> None:
     rounds = in_turns(repeats, ours=lambda: bench.answer(groups, batch), known=lambda: bench.known(groups))
     found = {answer.index: answer.map for answer in bench.answer(groups, batch)}
     worst = max(
-        float((found[index] - wanted).abs().max())
+        float((ours - wanted).abs().max())
         for index, wanted in enumerate(bench.known(groups))
-        if wanted is not None
+        if wanted is not None and (ours := found[index]) is not None
     )
     print(f"{size}, s per record: {rounds.per_record(batch)}")
     bounds.at_least(f"speed_ours_over_known_{size}", rounds.ratio("known", "ours"), 2)
@@ -322,22 +336,13 @@ def flat_memory(bounds: Bounds, records: int) -> None:
     """Growth of the stage's resident set over many records after the first 500: tiny model, real pictures."""
     bench = Bench("tiny")
     bench.ours.decoder.config._attn_implementation = ATTENTION_NAME
-    questions = [group.questions[0].prompt for group in make_groups(1, [2 + number % 3 for number in range(4)])]
-    processor = picture_processor()
-    loaded = replace(
-        bench.ours,
-        prompt=lambda question: questions[int(question)],
-        preprocess=lambda picture: {"pixel_values": processor(picture, return_tensors="pt").pixel_values[0]},
-    )
     resident: list[float] = []
 
-    def answers(*arguments) -> Iterator[tuple]:  # noqa: ANN002
-        for answer in stage_answers(*arguments):
-            resident.append(resident_bytes() / 2**20)
-            yield answer
+    def measure(progress: Progress, count: int = 1) -> None:
+        resident.append(resident_bytes() / 2**20)
 
-    stage_answers, stage._answers = stage._answers, answers
-    with tempfile.TemporaryDirectory() as root:
+    # The stage reports every record.
+    with mock.patch.object(Progress, "add", measure), tempfile.TemporaryDirectory() as root:
         for number in range(100):
             Image.effect_noise((64, 48), 60).convert("RGB").save(f"{root}/{number}.jpg", quality=90)
         with DatasetWriter(f"{root}/shard", RECORDS) as writer:
@@ -348,7 +353,7 @@ def flat_memory(bounds: Bounds, records: int) -> None:
                         "record_key": f"{number:064x}",
                         "image": f"{number // 4 % 100}.jpg",
                         "source": "bench",
-                        "question": str(number % 4),
+                        "question": str(2 + number % 4),
                         "messages": [],
                         "raw": "{}",
                     }
@@ -363,24 +368,16 @@ def flat_memory(bounds: Bounds, records: int) -> None:
             dtype="float32",
             attention=f"{root}/attention",
         )
-        stage.run_attention(config, "", lambda *_: loaded, logging.getLogger("benchmarks"))
+        run_attention(config, "", lambda folder, device, dtype: bench.ours, logging.getLogger("benchmarks"))
     grown = max(resident[500:]) - resident[500]
     print(f"{len(resident)} records: at most {max(resident):.0f} MB, {resident[500]:.0f} MB after 500")
     bounds.at_most(f"memory_growth_mb_{records}_records", grown, 50)
-
-
-def picture_processor() -> Callable:
-    """CLIP's, at 336 px."""
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    return CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
 
 
 def pictures(bounds: Bounds, size: str) -> None:
     """Share of the time that the model waits for pictures on local disk, decoding and preprocessing included."""
     bench = Bench(size)
     bench.ours.decoder.config._attn_implementation = ATTENTION_NAME
-    processor = picture_processor()
     questions = [question for group in make_groups(1, [2 + n % 4 for n in range(32)]) for question in group.questions]
     waited = 0.0
     with tempfile.TemporaryDirectory() as root:
@@ -389,10 +386,10 @@ def pictures(bounds: Bounds, size: str) -> None:
 
         def waiting() -> Iterator[PictureGroup]:
             nonlocal waited
-            source = feed(
+            source = prefetch(
                 [PictureQuestions(f"{n}.jpg", (question,)) for n, question in enumerate(questions)],
                 root,
-                lambda picture: {"pixel_values": processor(picture, return_tensors="pt").pixel_values[0]},
+                bench.ours.preprocess,
                 2 * BATCH,
                 lambda group, problem: None,
             )
@@ -405,7 +402,7 @@ def pictures(bounds: Bounds, size: str) -> None:
                 yield group
 
         start = time.perf_counter()
-        answers = list(Decoder(bench.ours, MAX_NEW_TOKENS, BATCH).answer(waiting()))
+        answers = list(AnswerGenerator(bench.ours, MAX_NEW_TOKENS, BATCH).generate(waiting()))
         total = time.perf_counter() - start
     print(f"{size}: waited {waited:.3f} s of {total:.1f} s for {len(answers)} pictures")
     bounds.at_most(f"waiting_for_pictures_{size}", waited / total, 0.05)
@@ -420,9 +417,13 @@ def on_gpu(sizes: Sequence[int]) -> None:
             groups = make_groups(per_picture, lengths)
             check_lengths(bench, groups, lengths)
             found: dict[str, object] = {"batch": batch, "records_per_picture": per_picture}
-            for name, way in (("ours", bench.answer), ("plain", bench.plain)):
+            ways: dict[str, Callable[[], object]] = {
+                "ours": partial(bench.answer, groups, batch),
+                "plain": partial(bench.plain, groups, batch),
+            }
+            for name, way in ways.items():
                 torch.cuda.reset_peak_memory_stats()
-                seconds = in_turns(5, way=lambda: way(groups, batch)).median("way")  # noqa: B023
+                seconds = in_turns(5, way=way).median("way")
                 found[f"{name}_records_per_s"] = len(lengths) / seconds
                 found[f"{name}_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
             print(json.dumps(found))
@@ -445,20 +446,21 @@ def main() -> int:
         return 0
     small, large, repeats = ("tiny", "small", 1) if options.quick else ("small", "large", 5)
     bounds = Bounds()
-    parts: dict[str, Callable[[], object]] = {
-        "table": lambda: [table(size) for size in (small, large)],
+    parts: dict[str, list[Callable[[], None]]] = {
+        "table": [partial(table, size) for size in (small, large)],
         # The small model's rounds take seconds, so there can be more.
-        "plain": lambda: [against_plain(bounds, small, 3 * repeats), against_plain(bounds, large, repeats)],
-        "peaks": lambda: [peaks(bounds, size, repeats) for size in (small, large)],
-        "sharing": lambda: [sharing(bounds, size, repeats) for size in (small, large)],
-        "known": lambda: against_known(bounds, large, repeats),
-        "long": lambda: one_long_answer(bounds, small, repeats),
-        "same": lambda: [same_maps(bounds, size) for size in (small, large)],
-        "pictures": lambda: pictures(bounds, large),
-        "memory": lambda: flat_memory(bounds, 1000 if options.quick else 10_000),
+        "plain": [partial(against_plain, bounds, small, 3 * repeats), partial(against_plain, bounds, large, repeats)],
+        "peaks": [partial(peaks, bounds, size, repeats) for size in (small, large)],
+        "sharing": [partial(sharing, bounds, size, repeats) for size in (small, large)],
+        "known": [partial(against_known, bounds, large, repeats)],
+        "long": [partial(one_long_answer, bounds, small, repeats)],
+        "same": [partial(same_maps, bounds, size) for size in (small, large)],
+        "pictures": [partial(pictures, bounds, large)],
+        "memory": [partial(flat_memory, bounds, 1000 if options.quick else 10_000)],
     }
     for name in options.only or parts:
-        parts[name]()
+        for measure in parts[name]:
+            measure()
     return bounds.report()
 
 

@@ -1,8 +1,9 @@
-"""LLaVA-1.5 from either of its checkpoint layouts, as transformers' LlavaForConditionalGeneration."""
+"""Loads LLaVA-1.5 from either of its checkpoint layouts, as transformers' LlavaForConditionalGeneration."""
 
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,8 +18,8 @@ from free2ds_common.inference.prompts import LLAVA_SYSTEM, build_prompt, method_
 from free2ds_common.inference.tokenizers import load_tokenizer
 from free2ds_common.inference.weights import ParameterFiller, empty_model
 
-# Stored name to transformers' name; the first that matches counts. Hugging Face layouts old and new, then the original.
-_RENAMES = [
+# From stored names to transformers'; the first match counts. Hugging Face layout, old and new, then the original one.
+_RENAMES = (
     (r"(?:model\.)?language_model\.lm_head\.", "lm_head."),
     (r"(?:model\.)?language_model\.(?:model\.)?", "model.language_model."),
     (r"(?:model\.)?multi_modal_projector\.", "model.multi_modal_projector."),
@@ -27,7 +28,7 @@ _RENAMES = [
     (re.escape(original_layout.CLIP_IN_CHECKPOINT), "model.vision_tower."),
     (r"(?:model\.)?vision_tower\.(?:vision_model\.)?", "model.vision_tower."),
     (r"model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1."),
-]
+)
 
 
 def parameter_name(stored: str) -> str:
@@ -43,10 +44,11 @@ def load_llava(folder: Path, device: torch.device, dtype: torch.dtype, vision_to
     """Load LLaVA-1.5.
 
     Args:
-        folder: `LlavaForConditionalGeneration` (Hugging Face) or `LlavaLlamaForCausalLM` (original) layout.
+        folder: In the Hugging Face layout (`LlavaForConditionalGeneration`) or the original one
+            (`LlavaLlamaForCausalLM`).
         device: Where the weights go; there is never a second copy of them.
         dtype: Of weights and arithmetic.
-        vision_tower: For the original layout, where CLIP is when `mm_vision_tower` does not lead to it.
+        vision_tower: In the original layout, where CLIP is if `mm_vision_tower` does not lead to it.
 
     Raises:
         StageError: Another architecture, missing files, missing or misshapen tensors.
@@ -91,7 +93,7 @@ def load_llava(folder: Path, device: torch.device, dtype: torch.dtype, vision_to
         encode_images=encode_images,
         grid=original_layout.square_grid(config.vision_config),
         eos_token_ids=original_layout.eos_token_ids(folder, stored),
-        max_positions=config.text_config.max_position_embeddings,
+        context_length=config.text_config.max_position_embeddings,
         preprocessing=processor.to_dict(),
         folders=original_layout.distinct_folders(folder, *([tower] if tower else [])),
     )
@@ -107,7 +109,7 @@ def _converted_config(folder: Path) -> LlavaConfig:
     return config
 
 
-def _original_config(folder: Path, stored: dict, tower: Path) -> LlavaConfig:
+def _original_config(folder: Path, stored: dict[str, Any], tower: Path) -> LlavaConfig:
     vision = original_layout.clip_config(tower)
     return LlavaConfig(
         vision_config=vision,

@@ -1,4 +1,4 @@
-"""MGM (Mini-Gemini) on transformers' parts: Llama, CLIP, ConvNeXt, and the patch info mining between them."""
+"""MGM (Mini-Gemini), made of transformers' Llama, CLIP and ConvNeXt, with patch info mining between the encoders."""
 
 import re
 from collections.abc import Callable
@@ -22,12 +22,12 @@ from free2ds_common.inference.prompts import MGM_SYSTEM, build_prompt, method_se
 from free2ds_common.inference.tokenizers import load_tokenizer
 from free2ds_common.inference.weights import ParameterFiller, empty_model, stored_tensors
 
-# timm's ConvNeXt uses this everywhere; transformers' default differs for the final norm only, which MGM does not use.
+# timm's value; transformers' default differs only in the final norm, which MGM does not use.
 _CONVNEXT_EPSILON = 1e-6
 
 
 class Mgm(nn.Module):
-    """The model; names follow the published checkpoint."""
+    """The model. Its parts are named as in the published checkpoint."""
 
     def __init__(self, text: LlamaConfig, clip: CLIPVisionConfig, convnext: ConvNextConfig, select_layer: int) -> None:
         """Build the parts.
@@ -63,24 +63,25 @@ class Mgm(nn.Module):
             (n, grid * grid, hidden) in the decoder's width.
 
         Source:
-            Mini-Gemini (Li et al. 2024), section 3.2, patch info mining; issue 2, "MGM in current transformers".
+            Mini-Gemini (Li et al. 2024), section 3.2, patch info mining.
         """
         size = self.vision_tower.config.image_size
-        # In fp32: the reference resizes before it casts to the model's type.
+        # In fp32: the reference resizes before it casts to the model's dtype.
         small = functional.interpolate(pixel_values.float(), size=(size, size), mode="bilinear", align_corners=False)
         dtype = self.lm_head.weight.dtype
         clip = self.vision_tower(small.to(dtype), output_hidden_states=True).hidden_states[self._select_layer][:, 1:]
-        return self.mm_projector(clip + self._mine(clip, self._detail(pixel_values.to(dtype))))
+        features: torch.Tensor = self.mm_projector(clip + self._mine(clip, self._detail(pixel_values.to(dtype))))
+        return features
 
     def _detail(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(n, channels, side, side): the four raw stage outputs at the first stage's resolution."""
+        """The four stages' outputs at the first one's resolution, (n, channels, side, side)."""
         stages = self.vision_tower_aux(pixel_values, output_hidden_states=True).hidden_states[1:]
         side = stages[0].shape[-2:]
         resized = [functional.interpolate(s.float(), size=side, mode="bilinear", align_corners=False) for s in stages]
         return torch.cat(resized, dim=1).to(pixel_values.dtype)
 
     def _mine(self, clip: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
-        """Each CLIP token looks at its own window of the detail map.
+        """Patch info mining: each CLIP token attends to its own window of the detail map.
 
         Args:
             clip: (n, grid * grid, width).
@@ -96,7 +97,8 @@ class Mgm(nn.Module):
         query = self.vlm_uni_query_projector(clip)[:, :, None]
         keys, values = self.vlm_uni_aux_projector(tiles), self.vlm_uni_val_projector(tiles)
         weights = torch.softmax(query @ keys.transpose(2, 3) / query.shape[-1] ** 0.5, dim=-1)
-        return (weights @ values)[:, :, 0]
+        mined: torch.Tensor = (weights @ values)[:, :, 0]
+        return mined
 
 
 def parameter_name(stored: str) -> str:
@@ -111,7 +113,7 @@ def parameter_name(stored: str) -> str:
 
 
 def _convnext_name(timm: str) -> str:
-    """The parameter of transformers' ConvNeXt that one of timm's belongs to."""
+    """The parameter of transformers' ConvNeXt for one of timm's."""
     for pattern, replacement in (
         (r"^stem\.0\.", "embeddings.patch_embeddings."),
         (r"^stem\.1\.", "embeddings.layernorm."),
@@ -127,21 +129,21 @@ def _convnext_name(timm: str) -> str:
 
 
 def _open_clip_name(stored: str) -> str | None:
-    """open_clip's file: the trunk without its head; `visual.trunk.` in front."""
+    """The parameter of `Mgm` for a tensor of open_clip's checkpoint; None outside the trunk and for its head."""
     if not stored.startswith("visual.trunk.") or stored.startswith("visual.trunk.head."):
         return None
     return "vision_tower_aux." + _convnext_name(stored.removeprefix("visual.trunk."))
 
 
 def _convnext_config(folder: Path, rename: Callable[[str], str | None]) -> ConvNextConfig | None:
-    """Depths and widths as the stored shapes give them; open_clip's config names only timm's model.
+    """Depths and widths from the stored shapes, since open_clip's config gives only the name of timm's model.
 
     Args:
         folder: A model folder.
         rename: Stored name to parameter of `Mgm`, None for none.
 
     Returns:
-        None where the folder holds no ConvNeXt of four stages.
+        None if the folder holds no ConvNeXt of four stages.
 
     Raises:
         StageError: The folder's weights are missing or cannot be read.
@@ -172,12 +174,12 @@ def load_mgm(
     """Load MGM.
 
     Args:
-        folder: `MGMLlamaForCausalLM` in its published layout, with its two encoders as sub-folders or elsewhere.
-            Where it holds an encoder's weights itself, those count, and the ConvNeXt's folder is not looked at.
+        folder: `MGMLlamaForCausalLM` in its published layout, the two encoders in sub-folders or elsewhere. Encoder
+            weights in the checkpoint itself come first; if it has the ConvNeXt's, that folder is not needed.
         device: Where the weights go; there is never a second copy of them.
         dtype: Of weights and arithmetic.
-        vision_tower: Where CLIP is, when `mm_vision_tower` does not lead to it.
-        vision_tower_aux: Where the ConvNeXt is, when `mm_vision_tower_aux` does not lead to it.
+        vision_tower: Where CLIP is if `mm_vision_tower` does not lead to it.
+        vision_tower_aux: Where the ConvNeXt is if `mm_vision_tower_aux` does not lead to it.
 
     Raises:
         StageError: Another architecture, missing files, missing or misshapen tensors.
@@ -227,7 +229,7 @@ def load_mgm(
         encode_images=lambda pixels: model.image_features(pixels["pixel_values"]),
         grid=original_layout.square_grid(clip),
         eos_token_ids=original_layout.eos_token_ids(folder, stored),
-        max_positions=text.max_position_embeddings,
+        context_length=text.max_position_embeddings,
         preprocessing={**processor.to_dict(), **size},
         folders=original_layout.distinct_folders(folder, tower, *([aux] if aux else [])),
     )

@@ -1,12 +1,14 @@
-"""The attention stage: one shard of records to one map per record. Both models' stages are this."""
+"""The attention stage: a shard of records in, a map for each of them out. Both models' stages run it."""
 
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from free2ds_common import outcomes
@@ -14,10 +16,10 @@ from free2ds_common.checkpoints import fingerprint, resolve_model
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.inference.auto import load_auto
-from free2ds_common.inference.decode import Answer, Decoder, Question
 from free2ds_common.inference.device import choose_device, dtype_name, log_peak_memory, torch_dtype
-from free2ds_common.inference.feed import PictureQuestions, feed
+from free2ds_common.inference.generation import Answer, AnswerGenerator, Question
 from free2ds_common.inference.model import VisionLanguageModel
+from free2ds_common.inference.prefetch import PictureQuestions, prefetch
 from free2ds_common.pictures import PictureProblem
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
@@ -25,54 +27,95 @@ from free2ds_common.schemas import GRID, RECORDS, attention_schema
 from free2ds_common.settings import AUTO, AttentionConfig
 from free2ds_common.storage import require_folder
 
-logger = logging.getLogger(__name__)
-
 # Raised when the same model and prompt give other maps than before.
 CAPTURE_VERSION = 1
-# Records sorted by prompt length together, in batches: enough to fill batches evenly, few enough to write in order.
+# Records sorted by prompt length together, in batches: enough to need little padding, few enough to write in order.
 _WINDOW_BATCHES = 8
 _ROWS_PER_PART = 10_000
-# Written together: a table of its own for every row would cost 7 KB each until its part is full.
+# Rows in a table: with a table for each row, every row would take 7 KB until its part is full.
 _ROWS_PER_WRITE = 256
+
+Record = Mapping[str, Any]
 
 
 class Loader(Protocol):
-    """Loads a model folder."""
+    """Loads the stage's own model."""
 
     def __call__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> VisionLanguageModel:
-        """Load it; raises StageError where it is not the right model."""
+        """Load a model folder; raises StageError for another model."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What attention/1 gets to know about a record.
+
+    Attributes:
+        index: The record's place in the shard.
+        outcome: One of free2ds_common.outcomes.
+        num_steps: Generated tokens.
+        map: float32, (num_vision_tokens,); None unless `outcome` is OK.
+    """
+
+    index: int
+    outcome: str
+    num_steps: int = 0
+    map: np.ndarray | None = None
 
 
 def run_attention(config: AttentionConfig, system: str, load: Loader, log: logging.Logger) -> StageResult:
     """Write where a model looks for every record of a shard, in the shard's order.
 
     Args:
-        config: Settings.
+        config: Settings and ports.
         system: System text of the stage's prompt.
-        load: The loader of the stage's own model.
-        log: The stage's logger: with two models side by side, each line says whose it is.
+        load: Loads the stage's own model.
+        log: The stage's logger, so that every line says which of the two models it is about.
 
     Raises:
-        StageError: Wrong settings, no such shard or model, or no picture of the shard can be used.
+        StageError: Wrong settings, no such shard or model, or none of the shard's pictures can be used.
     """
     config.check()
     shard = open_dataset(config.shard, RECORDS)
     device = choose_device()
     dtype = torch_dtype(config.dtype, device)
-    folder = Path(resolve_model(config.model, config.revision))
-    if config.model_type == AUTO:
-        model = load_auto(folder, device, dtype, system, config.prompt)
-    else:
-        model = load(folder, device, dtype)
-        if model.grid != GRID:
-            raise StageError(
-                f"{folder}: {model.grid} x {model.grid} vision tokens, wanted the {GRID} x {GRID} of the method's pair "
-                "of models. Use model_type auto to compare maps of different grids."
-            )
+    model = _load(config, system, load, device, dtype)
     records = list(shard.rows(["unique_id", "record_key", "image", "question"]))
     if any(record["image"] for record in records):
         require_folder("image_root_uri", config.image_root_uri)
-    settings = {
+    settings = _settings(config, model, dtype)
+    log.info("%d records, %s on %s in %s", len(records), config.model, device, settings["dtype"])
+    by_outcome, num_steps = _write(config, model, records, settings, log)
+    _require_a_usable_picture(config, records, by_outcome)
+    log_peak_memory(log, device)
+    metrics = {f"outcome_{outcome}": float(count) for outcome, count in sorted(by_outcome.items())}
+    metrics["generated_tokens"] = float(num_steps)
+    counts = Counts(read=len(records), written=sum(by_outcome.values()))
+    return StageResult(counts, metrics, {**settings, "outcomes": dict(by_outcome)})
+
+
+def _load(
+    config: AttentionConfig, system: str, load: Loader, device: torch.device, dtype: torch.dtype
+) -> VisionLanguageModel:
+    """The model that the settings ask for.
+
+    Raises:
+        StageError: It cannot be loaded, or it is the stage's own model with another grid than the method's.
+    """
+    folder = Path(resolve_model(config.model, config.revision))
+    if config.model_type == AUTO:
+        return load_auto(folder, device, dtype, system, config.prompt)
+    model = load(folder, device, dtype)
+    if model.grid != GRID:
+        raise StageError(
+            f"{folder}: {model.grid} x {model.grid} vision tokens, wanted the {GRID} x {GRID} of the method's pair "
+            "of models. Use model_type auto to compare maps of different grids."
+        )
+    return model
+
+
+def _settings(config: AttentionConfig, model: VisionLanguageModel, dtype: torch.dtype) -> dict[str, Any]:
+    """What decides the maps, for the manifest and the artifact's metadata."""
+    return {
         "model": config.model,
         "revision": config.revision,
         "model_fingerprint": ", ".join(map(fingerprint, model.folders)),
@@ -83,100 +126,128 @@ def run_attention(config: AttentionConfig, system: str, load: Loader, log: loggi
         "grid": model.grid,
         "capture_version": CAPTURE_VERSION,
     }
-    log.info("%d records, %s on %s in %s", len(records), config.model, device, settings["dtype"])
-    counted: Counter[str] = Counter()
-    steps = 0
-    with DatasetWriter(config.attention, attention_schema(model.positions), _ROWS_PER_PART) as writer:
+
+
+def _write(
+    config: AttentionConfig,
+    model: VisionLanguageModel,
+    records: Sequence[Record],
+    settings: Mapping[str, Any],
+    log: logging.Logger,
+) -> tuple[Counter[str], int]:
+    """Answer the records and write attention/1; returns how many had which outcome, and the tokens generated."""
+    by_outcome: Counter[str] = Counter()
+    num_steps = 0
+    with DatasetWriter(config.attention, attention_schema(model.num_vision_tokens), _ROWS_PER_PART) as writer:
         progress = Progress(len(records), "records", log)
-        rows = _in_order(records, _counted(_answers(records, model, config), progress))
+        rows = _in_order(_counted(_rows(records, model, config, log), progress))
         while some := list(itertools.islice(rows, _ROWS_PER_WRITE)):
-            writer.write(some)
-            counted.update(row["outcome"] for row in some)
-            steps += sum(row["num_steps"] for row in some)
+            writer.write(
+                [
+                    {
+                        "unique_id": records[row.index]["unique_id"],
+                        "record_key": records[row.index]["record_key"],
+                        "num_steps": row.num_steps,
+                        "outcome": row.outcome,
+                        "map": row.map,
+                    }
+                    for row in some
+                ]
+            )
+            by_outcome.update(row.outcome for row in some)
+            num_steps += sum(row.num_steps for row in some)
         progress.close()
-        writer.manifest.update(settings, outcomes=dict(counted), records_uri=config.shard)
+        writer.manifest.update(settings, outcomes=dict(by_outcome), records_uri=config.shard)
+    return by_outcome, num_steps
+
+
+def _require_a_usable_picture(config: AttentionConfig, records: Sequence[Record], by_outcome: Counter[str]) -> None:
+    """Refuse a shard whose pictures all failed: that is a wrong setting, not bad pictures.
+
+    Raises:
+        StageError: There are pictures, and none can be used.
+    """
     with_image = sum(bool(record["image"]) for record in records)
-    unusable = sum(counted[outcome] for outcome in outcomes.IMAGE_FAILURES)
+    unusable = sum(by_outcome[outcome] for outcome in outcomes.IMAGE_FAILURES)
     if unusable and unusable == with_image:
         raise StageError(
             f"{config.image_root_uri}: none of the {with_image} pictures of this shard can be used. "
             "Check image_root_uri."
         )
-    log_peak_memory(log, device)
-    metrics = {f"outcome_{outcome}": float(count) for outcome, count in sorted(counted.items())}
-    counts = Counts(read=len(records), written=sum(counted.values()))
-    return StageResult(counts, {**metrics, "generated_tokens": float(steps)}, {**settings, "outcomes": dict(counted)})
 
 
-def _answers(
-    records: list[dict[str, Any]], model: VisionLanguageModel, config: AttentionConfig
-) -> Iterator[tuple[int, str, int, Any]]:
-    """(index in the shard, outcome, G, map) of every record, in the order in which they are known."""
-    at_once: list[tuple[int, str, int, Any]] = []
+def _rows(
+    records: Sequence[Record], model: VisionLanguageModel, config: AttentionConfig, log: logging.Logger
+) -> Iterator[_Row]:
+    """One row per record, as soon as it is known."""
+    unanswered: list[_Row] = []
 
-    def groups() -> Iterator[PictureQuestions]:
-        window = _WINDOW_BATCHES * config.batch_size
-        for start in range(0, len(records), window):
-            by_image: dict[str, list[Question]] = {}
-            for index in range(start, min(start + window, len(records))):
-                record = records[index]
-                if not record["image"]:
-                    at_once.append((index, outcomes.TEXT_ONLY, 0, None))
-                elif record["question"] is None:
-                    at_once.append((index, outcomes.NO_QUESTION, 0, None))
-                else:
-                    prompt = model.prompt(record["question"])
-                    if len(prompt.before) + model.positions + len(prompt.after) > model.max_positions:
-                        at_once.append((index, outcomes.PROMPT_TOO_LONG, 0, None))
-                    else:
-                        by_image.setdefault(record["image"], []).append(Question(index, prompt))
-            ready = [PictureQuestions(image, tuple(questions)) for image, questions in by_image.items()]
-            yield from sorted(ready, key=_longest_prompt)
-
-    def unusable(group: PictureQuestions, problem: PictureProblem) -> None:
-        logger.warning("%s", problem)
-        at_once.extend((question.index, problem.reason, 0, None) for question in group.questions)
+    def on_problem(group: PictureQuestions, problem: PictureProblem) -> None:
+        log.warning("%s", problem)
+        unanswered.extend(_Row(question.index, problem.reason) for question in group.questions)
 
     batch_size = min(config.batch_size, max(1, sum(bool(record["image"]) for record in records)))
-    decoder = Decoder(model, config.max_new_tokens, batch_size)
-    pictures = feed(groups(), config.image_root_uri, model.preprocess, 2 * batch_size, unusable)
-    for answer in decoder.answer(pictures):
-        yield _row(answer)
-        yield from at_once
-        at_once.clear()
-    yield from at_once
+    groups = _groups(records, model, config.batch_size, unanswered)
+    pictures = prefetch(groups, config.image_root_uri, model.preprocess, 2 * batch_size, on_problem)
+    for answer in AnswerGenerator(model, config.max_new_tokens, batch_size).generate(pictures):
+        yield _answered(answer)
+        yield from unanswered
+        unanswered.clear()
+    yield from unanswered
 
 
-def _counted(answers: Iterator[tuple[int, str, int, Any]], progress: Progress) -> Iterator[tuple[int, str, int, Any]]:
-    """Report answers as they come: those that wait for an earlier record of the shard are done too."""
-    for answer in answers:
-        progress.add()
-        yield answer
+def _groups(
+    records: Sequence[Record], model: VisionLanguageModel, batch_size: int, unanswered: list[_Row]
+) -> Iterator[PictureQuestions]:
+    """The questions of each picture, within a window of records, the shortest prompts first.
+
+    Args:
+        records: The shard.
+        model: Makes the prompts.
+        batch_size: A window is some batches long.
+        unanswered: Gets the rows of records without a question to ask.
+    """
+    window = _WINDOW_BATCHES * batch_size
+    for start in range(0, len(records), window):
+        by_image: dict[str, list[Question]] = {}
+        for index, record in enumerate(records[start : start + window], start):
+            if not record["image"]:
+                unanswered.append(_Row(index, outcomes.TEXT_ONLY))
+                continue
+            if record["question"] is None:
+                unanswered.append(_Row(index, outcomes.NO_QUESTION))
+                continue
+            prompt = model.prompt(record["question"])
+            if prompt.num_tokens + model.num_vision_tokens > model.context_length:
+                unanswered.append(_Row(index, outcomes.PROMPT_TOO_LONG))
+                continue
+            by_image.setdefault(record["image"], []).append(Question(index, prompt))
+        groups = [PictureQuestions(image, tuple(questions)) for image, questions in by_image.items()]
+        yield from sorted(groups, key=_longest_prompt)
 
 
 def _longest_prompt(group: PictureQuestions) -> int:
-    return max(len(question.prompt.before) + len(question.prompt.after) for question in group.questions)
+    return max(question.prompt.num_tokens for question in group.questions)
 
 
-def _row(answer: Answer) -> tuple[int, str, int, Any]:
+def _answered(answer: Answer) -> _Row:
     values = None if answer.map is None else answer.map.numpy()
-    return answer.index, answer.outcome, len(answer.tokens), values
+    return _Row(answer.index, answer.outcome, len(answer.tokens), values)
 
 
-def _in_order(records: list[dict[str, Any]], answers: Iterator[tuple[int, str, int, Any]]) -> Iterator[dict[str, Any]]:
-    """attention/1 rows in the shard's order; what comes early waits."""
-    early: dict[int, tuple[str, int, Any]] = {}
+def _counted(rows: Iterable[_Row], progress: Progress) -> Iterator[_Row]:
+    """Report rows as they come: a record is done even while its row waits for an earlier one."""
+    for row in rows:
+        progress.add()
+        yield row
+
+
+def _in_order(rows: Iterable[_Row]) -> Iterator[_Row]:
+    """Rows in the shard's order; early ones wait."""
+    early: dict[int, _Row] = {}
     due = 0
-    for index, *answer in answers:
-        early[index] = tuple(answer)
+    for row in rows:
+        early[row.index] = row
         while due in early:
-            outcome, num_steps, values = early.pop(due)
-            record = records[due]
-            yield {
-                "unique_id": record["unique_id"],
-                "record_key": record["record_key"],
-                "num_steps": num_steps,
-                "outcome": outcome,
-                "map": values,
-            }
+            yield early.pop(due)
             due += 1

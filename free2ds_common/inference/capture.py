@@ -1,9 +1,9 @@
-"""One attention function for both models: the fused kernel, and only the one query row that the method needs.
+"""Attention capture: fused attention for the whole pass, weights only for the one query row that the method needs.
 
-It is registered with transformers' AttentionInterface. A forward pass is given a `Pass` as its key-value cache and
-under the keyword `capture`; the pass stores keys and values, runs the attention and adds the last query row's weights
-on the vision tokens to `row_sum`. Nothing of size length x length is allocated outside the fused kernel; behind a
-shared prefix there is one mask of question x prompt.
+`capturing_attention` is registered with transformers' AttentionInterface. A forward pass gets a `Pass` both as its
+key-value cache and as the keyword `capture`. The pass stores keys and values, runs the attention and adds the last
+query row's weights on the vision tokens to `row_sum`. Nothing of size length x length is allocated outside the fused
+kernel; after a shared prefix there is one mask of size question x prompt.
 """
 
 from abc import ABC, abstractmethod
@@ -15,53 +15,55 @@ from transformers import AttentionInterface
 
 try:
     from flash_attn import flash_attn_func
-except ImportError:  # an option: torch's own fused kernel serves as well
+except ImportError:  # optional: torch's own fused kernel does the same
     flash_attn_func = None
 
 ATTENTION_NAME = "free2ds_last_row"
 
 
-class KeyValueSlots:
-    """Keys and values of the answers in flight: row i of every layer belongs to answer i, tokens from the left.
+class KeyValueCache:
+    """Key-value cache of a batch: row i of every layer belongs to sequence i, padded on the right.
 
-    Answers may have different lengths. What lies right of an answer's length is finite and gets no weight.
+    Sequences may differ in length. What lies to the right of a sequence is finite and gets no weight.
     """
 
     GROWTH = 32
 
     def __init__(self, max_rows: int, num_layers: int) -> None:
-        """Hold at most `max_rows` answers of `num_layers` layers; memory is taken when the first one comes."""
+        """Plan for `max_rows` sequences and `num_layers` layers; memory is allocated when the first sequence comes."""
         self._max_rows, self._num_layers = max_rows, num_layers
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def reserve(self, layer: int, length: int, like: torch.Tensor, used_rows: int) -> None:
-        """Have room for `length` tokens in a layer; growing copies the `used_rows` first rows of that one layer."""
+        """Make room for `length` tokens in a layer; growing copies that layer's first `used_rows` rows."""
         if not self._layers:
-            # All layers at once, before the pass makes what it soon frees: laid between such blocks, one layer at a
-            # time, they left gaps that the allocator could not fill (peak 1.65 instead of 1.17 GB at 16 layers).
-            self._layers = [(self._room(length, like), self._room(length, like)) for _ in range(self._num_layers)]
+            # All layers at once, before the pass allocates what it soon frees: one layer at a time, between such
+            # blocks, they left gaps that the allocator could not fill (peak 1.65 instead of 1.17 GB at 16 layers).
+            self._layers = [
+                (self._allocate(length, like), self._allocate(length, like)) for _ in range(self._num_layers)
+            ]
         held = self._layers[layer][0].shape[2]
         if held < length:
-            # Keys first, so that only one of the two is held twice at a time.
+            # Keys first, then values, so that only one of the two is in memory twice.
             for place in (0, 1):
-                grown = self._room(length, like)
+                grown = self._allocate(length, like)
                 grown[:used_rows, :, :held] = self._layers[layer][place][:used_rows]
                 grown[:used_rows, :, held:] = 0
                 pair = list(self._layers[layer])
                 pair[place] = grown
                 self._layers[layer] = (pair[0], pair[1])
 
-    def _room(self, length: int, like: torch.Tensor) -> torch.Tensor:
-        """Without values, since an answer clears its own row: rows that no answer uses cost no memory."""
+    def _allocate(self, length: int, like: torch.Tensor) -> torch.Tensor:
+        """Uninitialised, since each sequence clears its own row: unused rows cost no memory."""
         return like.new_empty(self._max_rows, like.shape[1], length + self.GROWTH, like.shape[3])
 
     def store(self, layer: int, rows: slice, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write the last tokens of new answers, behind `start` tokens that are there already.
+        """Write tokens of new sequences after the `start` tokens that are there already, and clear what follows.
 
         Args:
             layer: Decoder layer.
-            rows: Answers to write; those before them are in use.
-            start: First position.
+            rows: Rows to write; those before them are in use.
+            start: First position to write.
             keys: (rows, key-value heads, tokens, head size).
             values: The same shape.
         """
@@ -71,32 +73,32 @@ class KeyValueSlots:
             held[rows, :, start:stop] = new
             held[rows, :, stop:] = 0
 
-    def append(self, layer: int, positions: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write one token per answer, each at its own position.
+    def append(self, layer: int, position_ids: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write one token per sequence, each at its own position.
 
         Args:
             layer: Decoder layer.
-            positions: int64, (rows,).
+            position_ids: int64, (rows,).
             keys: (rows, key-value heads, 1, head size).
             values: The same shape.
         """
-        rows = torch.arange(len(positions), device=keys.device)
+        rows = torch.arange(len(position_ids), device=keys.device)
         for held, new in zip(self._layers[layer], (keys, values), strict=True):
-            held[rows, :, positions] = new[:, :, 0]
+            held[rows, :, position_ids] = new[:, :, 0]
 
     def view(self, layer: int, rows: slice, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of some answers and their first `length` tokens, without a copy."""
+        """Keys and values of some rows' first `length` tokens, without a copy."""
         keys, values = self._layers[layer]
         return keys[rows, :, :length], values[rows, :, :length]
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy one answer's `length` tokens to another row."""
+        """Copy a sequence of `length` tokens to another row."""
         for keys, values in self._layers:
             keys[target, :, :length] = keys[source, :, :length]
             values[target, :, :length] = values[source, :, :length]
 
     def clear(self, row: int) -> None:
-        """Wipe an answer whose values are not finite: zero times NaN would reach the row's next answer."""
+        """Zero a row with values that are not finite: a weight of 0 times NaN would reach its next sequence."""
         for keys, values in self._layers:
             keys[row] = 0
             values[row] = 0
@@ -106,30 +108,30 @@ class Pass(ABC):
     """One forward pass of the decoder.
 
     Attributes:
-        row_sum: float32, (rows, positions): attention of the last query row on the vision tokens, mean over heads,
-            summed over layers; None in a pass that captures nothing.
+        row_sum: float32, (rows, num_vision_tokens): attention of the last query row on the vision tokens, mean over
+            heads, summed over layers; None in a pass that captures nothing.
     """
 
-    def __init__(self, vision_starts: Sequence[int], positions: int, device: torch.device) -> None:
+    def __init__(self, vision_starts: Sequence[int], num_vision_tokens: int, device: torch.device) -> None:
         """Prepare a pass.
 
         Args:
-            vision_starts: First vision token of each row; empty captures nothing.
-            positions: Vision tokens per row.
+            vision_starts: Position of each row's first vision token; empty captures nothing.
+            num_vision_tokens: Vision tokens per row.
             device: The decoder's.
         """
-        self._positions = positions
+        self._num_vision_tokens = num_vision_tokens
         self._common_start = vision_starts[0] if len(set(vision_starts)) == 1 else None
-        self.row_sum = torch.zeros(len(vision_starts), positions, device=device) if vision_starts else None
+        self.row_sum = torch.zeros(len(vision_starts), num_vision_tokens, device=device) if vision_starts else None
         if vision_starts and self._common_start is None:
             starts = torch.tensor(vision_starts, device=device)
-            self._columns = starts[:, None] + torch.arange(positions, device=device)
+            self._columns = starts[:, None] + torch.arange(num_vision_tokens, device=device)
 
     @abstractmethod
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Called by the decoder as its cache: keep the new keys and values, return those to attend to."""
+        """Called by the decoder as its cache: store the new keys and values, return those to attend to."""
 
     @abstractmethod
     def attend(
@@ -144,7 +146,7 @@ class Pass(ABC):
     def _last_row_weights(
         self, query: torch.Tensor, keys: torch.Tensor, scaling: float, allowed: torch.Tensor | None
     ) -> torch.Tensor:
-        """Softmax weights of one query row, captured on the way.
+        """Attention weights of one query row per sequence; adds those on the vision tokens to `row_sum`.
 
         Args:
             query: (rows, heads, head size).
@@ -163,7 +165,7 @@ class Pass(ABC):
         weights = torch.softmax(scores, dim=-1)
         if self.row_sum is not None:
             if self._common_start is not None:
-                seen = weights[..., self._common_start : self._common_start + self._positions].mean(dim=(1, 2))
+                seen = weights[..., self._common_start : self._common_start + self._num_vision_tokens].mean(dim=(1, 2))
             else:
                 seen = weights.mean(dim=(1, 2)).gather(1, self._columns)
             self.row_sum += seen
@@ -171,62 +173,62 @@ class Pass(ABC):
 
 
 class PrefillPass(Pass):
-    """Whole prompts, padded on the right: a causal mask alone keeps the padding out of every real row."""
+    """Prefill: whole prompts, padded on the right, so the causal mask alone keeps padding out of every real row."""
 
     def __init__(
         self,
-        slots: KeyValueSlots | None,
+        cache: KeyValueCache | None,
         first_row: int,
         lengths: torch.Tensor,
         vision_starts: Sequence[int],
-        positions: int,
+        num_vision_tokens: int,
         prefix: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
         prefix_of_row: torch.Tensor | None = None,
     ) -> None:
         """Prepare a prefill.
 
         Args:
-            slots: Where keys and values go; None keeps them in `layers` instead (for a shared prefix).
-            first_row: Slot of the first row.
+            cache: Where keys and values go; None keeps them in `layers` instead (for a shared prefix).
+            first_row: The cache's row for the first sequence.
             lengths: int64, (rows,), new tokens of each row without padding.
             vision_starts: As in `Pass`.
-            positions: As in `Pass`.
+            num_vision_tokens: As in `Pass`.
             prefix: Per layer, keys and values before the new tokens, (prefixes, key-value heads, P, head size).
-            prefix_of_row: int64, (rows,), the prefix each row continues.
+            prefix_of_row: int64, (rows,), the prefix that each row continues.
         """
-        super().__init__(vision_starts, positions, lengths.device)
+        super().__init__(vision_starts, num_vision_tokens, lengths.device)
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._slots, self._first_row, self._lengths = slots, first_row, lengths
+        self._cache, self._first_row, self._lengths = cache, first_row, lengths
         self._prefix, self._prefix_of_row = prefix, prefix_of_row
         self._mask: torch.Tensor | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the new tokens behind the prefix, if there is one, and attend to both."""
-        if self._slots is None:
+        """Store the new tokens after the prefix, if there is one; attend to both."""
+        if self._cache is None:
             self.layers.append((key_states, value_states))
             return key_states, value_states
         rows = slice(self._first_row, self._first_row + len(key_states))
         if self._prefix is None:
-            self._slots.store(layer_idx, rows, 0, key_states, value_states)
+            self._cache.store(layer_idx, rows, 0, key_states, value_states)
             return key_states, value_states
         before = [held[self._prefix_of_row] for held in self._prefix[layer_idx]]
         start, total = before[0].shape[2], before[0].shape[2] + key_states.shape[2]
-        self._slots.reserve(layer_idx, total, key_states, rows.start)
-        self._slots.store(layer_idx, rows, 0, before[0], before[1])
-        self._slots.store(layer_idx, rows, start, key_states, value_states)
-        return self._slots.view(layer_idx, rows, total)
+        self._cache.reserve(layer_idx, total, key_states, rows.start)
+        self._cache.store(layer_idx, rows, 0, before[0], before[1])
+        self._cache.store(layer_idx, rows, start, key_states, value_states)
+        return self._cache.view(layer_idx, rows, total)
 
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, groups: int
     ) -> torch.Tensor:
-        """Fused causal attention; the last real query row once more for its weights."""
+        """Fused causal attention; the last real query row is computed again for its weights."""
         new, total = query.shape[2], keys.shape[2]
         if flash_attention_fits(query):
-            # Its causal mask ends at the last key, as a prefix wants it, and it takes grouped heads as they are.
+            # Its causal mask is aligned to the last key, as a prefix needs it, and it takes grouped heads as they are.
             swapped = (held.transpose(1, 2) for held in (query, keys, values))
-            output = flash_attn_func(*swapped, softmax_scale=scaling, causal=True).transpose(1, 2)
+            output: torch.Tensor = flash_attn_func(*swapped, softmax_scale=scaling, causal=True).transpose(1, 2)
         else:
             output = self._torch_attention(query, keys, values, scaling, groups)
         if self.row_sum is not None:
@@ -239,12 +241,12 @@ class PrefillPass(Pass):
     def _torch_attention(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, groups: int
     ) -> torch.Tensor:
-        """The same by torch's fused kernel."""
+        """The same with torch's fused kernel."""
         new, total = query.shape[2], keys.shape[2]
         if self._mask is None and total > new:
             device = query.device
             self._mask = torch.arange(total, device=device) <= torch.arange(total - new, total, device=device)[:, None]
-        # Expanded by hand: enable_gqa makes some back ends leave the fused kernel and allocate length x length.
+        # Expanded here: with enable_gqa some back ends leave the fused kernel and allocate length x length.
         wide = [held.repeat_interleave(groups, dim=1) if groups > 1 else held for held in (keys, values)]
         return functional.scaled_dot_product_attention(
             query, wide[0], wide[1], self._mask, is_causal=self._mask is None, scale=scaling
@@ -252,54 +254,54 @@ class PrefillPass(Pass):
 
 
 def flash_attention_fits(query: torch.Tensor) -> bool:
-    """Whether the package flash-attn is installed and takes these tensors: a GPU, two bytes a number."""
+    """Whether flash-attn is installed and takes these tensors: on a GPU, in a 16-bit format."""
     return flash_attn_func is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
 
 
 class DecodePass(Pass):
-    """One token per answer; the weights are computed once, for the output and for the capture.
+    """Decode: one token per sequence; its weights serve the output and the capture.
 
     Attributes:
-        positions: int64, (rows,): where each answer's new token goes.
+        position_ids: int64, (rows,): the position of each sequence's new token.
     """
 
     def __init__(
         self,
-        slots: KeyValueSlots,
+        cache: KeyValueCache,
         lengths: Sequence[int],
         vision_starts: Sequence[int],
-        positions: int,
+        num_vision_tokens: int,
         device: torch.device,
     ) -> None:
         """Prepare a step.
 
         Args:
-            slots: Holds the answers; row i is answer i.
+            cache: Holds the sequences; row i is sequence i.
             lengths: Tokens already stored, per row.
             vision_starts: As in `Pass`.
-            positions: As in `Pass`.
+            num_vision_tokens: As in `Pass`.
             device: As in `Pass`.
         """
-        super().__init__(vision_starts, positions, device)
-        self._slots = slots
+        super().__init__(vision_starts, num_vision_tokens, device)
+        self._cache = cache
         self._total = max(lengths) + 1
-        self.positions = torch.tensor(lengths, device=device)
+        self.position_ids = torch.tensor(lengths, device=device)
         self._allowed: torch.Tensor | None = None
         if min(lengths) + 1 < self._total:
-            self._allowed = torch.arange(self._total, device=device) <= self.positions[:, None]
+            self._allowed = torch.arange(self._total, device=device) <= self.position_ids[:, None]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append the token of each answer."""
-        self._slots.reserve(layer_idx, self._total, key_states, len(key_states))
-        self._slots.append(layer_idx, self.positions, key_states, value_states)
-        return self._slots.view(layer_idx, slice(len(key_states)), self._total)
+        """Append each sequence's new token."""
+        self._cache.reserve(layer_idx, self._total, key_states, len(key_states))
+        self._cache.append(layer_idx, self.position_ids, key_states, value_states)
+        return self._cache.view(layer_idx, slice(len(key_states)), self._total)
 
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, groups: int
     ) -> torch.Tensor:
-        """The one row's weights times the values."""
+        """The new token's weights times the values."""
         weights = self._last_row_weights(query[:, :, 0], keys, scaling, self._allowed)
         return torch.matmul(weights.to(values.dtype), values).view(len(query), -1, 1, values.shape[3])
 
@@ -314,20 +316,20 @@ def capturing_attention(
     capture: Pass,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """The function registered with transformers; see the module's docstring.
+    """What transformers calls in every decoder layer.
 
     Args:
         module: The decoder layer's attention.
         query: (rows, heads, queries, head size), rotated.
         key: (rows, key-value heads, tokens, head size), rotated.
         value: As `key`.
-        attention_mask: Always None: the pass knows what is masked.
+        attention_mask: Not used: the pass knows what is masked.
         scaling: Factor of the scores.
         capture: The pass.
-        **kwargs: What transformers gives to any attention function.
+        **kwargs: What else transformers passes to attention functions.
 
     Returns:
-        Output (rows, queries, heads, head size), and None for the weights.
+        The output, (rows, queries, heads, head size), and None in place of the weights.
     """
     output = capture.attend(query, key, value, scaling, query.shape[1] // key.shape[1])
     return output.transpose(1, 2), None

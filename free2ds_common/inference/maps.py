@@ -1,4 +1,4 @@
-"""From the attention of single steps to one map per record (method section 2)."""
+"""From the attention of each step to one map per record (docs/method.md, section 2)."""
 
 import torch
 
@@ -9,13 +9,15 @@ def aggregate_steps(steps: torch.Tensor) -> torch.Tensor | None:
     """The map of a record.
 
     Args:
-        steps: float32, (G, positions), step t's mean attention of its last query row on the vision tokens.
+        steps: float32, (G, num_vision_tokens): for each step, the last query row's attention on the vision tokens,
+            mean over layers and heads.
 
     Returns:
-        float32, (positions,), non-negative, sum 1; None where G = 1, for which the method defines no map.
+        float32, (num_vision_tokens,), non-negative, sum 1; None for G = 1, where the method defines no map.
 
     Source:
-        method.md section 2: every step but the last is divided by the last, normalised, summed, normalised again.
+        docs/method.md, section 2: each step but the last is divided by the last and normalised; their sum is
+        normalised again.
     """
     if len(steps) < 2:
         return None

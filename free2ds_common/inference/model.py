@@ -1,4 +1,4 @@
-"""What the decoding loop needs of a vision-language model, whichever it is."""
+"""What generation needs of a vision-language model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ class VisionLanguageModel:
     Attributes:
         decoder: transformers decoder without head; called with `inputs_embeds`, `position_ids`, `past_key_values`.
         lm_head: Hidden states to vocabulary logits.
-        prompt: A record's question to tokens on both sides of the picture.
-        prompt_settings: What decides the prompt (JSON values).
+        prompt: A record's question to the tokens on both sides of the picture.
+        prompt_settings: What decides the prompt, for the manifest (JSON values).
         preprocess: A picture in RGB to named CPU tensors; runs in worker threads.
         encode_images: Batched pixels, each (n, ...), to (n, grid * grid, hidden) features in the decoder's dtype.
         grid: Vision tokens per side.
         eos_token_ids: Tokens that end an answer.
-        max_positions: The decoder's context in tokens.
-        preprocessing: The picture processor's settings (JSON values).
+        context_length: Tokens that the decoder can take, prompt and picture together.
+        preprocessing: The picture processor's settings, for the manifest (JSON values).
         folders: The folders that weights and settings were read from, none inside another.
     """
 
@@ -40,21 +40,25 @@ class VisionLanguageModel:
     encode_images: Callable[[Pixels], torch.Tensor]
     grid: int
     eos_token_ids: frozenset[int]
-    max_positions: int
+    context_length: int
     preprocessing: Mapping[str, object]
     folders: tuple[Path, ...]
 
     @property
-    def positions(self) -> int:
-        """Vision tokens of a picture."""
+    def num_vision_tokens(self) -> int:
+        """Vision tokens per picture."""
         return self.grid * self.grid
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.decoder.parameters()).device
+        return self._parameter().device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the decoder's weights."""
-        return next(self.decoder.parameters()).dtype
+        return self._parameter().dtype
+
+    def _parameter(self) -> nn.Parameter:
+        parameter: nn.Parameter = next(self.decoder.parameters())
+        return parameter

@@ -1,4 +1,4 @@
-"""Reading the checkpoint layout that LLaVA and MGM were published in: a Llama config with `mm_*` entries."""
+"""The checkpoint layout that LLaVA and MGM were published in: a Llama config with `mm_*` entries."""
 
 from pathlib import Path
 from typing import Any
@@ -9,23 +9,37 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from free2ds_common.checkpoints import read_json_object, resolve_model
 from free2ds_common.errors import StageError, first_line
 
-# In `mm_*` entries and in the stored names; "model." is in front of both.
+# How the stored names of CLIP's weights begin where the model's own checkpoint has them.
 CLIP_IN_CHECKPOINT = "model.vision_tower.vision_tower.vision_model."
-# Entries that would change the prompt or the picture features, as both published models have them. An absent one counts
-# as "default" here; that of the projector, which decides its layers, has to be there.
+# Entries that decide the prompt or the picture features, with the values of both published models. The projector's has
+# to be there, since it decides the layers; the others may be absent.
 _WANTED_ENTRIES = {
     "mm_projector_type": "mlp2x_gelu",
     "mm_vision_select_feature": "patch",
     "mm_use_im_start_end": False,
     "mm_patch_merge_type": "flat",
 }
-# MGM-7B's config names its encoders by a folder of its authors; these are the same weights on the hub.
+# MGM-7B's config names its encoders by its authors' folders; these are the same weights on the hub.
 _HUB_IDS = {
     "clip-vit-large-patch14-336": "openai/clip-vit-large-patch14-336",
     "openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup": (
         "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"
     ),
 }
+
+_LLAMA_ENTRIES = (
+    "attention_bias",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "vocab_size",
+)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -41,7 +55,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def require_known_entries(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse what the loaders would pass over.
+    """Refuse entries that the loaders do not follow.
 
     Raises:
         StageError: An entry asks for another projector, other picture features or another prompt.
@@ -56,12 +70,8 @@ def llama_config(folder: Path, config: dict[str, Any]) -> LlamaConfig:
     """The decoder's part of an original config.
 
     Raises:
-        StageError: `rope_scaling` is not linear, the only one that LLaVA's training writes.
+        StageError: `rope_scaling` is not linear, the only kind that LLaVA's training writes.
     """
-    names = (
-        "attention_bias hidden_act hidden_size intermediate_size max_position_embeddings num_attention_heads "
-        "num_hidden_layers num_key_value_heads rms_norm_eps tie_word_embeddings vocab_size"
-    ).split()
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.get("rope_theta", 10000.0)}
     match config.get("rope_scaling"):
         case None:
@@ -70,7 +80,7 @@ def llama_config(folder: Path, config: dict[str, Any]) -> LlamaConfig:
             rope.update(rope_type="linear", factor=float(factor))
         case scaling:
             raise StageError(f"{folder}: rope_scaling {scaling}, wanted null or type linear with a factor.")
-    return LlamaConfig(**{name: config[name] for name in names if name in config}, rope_parameters=rope)
+    return LlamaConfig(**{name: config[name] for name in _LLAMA_ENTRIES if name in config}, rope_parameters=rope)
 
 
 def tower_folder(folder: Path, config: dict[str, Any], option: str, given: str) -> Path:
@@ -78,12 +88,12 @@ def tower_folder(folder: Path, config: dict[str, Any], option: str, given: str) 
 
     Args:
         folder: The model's folder.
-        config: Its config, whose entry "mm_<option>" counts where nothing is given.
+        config: Its config, whose entry "mm_<option>" is used when `given` is empty.
         option: "vision_tower" or "vision_tower_aux".
-        given: The user's value: a sub-folder, its base name, a path, a URI or a hub id; empty for none.
+        given: The user's value: a sub-folder or its base name, a path, a URI or a hub id.
 
     Raises:
-        StageError: It is none of these, or there is neither entry nor value.
+        StageError: There is neither value nor entry, or nothing is there.
     """
     entry = option if given else f"mm_{option}"
     reference = given or config.get(entry)
@@ -103,16 +113,16 @@ def tower_folder(folder: Path, config: dict[str, Any], option: str, given: str) 
 
 
 def distinct_folders(folder: Path, *towers: Path) -> tuple[Path, ...]:
-    """The model's folder and those of its encoders that lie elsewhere."""
+    """The model's folder and those of its encoders that lie outside it."""
     return (folder, *(tower for tower in towers if folder.resolve() not in tower.resolve().parents))
 
 
 def clip_parameter_name(stored: str, prefix: str) -> str | None:
-    """The parameter that a tensor of a CLIP checkpoint of its own belongs to; None for one of its text model.
+    """The parameter for a tensor of a separate CLIP checkpoint; None for one of CLIP's text model.
 
     Args:
         stored: Name in the checkpoint.
-        prefix: What the vision tower's parameters begin with.
+        prefix: Start of the vision tower's parameter names.
     """
     if stored.startswith(("text_model.", "text_projection", "logit_scale", "visual_projection")):
         return None
@@ -120,7 +130,7 @@ def clip_parameter_name(stored: str, prefix: str) -> str | None:
 
 
 def clip_config(folder: Path) -> CLIPVisionConfig:
-    """A CLIP vision tower's config; a folder of the whole CLIP model will do."""
+    """A CLIP vision tower's config; the folder may be of the whole CLIP model."""
     config = read_config(folder)
     return CLIPVisionConfig(**config.get("vision_config", config))
 
@@ -140,7 +150,7 @@ def clip_processor(folder: Path) -> CLIPImageProcessorPil:
 
 
 def eos_token_ids(folder: Path, config: dict[str, Any]) -> frozenset[int]:
-    """The tokens that end an answer: generation_config.json's, else the config's.
+    """The tokens that end an answer: generation_config.json's, otherwise the config's.
 
     Raises:
         StageError: generation_config.json is broken.
@@ -153,4 +163,5 @@ def eos_token_ids(folder: Path, config: dict[str, Any]) -> frozenset[int]:
 
 def square_grid(config: CLIPVisionConfig) -> int:
     """Vision tokens per side."""
-    return config.image_size // config.patch_size
+    grid: int = config.image_size // config.patch_size
+    return grid

@@ -1,4 +1,4 @@
-"""The prompt of a record (method section 1) and its tokens around the picture."""
+"""The prompt of a record (docs/method.md, section 1) and its tokens around the picture."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,7 +20,7 @@ class Tokenizer(Protocol):
     bos_token_id: int | None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; control tokens spelled out in it are plain text."""
+        """Token ids of `text`; control tokens written out in it count as plain text."""
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,28 @@ class Prompt:
     """Token ids on both sides of the picture.
 
     Attributes:
-        before: BOS, system text and what stands before the picture.
-        after: What stands after it; at least one token, so the last prompt row is a text row.
+        before: BOS, system text and the question up to the picture.
+        after: The rest of the prompt. Never empty, so that the last prompt token is text.
     """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without the picture's."""
+        return len(self.before) + len(self.after)
 
 
 def prompt_text(question: str, system: str) -> str:
     """The prompt with one placeholder.
 
     Args:
-        question: A record's question; a second and further placeholder becomes nothing, since a record has one picture.
+        question: A record's question. A record has one picture: placeholders after the first are removed.
         system: `LLAVA_SYSTEM` or `MGM_SYSTEM`.
 
     Source:
-        method.md section 1. The instruction is added even where the question already ends with one.
+        docs/method.md, section 1. The instruction is added even if the question already ends with it.
     """
     if PLACEHOLDER not in question:
         question = f"{PLACEHOLDER}\n{question}"
@@ -53,12 +58,12 @@ def prompt_text(question: str, system: str) -> str:
 
 
 def method_settings(system: str) -> dict[str, str]:
-    """What decides the method's prompt, for manifests."""
+    """What decides the method's prompt, for the manifest."""
     return {"style": "method", "system": system, "instruction": INSTRUCTION}
 
 
 def build_prompt(question: str, system: str, tokenizer: Tokenizer) -> Prompt:
-    """Tokens of a record's prompt, each side of the picture tokenised by itself as LLaVA does."""
+    """A record's prompt as tokens; the two sides of the picture are tokenised separately, as LLaVA does."""
     before, after = prompt_text(question, system).split(PLACEHOLDER)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     return Prompt(tuple(bos + tokenizer.encode(before)), tuple(tokenizer.encode(after)))

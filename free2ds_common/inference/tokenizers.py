@@ -1,17 +1,18 @@
-"""The decoder's tokenizer, from whichever file the model folder has."""
+"""The decoder's tokenizer, from `tokenizer.model` or `tokenizer.json`."""
 
 from pathlib import Path
-from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from free2ds_common.errors import StageError, first_line
 from free2ds_common.inference.prompts import Tokenizer
 
 
 class SentencePieceTokenizer:
-    """Llama's own `tokenizer.model`.
+    """Llama's `tokenizer.model`.
 
-    transformers' converted tokenizer drops the dummy prefix of a chunk that begins with a space, which the chunk after
-    the picture may do; the sentencepiece library gives the ids that LLaVA and MGM were trained with.
+    LLaVA and MGM were trained with the ids that the sentencepiece library gives. transformers' converted tokenizer
+    drops the dummy prefix of a text that begins with a space, as the text after the picture may.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,7 +31,8 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`."""
-        return self._processor.encode(text)
+        ids: list[int] = self._processor.encode(text)
+        return ids
 
 
 class FastTokenizer:
@@ -43,17 +45,16 @@ class FastTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`."""
-        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        return ids
 
 
-def transformers_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder as transformers loads it.
+def transformers_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A model folder's tokenizer as transformers loads it.
 
     Raises:
         StageError: Its files are missing or broken.
     """
-    from transformers import AutoTokenizer
-
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises nothing narrower for a broken file
@@ -65,7 +66,7 @@ def _unreadable(where: Path, error: Exception) -> StageError:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder.
+    """A model folder's tokenizer.
 
     Raises:
         StageError: There is neither tokenizer.model nor tokenizer.json, or the file is broken.

@@ -1,4 +1,4 @@
-"""Checkpoint files to parameters: safetensors or weights-only `.bin`, one tensor in memory at a time."""
+"""From checkpoint files (safetensors, or `.bin` without code) to parameters, one tensor in memory at a time."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from free2ds_common.errors import StageError, first_line
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -43,19 +43,20 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a checkpoint, on the CPU, mapped from disk where the format allows it.
+    """Every tensor of a checkpoint, on the CPU, memory-mapped where the format allows it.
 
     Raises:
-        StageError: No weights, or a file that is no safetensors or weights-only checkpoint.
+        StageError: There are no weights, or a file is neither safetensors nor a `.bin` of nothing but tensors.
     """
     for path in weight_files(folder):
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, "pt") as handle:
-                    for name in handle.keys():
+                    names = handle.keys()
+                    for name in names:
                         yield name, handle.get_tensor(name)
             else:
-                # weights_only: a pickle that wants to run code is refused.
+                # weights_only: a pickle that would run code is refused.
                 yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
         except StageError:
             raise
@@ -64,17 +65,17 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class ParameterFiller:
-    """Copies stored tensors into a model's parameters and knows what is still missing."""
+    """Copies stored tensors into a model's parameters and knows which are still missing."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Take the parameters of `model`, whose values are not yet set."""
+        """Begin with no parameter of `model` filled."""
         self._targets = dict(model.named_parameters())
         self._missing = dict.fromkeys(self._targets)
         self._misshapen: list[tuple[str, torch.Size, torch.Size]] = []
 
     @property
     def missing(self) -> list[str]:
-        """Parameters that no checkpoint gave yet."""
+        """Parameters that no checkpoint has filled yet."""
         return list(self._missing)
 
     def fill(self, folder: Path, rename: Callable[[str], str | None], only_missing: bool = False) -> None:
@@ -82,8 +83,8 @@ class ParameterFiller:
 
         Args:
             folder: A model folder.
-            rename: Stored name to parameter name; None or an unknown name is skipped.
-            only_missing: Leave parameters alone that are set already.
+            rename: Stored name to parameter name; None and unknown names are skipped.
+            only_missing: Skip parameters that are filled already.
         """
         for stored, tensor in stored_tensors(folder):
             name = rename(stored)
@@ -97,7 +98,7 @@ class ParameterFiller:
             self._missing.pop(name, None)
 
     def check(self, where: str) -> None:
-        """Refuse a model that is not complete.
+        """Refuse an incomplete model.
 
         Args:
             where: The model, for the message.
@@ -117,7 +118,7 @@ def refuse_unfit(where: str, misshapen: Iterable[tuple[str, torch.Size, torch.Si
         missing: Parameters without weights.
 
     Raises:
-        StageError: There are such; names the first few.
+        StageError: There are any; it names the first few.
     """
     if unfit := [f"{name} {tuple(found)} instead of {tuple(wanted)}" for name, found, wanted in misshapen]:
         raise StageError(f"{where}: {_first(unfit)}. The weights do not fit config.json.")
@@ -126,17 +127,17 @@ def refuse_unfit(where: str, misshapen: Iterable[tuple[str, torch.Size, torch.Si
 
 
 def _first(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def empty_model(build: Callable[[], Model], device: torch.device, dtype: torch.dtype) -> Model:
-    """A model in eval mode with unset parameters on `device`; buffers have their right values.
+    """A model in eval mode with uninitialised parameters on `device`; its buffers have their values.
 
     Rotary tables and other buffers are computed in fp32 on the CPU, whatever `dtype` is.
 
     Args:
-        build: Makes the model; called under a "meta" default device, so no memory is spent on random weights.
+        build: Makes the model; called under a "meta" default device, so that no random weights take memory.
         device: Where the parameters go.
         dtype: Type of the parameters.
     """
@@ -151,7 +152,7 @@ def empty_model(build: Callable[[], Model], device: torch.device, dtype: torch.d
 
 
 def _restore_buffers(module: nn.Module, device: torch.device) -> None:
-    """Compute a module's non-persistent buffers again, which the meta device left without values."""
+    """Compute a module's buffers again: on the meta device they got no values."""
     names = [name for name, _ in module.named_buffers(recurse=False)]
     if not names:
         return

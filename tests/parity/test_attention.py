@@ -8,7 +8,7 @@ import torch
 
 from components.llava_attention.model import load_llava
 from components.mgm_attention.model import load_mgm
-from free2ds_common.inference.decode import Decoder, PictureGroup, Question
+from free2ds_common.inference.generation import AnswerGenerator, PictureGroup, Question
 from free2ds_common.inference.prompts import prompt_text
 from free2ds_common.pictures import load_picture
 
@@ -34,7 +34,7 @@ def answers(shared, samples):
             prompt = model.prompt(record["conversations"][0]["value"])
             pixels = model.preprocess(load_picture(str(shared / "parity/images"), record["image"]))
             groups.append(PictureGroup(pixels, (Question(number, prompt), Question(-number, prompt))))
-        found[layout] = {answer.index: answer for answer in Decoder(model, 100, 16).answer(groups)}
+        found[layout] = {answer.index: answer for answer in AnswerGenerator(model, 100, 16).generate(groups)}
     return found
 
 
@@ -51,7 +51,7 @@ def test_prompts_and_tokens_equal(shared, samples):
             assert prompt_text(question, model.prompt_settings["system"]) == str(wanted["prompt"])
             prompt = model.prompt(question)
             assert [*prompt.before, -200, *prompt.after] == wanted["input_ids"].tolist()
-            assert [len(prompt.before), len(prompt.before) + model.positions] == wanted["vision_span"].tolist()
+            assert [len(prompt.before), len(prompt.before) + model.num_vision_tokens] == wanted["vision_span"].tolist()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -68,7 +68,7 @@ def test_maps_equal(shared, samples, answers, layout):
         wanted = expected(shared, layout, number)
         for answer in (answers[layout][number], answers[layout][-number]):
             if "aggregated" not in wanted:
-                assert answer.map is None and answer.outcome == "eos_only"
+                assert (answer.map, answer.outcome) == (None, "eos_only")
             else:
                 np.testing.assert_allclose(answer.map.numpy(), wanted["aggregated"], rtol=0, atol=TOLERANCE)
 

@@ -12,7 +12,7 @@ from components.mgm_attention.model import load_mgm
 from examples.make import main, make
 from examples.scenes import make_dataset
 from free2ds_common.datasets import sha256_of_file
-from free2ds_common.inference.decode import Decoder, PictureGroup, Question
+from free2ds_common.inference.generation import AnswerGenerator, PictureGroup, Question
 from free2ds_common.pictures import load_picture
 
 
@@ -90,7 +90,7 @@ def test_models_load_and_answers_differ_in_length(made, load, name):
         prompt = model.prompt(record["conversations"][0]["value"])
         pixels = model.preprocess(load_picture(str(made / "images"), record["image"]))
         groups.append(PictureGroup(pixels, (Question(number, prompt),)))
-    answers = list(Decoder(model, 20, 16).answer(groups))
+    answers = list(AnswerGenerator(model, 20, 16).generate(groups))
     assert len({len(answer.tokens) for answer in answers}) >= 3
 
 

@@ -15,8 +15,6 @@ from free2ds_common.inference.model import VisionLanguageModel
 from free2ds_common.inference.prompts import build_prompt, method_settings
 from free2ds_common.schemas import RECORDS
 
-EOS = 2
-
 
 class Letters:
     bos_token_id = 1
@@ -27,14 +25,18 @@ class Letters:
 
 @pytest.fixture
 def load_tiny():
-    """A loader as the stages have one: 24 x 24 vision tokens, a context of 800."""
+    """A loader as the stages have one: 24 x 24 vision tokens, a context of 900."""
 
     def load(folder, device, dtype):
         torch.manual_seed(0)
         config = LlamaConfig(
-            hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=64,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            vocab_size=64,
             max_position_embeddings=900,
-        )  # fmt: skip
+        )
         decoder = LlamaModel(config).eval()
         decoder.config._attn_implementation = ATTENTION_NAME
         head = torch.nn.Linear(16, 64, bias=False)
@@ -48,7 +50,7 @@ def load_tiny():
             encode_images=lambda pixels: pixels["p"].float() @ spread,
             grid=24,
             eos_token_ids=frozenset(range(2, 20)),
-            max_positions=900,
+            context_length=900,
             preprocessing={"size": 24},
             folders=(folder,),
         )
@@ -67,11 +69,17 @@ def write_shard(tmp_path):
         for number, (image, question) in enumerate(rows, start=1):
             if image and draw:
                 Image.effect_noise((40, 30), 90).convert("RGB").save(root / image)
-            raw = json.dumps({"id": str(number)})
             records.append(
-                dict(unique_id=number, record_key=f"key{number}", image=image, source="s", question=question,
-                     messages=[question or ""], raw=raw)
-            )  # fmt: skip
+                {
+                    "unique_id": number,
+                    "record_key": f"key{number}",
+                    "image": image,
+                    "source": "s",
+                    "question": question,
+                    "messages": [question or ""],
+                    "raw": json.dumps({"id": str(number)}),
+                }
+            )
         with DatasetWriter(tmp_path / "shard", RECORDS) as writer:
             writer.write(records)
         return str(tmp_path / "shard"), str(root)

@@ -1,17 +1,33 @@
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import pytest
+import torch
 
 from components.llava_attention.config import LlavaAttentionConfig
+from free2ds_common.checkpoints import fingerprint
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.inference.attention_stage import run_attention
+from free2ds_common.inference.capture import KeyValueCache
 from free2ds_common.inference.prompts import INSTRUCTION
 from free2ds_common.schemas import attention_schema
 
 LOGGER = logging.getLogger("test")
+SAYS = (
+    "model",
+    "revision",
+    "model_fingerprint",
+    "prompt",
+    "max_new_tokens",
+    "preprocessing",
+    "dtype",
+    "grid",
+    "capture_version",
+    "records_uri",
+)
 
 
 @pytest.fixture
@@ -53,8 +69,8 @@ def test_one_row_per_record_in_the_shards_order(config, load_tiny, write_shard):
     assert [row["unique_id"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
     assert [row["record_key"] for row in rows] == [f"key{number}" for number in range(1, 8)]
     outcomes = [row["outcome"] for row in rows]
-    assert outcomes[1] == "text_only" and outcomes[3] == "no_question" and outcomes[5] == "prompt_too_long"
-    assert set(outcomes[0::2][:1] + [outcomes[2], outcomes[4], outcomes[6]]) <= {"ok", "eos_only"}
+    assert [outcomes[index] for index in (1, 3, 5)] == ["text_only", "no_question", "prompt_too_long"]
+    assert {outcomes[index] for index in (0, 2, 4, 6)} <= {"ok", "eos_only"}
     for row in rows:
         assert (row["map"] is None) == (row["outcome"] != "ok")
         assert row["map"] is None or sum(row["map"]) == pytest.approx(1, abs=1e-5)
@@ -80,27 +96,145 @@ def test_manifest_says_what_decided_the_maps(config, load_tiny, write_shard):
     config = dataclasses.replace(config, shard=shard, image_root_uri=root)
     run_attention(config, "S", load_tiny, LOGGER)
     manifest = json.loads((open_dataset(config.attention, attention_schema()).folder / "_manifest.json").read_text())
-    assert manifest["grid"] == 24 and manifest["dtype"] == "float32" and manifest["max_new_tokens"] == 6
-    assert manifest["prompt"] == {"style": "method", "system": "S", "instruction": INSTRUCTION} and manifest[
-        "preprocessing"
-    ] == {"size": 24}
-    assert manifest["model_fingerprint"] and manifest["capture_version"] == 1
+    found = {name: manifest[name] for name in SAYS}
+    assert found == {
+        "model": config.model,
+        "revision": "main",
+        "model_fingerprint": fingerprint(config.model),
+        "prompt": {"style": "method", "system": "S", "instruction": INSTRUCTION},
+        "max_new_tokens": 6,
+        "preprocessing": {"size": 24},
+        "dtype": "float32",
+        "grid": 24,
+        "capture_version": 1,
+        "records_uri": shard,
+    }
+    assert manifest["outcomes"] == {rows_of(config)[0]["outcome"]: 1}
 
 
-def test_picture_lost_since_ingest_is_an_outcome(config, load_tiny, write_shard, tmp_path):
+def changing(load, **entries):
+    """The loader of a model with other entries."""
+    return lambda *arguments: dataclasses.replace(load(*arguments), **entries)
+
+
+def test_several_folders_are_all_in_the_fingerprint(config, load_tiny, write_shard, tmp_path):
+    shard, root = write_shard([("a.png", "Q?")])
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root)
+    folders = []
+    for name in ("model", "clip", "convnext"):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_bytes(name.encode())
+        folders.append(folder)
+    result = run_attention(config, "S", changing(load_tiny, folders=tuple(folders)), LOGGER)
+    found = result.metadata["model_fingerprint"].split(", ")
+    assert found == [fingerprint(folder) for folder in folders]
+    assert len(set(found)) == 3
+
+
+# BOS, "S USER: ", "\nQ?", the instruction, the last blank, the picture.
+Q_TOKENS = 1 + 8 + 3 + 58 + 1 + 576
+
+
+@pytest.mark.parametrize(("context_length", "outcomes"), [(Q_TOKENS, {"ok"}), (Q_TOKENS - 1, {"prompt_too_long"})])
+def test_a_prompt_may_fill_the_context(config, load_tiny, write_shard, context_length, outcomes):
+    shard, root = write_shard([("a.png", "Q?"), ("b.png", "Q?\n<image>")])
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root)
+    load = changing(load_tiny, context_length=context_length, eos_token_ids=frozenset())
+    run_attention(config, "S", load, LOGGER)
+    assert {row["outcome"] for row in rows_of(config)} == outcomes
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 5])
+def test_longest_answer(config, load_tiny, write_shard, max_new_tokens):
+    shard, root = write_shard([("a.png", "Q?"), ("b.png", "Why?")])
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root, max_new_tokens=max_new_tokens)
+    result = run_attention(config, "S", changing(load_tiny, eos_token_ids=frozenset()), LOGGER)
+    assert [row["num_steps"] for row in rows_of(config)] == [max_new_tokens] * 2
+    assert result.metrics["generated_tokens"] == 2 * max_new_tokens
+    assert result.metadata["max_new_tokens"] == max_new_tokens
+
+
+@pytest.mark.parametrize(("batch_size", "largest"), [(1, 1), (3, 3), (16, 5)])
+def test_batch_size_is_that_of_the_passes(config, load_tiny, write_shard, batch_size, largest, monkeypatch):
+    """And of the key-value cache; not larger than there are records with a picture."""
+    shard, root = write_shard([*((f"{number}.png", "Q?") for number in range(5)), (None, "Q?")])
+    rows, cache_rows = [], []
+
+    class Cache(KeyValueCache):
+        def __init__(self, max_rows, num_layers):
+            cache_rows.append(max_rows)
+            super().__init__(max_rows, num_layers)
+
+    monkeypatch.setattr("free2ds_common.inference.generation.KeyValueCache", Cache)
+
+    def load(*arguments):
+        model = load_tiny(*arguments)
+        model.decoder.register_forward_pre_hook(
+            lambda module, inputs, options: rows.append(len(options["inputs_embeds"])), with_kwargs=True
+        )
+        return model
+
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root, batch_size=batch_size)
+    run_attention(config, "S", load, LOGGER)
+    assert max(rows) == largest
+    assert cache_rows == [largest]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wanted"), [("auto", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
+)
+def test_number_format_reaches_the_loader(config, load_tiny, write_shard, dtype, wanted):
+    shard, root = write_shard([(None, "Q?")])
+    given = []
+
+    def load(folder, device, dtype):
+        given.append((folder, device.type, dtype))
+        return load_tiny(folder, device, dtype)
+
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root, dtype=dtype)
+    result = run_attention(config, "S", load, LOGGER)
+    assert given == [(Path(config.model), "cpu", wanted)]
+    assert result.metadata["dtype"] == str(wanted).removeprefix("torch.")
+
+
+def test_records_without_a_map_are_counted(config, load_tiny, write_shard):
+    shard, root = write_shard(ROWS)
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root)
+    result = run_attention(config, "S", changing(load_tiny, eos_token_ids=frozenset()), LOGGER)
+    outcomes = {"ok": 4, "text_only": 1, "no_question": 1, "prompt_too_long": 1}
+    assert result.metadata["outcomes"] == outcomes
+    assert {name: value for name, value in result.metrics.items() if name.startswith("outcome_")} == {
+        f"outcome_{name}": count for name, count in outcomes.items()
+    }
+    assert result.metrics["generated_tokens"] == 4 * 6
+
+
+def test_nothing_but_eos_has_no_map(config, load_tiny, write_shard):
+    shard, root = write_shard([("a.png", "Q?")])
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root)
+    run_attention(config, "S", changing(load_tiny, eos_token_ids=frozenset(range(64))), LOGGER)
+    (row,) = rows_of(config)
+    assert (row["outcome"], row["num_steps"], row["map"]) == ("eos_only", 1, None)
+
+
+def test_picture_lost_since_ingest_is_an_outcome(config, load_tiny, write_shard, tmp_path, caplog):
     shard, root = write_shard([("a.png", "Q?"), ("b.png", "Q?"), ("c.png", "Q?")])
     (tmp_path / "images/a.png").unlink()
     (tmp_path / "images/c.png").write_bytes(b"no picture")
     config = dataclasses.replace(config, shard=shard, image_root_uri=root)
     result = run_attention(config, "S", load_tiny, LOGGER)
     assert [row["outcome"] for row in rows_of(config)][0::2] == ["image_missing", "image_unreadable"]
-    assert result.counts.read == result.counts.written == 3
+    assert (result.counts.read, result.counts.written) == (3, 3)
+    warned = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert {record.name for record in warned} == {LOGGER.name}
+    assert sorted(record.getMessage().split(":")[0] for record in warned) == ["image_missing", "image_unreadable"]
 
 
 def test_no_usable_picture_stops_the_stage(config, load_tiny, write_shard):
     shard, root = write_shard([("a.png", "Q?"), ("b.png", "Q?")], draw=False)
     config = dataclasses.replace(config, shard=shard, image_root_uri=root)
-    with pytest.raises(StageError, match="none of the 2 pictures of this shard can be used. Check image_root_uri"):
+    with pytest.raises(StageError, match=r"none of the 2 pictures of this shard can be used\. Check image_root_uri"):
         run_attention(config, "S", load_tiny, LOGGER)
 
 
@@ -117,11 +251,8 @@ def test_another_grid_than_the_pairs_is_refused_before_any_picture(config, load_
     shard, _ = write_shard([("a.png", "Q?")], draw=False)
     config = dataclasses.replace(config, shard=shard, image_root_uri="/nowhere")
 
-    def load(*arguments):
-        return dataclasses.replace(load_tiny(*arguments), grid=16)
-
-    with pytest.raises(StageError, match="model: 16 x 16 vision tokens, wanted the 24 x 24 .* Use model_type auto"):
-        run_attention(config, "S", load, LOGGER)
+    with pytest.raises(StageError, match=r"model: 16 x 16 vision tokens, wanted the 24 x 24 .* Use model_type auto"):
+        run_attention(config, "S", changing(load_tiny, grid=16), LOGGER)
     assert not (tmp_path / "attention").exists()
 
 
@@ -139,9 +270,11 @@ def test_progress_counts_answers_as_they_come(config, load_tiny, write_shard, mo
         "write",
         lambda self, rows: (counted_at_write.append((len(rows), len(counted))), write(self, rows)),
     )
-    run_attention(dataclasses.replace(config, shard=shard, image_root_uri=root), "S", load_tiny, LOGGER)
+    result = run_attention(dataclasses.replace(config, shard=shard, image_root_uri=root), "S", load_tiny, LOGGER)
     assert counted == [1] * 6
-    assert [rows for rows, _ in counted_at_write] == [4, 2] and counted_at_write[0][1] > 4
+    assert result.metrics["generated_tokens"] == sum(row["num_steps"] for row in rows_of(config))
+    assert [rows for rows, _ in counted_at_write] == [4, 2]
+    assert counted_at_write[0][1] > 4
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,22 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from free2ds_common.errors import StageError
 from free2ds_common.inference.auto import load_auto
 from free2ds_common.inference.capture import Pass
-from free2ds_common.inference.decode import Decoder, PictureGroup, Question
+from free2ds_common.inference.generation import AnswerGenerator, PictureGroup, Question
+from free2ds_common.inference.prompts import method_settings
 from free2ds_common.pictures import decode_picture
 
 CPU, FP32 = torch.device("cpu"), torch.float32
-SMALL = dict(
-    hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    vocab_size=300, max_position_embeddings=512, pad_token_id=0, head_dim=8,
-)  # fmt: skip
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "head_dim": 8,
+}
 VISION = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=14)
 TEMPLATE = (
     "{% for message in messages %}<user>{% for part in message.content %}"
@@ -74,12 +82,12 @@ def save(tmp_path):
 @pytest.mark.parametrize("text_config", [Qwen2Config(**SMALL), MistralConfig(**SMALL, sliding_window=None)])
 def test_grouped_heads_and_another_grid(save, text_config):
     model = load_auto(save(text_config), CPU, FP32, "System.", "method")
-    assert (model.grid, model.positions, model.prompt_settings["style"]) == (4, 16, "method")
+    assert (model.grid, model.num_vision_tokens, model.context_length) == (4, 16, 512)
     picture = decode_picture(_png(), "p")
     group = PictureGroup(
         model.preprocess(picture), (Question(0, model.prompt("Q?")), Question(1, model.prompt("Why?")))
     )
-    answers = list(Decoder(model, 4, 2).answer([group]))
+    answers = list(AnswerGenerator(model, 4, 2).generate([group]))
     assert len(answers) == 2
     assert all(answer.map is None or float(answer.map.sum()) == pytest.approx(1, abs=1e-5) for answer in answers)
 
@@ -92,6 +100,31 @@ def _png():
     written = io.BytesIO()
     Image.effect_noise((80, 60), 90).convert("RGB").save(written, "PNG")
     return written.getvalue()
+
+
+@pytest.mark.parametrize("system", ["System.", "Another one."])
+def test_the_methods_prompt_has_the_given_system_text(save, system):
+    model = load_auto(save(Qwen2Config(**SMALL)), CPU, FP32, system, "method")
+    assert byte_tokenizer().decode(model.prompt("Why?").before) == f"<s>{system} USER: "
+    assert model.prompt_settings == method_settings(system)
+
+
+def test_chat_settings_name_no_system_text(save):
+    model = load_auto(save(Qwen2Config(**SMALL), TEMPLATE), CPU, FP32, "System.", "chat")
+    assert model.prompt_settings == {"style": "chat"}
+
+
+@pytest.mark.parametrize(("generation", "wanted"), [({"eos_token_id": 5}, {5}), ({"eos_token_id": [5, 7]}, {5, 7})])
+def test_end_of_sequence_is_the_generation_configs(save, generation, wanted):
+    folder = save(Qwen2Config(**SMALL, eos_token_id=3))
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    assert load_auto(folder, CPU, FP32, "", "method").eos_token_ids == wanted
+
+
+def test_end_of_sequence_is_else_the_decoders(save):
+    folder = save(Qwen2Config(**SMALL, eos_token_id=3))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    assert load_auto(folder, CPU, FP32, "", "method").eos_token_ids == {3}
 
 
 def test_chat_template(save):
@@ -160,7 +193,7 @@ class TestEveryDtype:
 
     def test_capped_scores_are_refused(self, save, dtype):
         config = Gemma2Config(**SMALL, attn_logit_softcapping=0.5, sliding_window=512)
-        with pytest.raises(StageError, match="differs from the model's own .* not plain causal attention"):
+        with pytest.raises(StageError, match=r"differs from the model's own .* not plain causal attention"):
             load_auto(save(config), CPU, dtype, "", "method")
 
 
@@ -193,7 +226,7 @@ def test_two_way_attention_over_the_picture_is_refused(save):
     config = PaliGemmaConfig(
         vision_config=vision, text_config=GemmaConfig(**SMALL), image_token_index=290, projection_dim=32
     )
-    with pytest.raises(StageError, match="PaliGemma.* tells picture tokens apart .token_type_ids."):
+    with pytest.raises(StageError, match=r"PaliGemma.* tells picture tokens apart \(token_type_ids\)"):
         load_auto(save(config), CPU, FP32, "", "method")
 
 

@@ -1,4 +1,4 @@
-"""Loading both layouts, from sharded safetensors and .bin files, and what is said when a folder is not right."""
+"""Every layout gives the same answers, and what is said when a folder is not right."""
 
 import json
 import shutil
@@ -7,28 +7,37 @@ import pytest
 import torch
 
 from components.llava_attention.model import load_llava, parameter_name
+from examples.models import CLIP_NAME
 from free2ds_common.checkpoints import fingerprint
 from free2ds_common.errors import StageError
-from free2ds_common.inference.weights import stored_tensors, torch_dtype
-
-CPU, FP32 = torch.device("cpu"), torch.float32
+from tests.support.checkpoints import (
+    CPU,
+    FP32,
+    answers_of,
+    assert_same_answers,
+    change_config,
+    change_layer,
+    copy_checkpoint,
+    new_name,
+    old_name,
+    remove_weights,
+    weights,
+    without_towers,
+    write_shards,
+    write_single,
+)
 
 
 @pytest.fixture
-def copy(shared, tmp_path):
-    def copied(name="llava"):
-        folder = tmp_path / name
-        shutil.copytree(shared / "parity/models" / name, folder, copy_function=shutil.copyfile)
-        for path in [folder, *folder.rglob("*")]:
-            path.chmod(0o755)
-        return folder
-
-    return copied
+def copy(tmp_path):
+    """The original layout, or llava_hf."""
+    return lambda name="llava": copy_checkpoint(name, tmp_path / name)
 
 
-def change(folder, **entries):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **entries}))
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory):
+    folder = copy_checkpoint("llava", tmp_path_factory.mktemp("wanted") / "llava")
+    return answers_of(load_llava(folder, CPU, FP32))
 
 
 @pytest.mark.parametrize(
@@ -49,75 +58,181 @@ def test_names_of_all_layouts(stored, parameter):
     assert parameter_name(stored) == parameter
 
 
-def parameters(model):
-    packed = {name: value.data for name, value in model.decoder.named_parameters()}
-    return {name: value.to_dense() if value.is_mkldnn else value for name, value in packed.items()}
+def converted(rename):
+    def change(copy):
+        folder = copy("llava_hf")
+        write_single(folder, {rename(name): tensor for name, tensor in weights(folder).items()})
+        return load_llava(folder, CPU, FP32)
+
+    return change
 
 
-def test_bin_files_give_the_same_weights(copy):
+def original(write, suffix):
+    def change(copy):
+        folder = copy()
+        write(folder, weights(folder), suffix)
+        return load_llava(folder, CPU, FP32)
+
+    return change
+
+
+def clip_in_its_sub_folder(copy):
     folder = copy()
-    wanted = parameters(load_llava(folder, CPU, FP32))
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    state = dict(stored_tensors(folder))
-    for name in set(index["weight_map"].values()):
-        torch.save(
-            {key: state[key] for key, file in index["weight_map"].items() if file == name},
-            folder / (name[:-11] + "bin"),
-        )
-        (folder / name).unlink()
-    (folder / "model.safetensors.index.json").unlink()
-    renamed = {key: file[:-11] + "bin" for key, file in index["weight_map"].items()}
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": renamed}))
-    found = parameters(load_llava(folder, CPU, FP32))
-    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    without_towers(folder)
+    return load_llava(folder, CPU, FP32)
 
 
-def test_weights_of_the_tower_folder_fill_what_the_checkpoint_lacks(copy):
+def whole_clip_elsewhere(copy):
+    """A folder of the whole CLIP model: its text side is passed over, its vision config is inside."""
     folder = copy()
-    wanted = load_llava(folder, CPU, FP32)
-    from safetensors.torch import load_file, save_file
+    without_towers(folder)
+    tower = shutil.move(folder / CLIP_NAME, folder.parent / "clip")
+    vision = json.loads((tower / "config.json").read_text())
+    (tower / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": vision}))
+    write_single(
+        tower, {**weights(tower), "text_model.final_layer_norm.bias": torch.ones(3), "logit_scale": torch.ones(1)}
+    )
+    return load_llava(folder, CPU, FP32, vision_tower=str(tower))
 
-    for path in folder.glob("model-*.safetensors"):
-        state = {name: tensor for name, tensor in load_file(path).items() if "vision_tower" not in name}
-        save_file(state, path)
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        pytest.param(converted(old_name), id="converted, old names"),
+        pytest.param(converted(new_name), id="converted, new names"),
+        pytest.param(original(write_shards, "safetensors"), id="safetensors shards"),
+        pytest.param(original(write_shards, "bin"), id="bin shards"),
+        pytest.param(original(write_single, "safetensors"), id="one safetensors file"),
+        pytest.param(original(write_single, "bin"), id="one bin file"),
+        clip_in_its_sub_folder,
+        whole_clip_elsewhere,
+    ],
+)
+def test_every_layout_gives_the_same_answers(copy, wanted, load):
+    assert_same_answers(answers_of(load(copy)), wanted)
+
+
+def test_weights_of_the_checkpoint_go_before_the_towers_own(copy, wanted):
+    folder = copy()
+    tower = folder / CLIP_NAME
+    write_single(tower, {name: torch.zeros_like(tensor) for name, tensor in weights(tower).items()})
+    assert_same_answers(answers_of(load_llava(folder, CPU, FP32)), wanted)
+
+
+def test_the_towers_own_weights_fill_only_what_the_checkpoint_lacks(copy, wanted):
+    folder = copy()
+    lacking = "model.vision_tower.vision_tower.vision_model.post_layernorm.bias"
+    write_shards(folder, {name: tensor for name, tensor in weights(folder).items() if name != lacking})
+    tower = folder / CLIP_NAME
+    write_single(tower, {name: torch.zeros_like(tensor) for name, tensor in weights(tower).items()})
+    assert_same_answers(answers_of(load_llava(folder, CPU, FP32)), wanted)
+
+
+def test_clips_last_layer_is_not_used(copy, wanted):
+    folder = copy()
+    state = weights(folder)
+    change_layer(state, 2)
+    write_shards(folder, state)
+    assert_same_answers(answers_of(load_llava(folder, CPU, FP32)), wanted)
+
+
+def test_a_given_tower_goes_before_the_configs_entry(copy):
+    folder = copy()
+    without_towers(folder)
     elsewhere = folder.parent / "clip"
-    shutil.move(folder / "openai-clip-tiny-patch14-336", elsewhere)
-    message = "mm_vision_tower 'openai-clip-tiny-patch14-336' is no sub-folder .* as vision_tower .--vision-tower.\\.$"
+    shutil.copytree(folder / CLIP_NAME, elsewhere)
+    write_single(folder / CLIP_NAME, {"post_layernorm.bias": torch.zeros(64)})  # not complete
+    assert load_llava(folder, CPU, FP32, vision_tower=str(elsewhere)).folders == (folder, elsewhere)
+
+
+def test_a_tower_that_is_nowhere_names_the_option(copy):
+    folder = copy()
+    shutil.rmtree(folder / CLIP_NAME)
+    message = rf"mm_vision_tower '{CLIP_NAME}' is no sub-folder .* as vision_tower \(--vision-tower\)\.$"
     with pytest.raises(StageError, match=message):
         load_llava(folder, CPU, FP32)
-    found = load_llava(folder, CPU, FP32, vision_tower=str(elsewhere))
-    pixels = {"pixel_values": torch.rand(1, 3, 336, 336, generator=torch.Generator().manual_seed(0))}
-    with torch.inference_mode():
-        torch.testing.assert_close(found.encode_images(pixels), wanted.encode_images(pixels), rtol=0, atol=0)
-    assert found.folders == (folder, elsewhere) and wanted.folders == (folder,)
-    assert fingerprint(elsewhere) != fingerprint(folder)
+
+
+def test_folders_to_fingerprint(copy):
+    folder, hugging_face = copy(), copy("llava_hf")
+    assert load_llava(folder, CPU, FP32).folders == (folder,)
+    assert load_llava(hugging_face, CPU, FP32).folders == (hugging_face,)
+
+
+def test_prompt_and_grid_are_llavas(copy):
+    model = load_llava(copy(), CPU, FP32)
+    assert "a curious human" in model.prompt_settings["system"]
+    assert (model.grid, model.num_vision_tokens, model.context_length) == (24, 576, 4096)
+
+
+class TestEndOfSequence:
+    """generation_config.json goes before config.json."""
+
+    def eos(self, copy, generation, config):
+        folder = copy()
+        change_config(folder, eos_token_id=config)
+        if generation is None:
+            (folder / "generation_config.json").unlink()
+        else:
+            (folder / "generation_config.json").write_text(json.dumps(generation))
+        return load_llava(folder, CPU, FP32).eos_token_ids
+
+    @pytest.mark.parametrize(
+        ("generation", "config", "wanted"),
+        [
+            ({"eos_token_id": 5}, 2, {5}),
+            ({"eos_token_id": [5, 7]}, 2, {5, 7}),
+            ({"bos_token_id": 1}, 3, {3}),
+            (None, 3, {3}),
+            (None, [3, 4], {3, 4}),
+        ],
+    )
+    def test_where_it_is_taken_from(self, copy, generation, config, wanted):
+        assert self.eos(copy, generation, config) == wanted
+
+    def test_neither_says_it(self, copy):
+        folder = copy()
+        entries = json.loads((folder / "config.json").read_text())
+        del entries["eos_token_id"]
+        (folder / "config.json").write_text(json.dumps(entries))
+        (folder / "generation_config.json").unlink()
+        assert load_llava(folder, CPU, FP32).eos_token_ids == {2}
+
+
+def test_nothing_is_dropped_at_random(copy, wanted):
+    folder = copy("llava_hf")
+    vision = json.loads((folder / "config.json").read_text())["vision_config"]
+    change_config(folder, vision_config={**vision, "attention_dropout": 0.5})
+    assert_same_answers(answers_of(load_llava(folder, CPU, FP32)), wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_keeps_rotary_tables_in_fp32(shared, dtype):
-    model = load_llava(shared / "parity/models/llava_hf", CPU, dtype)
-    assert model.dtype == dtype and model.lm_head.weight.dtype == dtype
+def test_half_precision_keeps_rotary_tables_in_fp32(copy, dtype):
+    model = load_llava(copy("llava_hf"), CPU, dtype)
+    assert (model.dtype, model.lm_head.weight.dtype) == (dtype, dtype)
     assert model.decoder.rotary_emb.inv_freq.dtype == torch.float32
-    exact = 1 / 10000 ** (torch.arange(0, 32, 2) / 32)
+    exact = 1 / 10000 ** (torch.arange(0, 24, 2) / 24)
     torch.testing.assert_close(model.decoder.rotary_emb.inv_freq, exact)
 
 
 def test_linear_rope_scaling_slows_the_positions_down(copy):
     folder = copy()
-    change(folder, rope_scaling={"type": "linear", "factor": 2})
+    change_config(folder, rope_scaling={"type": "linear", "factor": 2})
     frequencies = load_llava(folder, CPU, FP32).decoder.rotary_emb.inv_freq
-    torch.testing.assert_close(frequencies, 0.5 / 10000 ** (torch.arange(0, 32, 2) / 32))
+    torch.testing.assert_close(frequencies, 0.5 / 10000 ** (torch.arange(0, 24, 2) / 24))
 
 
 def test_the_class_token_of_the_converted_layout_is_refused(copy):
     folder = copy("llava_hf")
-    change(folder, vision_feature_select_strategy="full")
+    change_config(folder, vision_feature_select_strategy="full")
     with pytest.raises(StageError, match="vision_feature_select_strategy 'full', wanted 'default'"):
         load_llava(folder, CPU, FP32)
 
 
-def test_fingerprint_is_of_the_content_not_of_the_place(copy, shared):
-    assert fingerprint(copy()) == fingerprint(shared / "parity/models/llava")
+def test_fingerprint_is_of_the_content_not_of_the_place(copy):
+    folder = copy()
+    elsewhere = shutil.copytree(folder, folder.parent / "elsewhere")
+    assert fingerprint(elsewhere) == fingerprint(folder)
 
 
 def no_config(folder):
@@ -129,28 +244,23 @@ def broken_config(folder):
 
 
 def another_architecture(folder):
-    change(folder, architectures=["QwenForCausalLM"])
+    change_config(folder, architectures=["QwenForCausalLM"])
 
 
 def another_projector(folder):
-    change(folder, mm_projector_type="linear")
+    change_config(folder, mm_projector_type="linear")
 
 
 def another_width(folder):
-    change(folder, intermediate_size=700)
+    change_config(folder, intermediate_size=700)
 
 
 def another_depth(folder):
-    change(folder, num_hidden_layers=9)
+    change_config(folder, num_hidden_layers=9)
 
 
 def no_shard(folder):
     (folder / "model-00002-of-00002.safetensors").unlink()
-
-
-def no_weights(folder):
-    for path in folder.glob("model*"):
-        path.unlink()
 
 
 def torn_shard(folder):
@@ -162,27 +272,27 @@ def no_tokenizer(folder):
 
 
 def no_processor(folder):
-    (folder / "openai-clip-tiny-patch14-336/preprocessor_config.json").unlink()
+    (folder / CLIP_NAME / "preprocessor_config.json").unlink()
 
 
 def start_and_end_tokens(folder):
-    change(folder, mm_use_im_start_end=True)
+    change_config(folder, mm_use_im_start_end=True)
 
 
 def class_token(folder):
-    change(folder, mm_vision_select_feature="cls_patch")
+    change_config(folder, mm_vision_select_feature="cls_patch")
 
 
 def several_tiles(folder):
-    change(folder, mm_patch_merge_type="spatial_unpad")
+    change_config(folder, mm_patch_merge_type="spatial_unpad")
 
 
 def dynamic_positions(folder):
-    change(folder, rope_scaling={"type": "dynamic", "factor": 2})
+    change_config(folder, rope_scaling={"type": "dynamic", "factor": 2})
 
 
 def no_tower_entry(folder):
-    change(folder, mm_vision_tower=None)
+    change_config(folder, mm_vision_tower=None)
 
 
 def broken_index(folder):
@@ -202,7 +312,7 @@ def broken_tokenizer(folder):
 
 
 def broken_processor(folder):
-    (folder / "openai-clip-tiny-patch14-336/preprocessor_config.json").write_text("{")
+    (folder / CLIP_NAME / "preprocessor_config.json").write_text("{")
 
 
 @pytest.mark.parametrize(
@@ -222,10 +332,10 @@ def broken_processor(folder):
         (broken_generation_config, "generation_config.json is no JSON object"),
         (broken_tokenizer, "tokenizer.model: cannot be read as a tokenizer"),
         (broken_processor, "preprocessor_config.json cannot be read"),
-        (another_width, r"mlp.*weight \(.*688.*\) instead of \(.*700.*\).*do not fit config.json"),
-        (another_depth, r"no weights for model.language_model.layers.8.* and 4 more. The checkpoint is incomplete"),
+        (another_width, r"mlp.*weight \(.*256.*\) instead of \(.*700.*\).*do not fit config.json"),
+        (another_depth, r"no weights for model.language_model.layers.3.* and 49 more. The checkpoint is incomplete"),
         (no_shard, "names model-00002-of-00002.safetensors, which is not there"),
-        (no_weights, "no weights .wanted safetensors or .bin files."),
+        (remove_weights, "no weights .wanted safetensors or .bin files."),
         (torn_shard, "model-00002-of-00002.safetensors: cannot be read as weights"),
         (no_tokenizer, "no tokenizer.model or tokenizer.json"),
         (no_processor, "no preprocessor_config.json"),
@@ -238,19 +348,23 @@ def test_folders_that_are_not_right(copy, harm, message):
         load_llava(folder, CPU, FP32)
 
 
-def test_pickled_code_is_refused(copy):
-    class Harm:
-        def __reduce__(self):
-            return print, ("run",)
+class Harm:
+    """Unpickling it would make a folder."""
 
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickled_code_is_refused_and_does_not_run(copy):
     folder = copy()
-    no_weights(folder)
-    torch.save({"lm_head.weight": Harm()}, folder / "pytorch_model.bin")
-    with pytest.raises(StageError, match="cannot be read as weights"):
+    trace = folder / "it ran"
+    remove_weights(folder)
+    torch.save({"lm_head.weight": Harm(trace)}, folder / "pytorch_model.bin")
+    with pytest.raises(StageError, match=r"pytorch_model\.bin: cannot be read as weights"):
         load_llava(folder, CPU, FP32)
-
-
-def test_automatic_type_is_by_device():
-    assert torch_dtype("auto", CPU) == torch.float32
-    assert torch_dtype("auto", torch.device("cuda")) == torch.bfloat16
-    assert torch_dtype("float16", CPU) == torch.float16
+    assert not trace.exists()

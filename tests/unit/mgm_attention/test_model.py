@@ -1,4 +1,4 @@
-"""Patch info mining by hand, the names of the published checkpoint, and wrong folders."""
+"""Patch info mining by hand, every way to lay the checkpoint out, eval mode, and wrong folders."""
 
 import json
 import shutil
@@ -7,10 +7,24 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, ConvNextConfig, LlamaConfig
 
+from components.mgm_attention import model as mgm
 from components.mgm_attention.model import Mgm, load_mgm, parameter_name
+from examples.models import CLIP_NAME, CONVNEXT_NAME
 from free2ds_common.errors import StageError
-
-CPU, FP32 = torch.device("cpu"), torch.float32
+from tests.support.checkpoints import (
+    CPU,
+    FP32,
+    answers_of,
+    assert_same_answers,
+    change_config,
+    change_layer,
+    copy_checkpoint,
+    picture,
+    remove_weights,
+    weights,
+    without_towers,
+    write_shards,
+)
 
 
 @pytest.fixture
@@ -30,20 +44,16 @@ def test_every_token_sees_its_own_window(tiny):
     side, window = 8, 4
     clip, detail = torch.randn(2, 4, 8), torch.randn(2, 14, side, side)
     found = tiny._mine(clip, detail)
-    for picture in range(2):
+    for number in range(2):
         for token in range(4):
             row, column = divmod(token, 2)
             cells = torch.stack(
-                [
-                    detail[picture, :, row * window + i, column * window + j]
-                    for i in range(window)
-                    for j in range(window)
-                ]
+                [detail[number, :, row * window + i, column * window + j] for i in range(window) for j in range(window)]
             )
-            query = tiny.vlm_uni_query_projector(clip[picture, token])
+            query = tiny.vlm_uni_query_projector(clip[number, token])
             weights = torch.softmax(tiny.vlm_uni_aux_projector(cells) @ query / 8**0.5, dim=0)
             wanted = weights @ tiny.vlm_uni_val_projector(cells)
-            torch.testing.assert_close(found[picture, token], wanted, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found[number, token], wanted, rtol=1e-4, atol=1e-5)
 
 
 @torch.inference_mode()
@@ -87,59 +97,128 @@ def test_published_names(stored, parameter):
 
 
 @pytest.fixture
-def copy(shared, tmp_path):
-    folder = tmp_path / "mgm"
-    shutil.copytree(shared / "parity/models/mgm", folder, copy_function=shutil.copyfile)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755)
-    return folder
+def copy(tmp_path):
+    return copy_checkpoint("mgm", tmp_path / "mgm")
 
 
-def test_encoders_from_their_own_folders_give_the_same_features(copy):
-    """Without the encoders' weights in the main checkpoint, from folders elsewhere."""
-    from safetensors.torch import load_file, save_file
-
-    pixels = {"pixel_values": torch.rand(1, 3, 768, 768, generator=torch.Generator().manual_seed(0))}
-    with torch.inference_mode():
-        wanted = load_mgm(copy, CPU, FP32).encode_images(pixels)
-    for path in copy.glob("model-*.safetensors"):
-        save_file({name: tensor for name, tensor in load_file(path).items() if "vision_tower" not in name}, path)
-    tower, aux = copy.parent / "clip", copy.parent / "convnext"
-    shutil.move(copy / "openai-clip-tiny-patch14-336", tower)
-    shutil.move(copy / "openclip-convnext-base-w-320-tiny", aux)
-    model = load_mgm(copy, CPU, FP32, vision_tower=str(tower), vision_tower_aux=str(aux))
-    with torch.inference_mode():
-        assert torch.equal(model.encode_images(pixels), wanted)
-    assert model.folders == (copy, tower, aux)
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory):
+    folder = copy_checkpoint("mgm", tmp_path_factory.mktemp("wanted") / "mgm")
+    return answers_of(load_mgm(folder, CPU, FP32))
 
 
-def without_weights(folder):
-    for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
-        path.unlink()
+def as_it_is(folder):
+    return load_mgm(folder, CPU, FP32)
 
 
-def test_encoders_in_the_main_checkpoint_need_no_weights_elsewhere(copy):
-    wanted = load_mgm(copy, CPU, FP32)
-    without_weights(copy / "openai-clip-tiny-patch14-336")
-    shutil.rmtree(copy / "openclip-convnext-base-w-320-tiny")
-    found = load_mgm(copy, CPU, FP32)
-    pixels = {"pixel_values": torch.rand(1, 3, 768, 768, generator=torch.Generator().manual_seed(0))}
-    with torch.inference_mode():
-        assert torch.equal(found.encode_images(pixels), wanted.encode_images(pixels))
-    assert found.folders == (copy,)
+def bin_shards(folder):
+    write_shards(folder, weights(folder), "bin")
+    return load_mgm(folder, CPU, FP32)
+
+
+def encoders_in_sub_folders(folder):
+    without_towers(folder)
+    return load_mgm(folder, CPU, FP32)
+
+
+def encoders_elsewhere(folder):
+    without_towers(folder)
+    tower, aux = folder.parent / "clip", folder.parent / "convnext"
+    shutil.move(folder / CLIP_NAME, tower)
+    shutil.move(folder / CONVNEXT_NAME, aux)
+    return load_mgm(folder, CPU, FP32, vision_tower=str(tower), vision_tower_aux=str(aux))
+
+
+def encoders_in_the_main_checkpoint(folder):
+    remove_weights(folder / CLIP_NAME)
+    shutil.rmtree(folder / CONVNEXT_NAME)
+    return load_mgm(folder, CPU, FP32)
+
+
+@pytest.mark.parametrize(
+    "load", [as_it_is, bin_shards, encoders_in_sub_folders, encoders_elsewhere, encoders_in_the_main_checkpoint]
+)
+def test_every_layout_gives_the_same_answers(copy, wanted, load):
+    assert_same_answers(answers_of(load(copy)), wanted)
+
+
+def test_clips_own_weights_fill_only_what_the_checkpoint_lacks(copy, wanted):
+    lacking = "model.vision_tower.vision_tower.vision_model.post_layernorm.bias"
+    write_shards(copy, {name: tensor for name, tensor in weights(copy).items() if name != lacking})
+    tower = copy / CLIP_NAME
+    write_shards(tower, {name: torch.zeros_like(tensor) for name, tensor in weights(tower).items()})
+    assert_same_answers(answers_of(load_mgm(copy, CPU, FP32)), wanted)
+
+
+def test_clips_last_layer_is_not_used(copy, wanted):
+    state = weights(copy)
+    change_layer(state, 2)
+    write_shards(copy, state)
+    assert_same_answers(answers_of(load_mgm(copy, CPU, FP32)), wanted)
+
+
+def test_folders_to_fingerprint(copy):
+    assert encoders_in_the_main_checkpoint(copy).folders == (copy,)
+
+
+def test_folders_to_fingerprint_with_encoders_elsewhere(copy):
+    assert encoders_elsewhere(copy).folders == (copy, copy.parent / "clip", copy.parent / "convnext")
+
+
+def test_prompt_and_grid_are_mgms(copy):
+    model = load_mgm(copy, CPU, FP32)
+    assert "a curious user" in model.prompt_settings["system"]
+    assert (model.grid, model.num_vision_tokens, model.context_length) == (24, 576, 4096)
+
+
+def test_pictures_are_scaled_to_the_second_encoders_size(copy):
+    model = load_mgm(copy, CPU, FP32)
+    assert model.preprocess(picture())["pixel_values"].shape == (3, 768, 768)
+    assert model.preprocessing["crop_size"] == {"height": 768, "width": 768}
+
+
+@pytest.mark.parametrize(("generation", "wanted"), [({"eos_token_id": 5}, {5}), ({"eos_token_id": [5, 7]}, {5, 7})])
+def test_end_of_sequence_is_the_generation_configs(copy, generation, wanted):
+    (copy / "generation_config.json").write_text(json.dumps(generation))
+    assert load_mgm(copy, CPU, FP32).eos_token_ids == wanted
+
+
+class TestEvalMode:
+    """Nothing is dropped at random, whatever rates a config has."""
+
+    @pytest.fixture(params=["dropout", "DropPath"])
+    def drops(self, request, copy, monkeypatch):
+        """A folder or loader with large rates."""
+        if request.param == "dropout":
+            change_config(copy / CLIP_NAME, attention_dropout=0.5)
+        else:
+            monkeypatch.setattr(
+                mgm, "ConvNextConfig", lambda **options: ConvNextConfig(**{**options, "drop_path_rate": 0.9})
+            )
+        return copy
+
+    @torch.inference_mode()
+    def test_features_do_not_depend_on_the_seed(self, drops):
+        model = load_mgm(drops, CPU, FP32)
+        pixels = {"pixel_values": model.preprocess(picture())["pixel_values"][None]}
+        found = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            found.append(model.encode_images(pixels))
+        assert torch.equal(found[0], found[1])
+
+    def test_answers_are_those_without_drops(self, drops, wanted):
+        assert_same_answers(answers_of(load_mgm(drops, CPU, FP32)), wanted)
 
 
 @pytest.fixture
 def published(copy, tmp_path, monkeypatch):
     """The model as `YanweiLi/MGM-7B` names its encoders, which only the hub has; what is fetched from there."""
-    from safetensors.torch import load_file, save_file
-
-    for path in copy.glob("model-*.safetensors"):
-        save_file({name: tensor for name, tensor in load_file(path).items() if "vision_tower" not in name}, path)
+    without_towers(copy)
     tower, aux = tmp_path / "clip", tmp_path / "convnext"
-    shutil.move(copy / "openai-clip-tiny-patch14-336", tower)
-    shutil.move(copy / "openclip-convnext-base-w-320-tiny", aux)
-    change(
+    shutil.move(copy / CLIP_NAME, tower)
+    shutil.move(copy / CONVNEXT_NAME, aux)
+    change_config(
         copy,
         mm_vision_tower="model_zoo/OpenAI/clip-vit-large-patch14-336",
         mm_vision_tower_aux="model_zoo/OpenAI/openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup",
@@ -188,7 +267,7 @@ def test_a_users_missing_folder_is_not_replaced_by_the_hubs(published):
 @pytest.mark.parametrize("entry", [None, "nowhere/at/all"])
 def test_an_encoder_that_is_nowhere_names_the_option_to_give(published, option, entry):
     folder, _, _, _ = published
-    change(folder, **{f"mm_{option}": entry})
+    change_config(folder, **{f"mm_{option}": entry})
     with pytest.raises(StageError, match=f"mm_{option}.* as {option} .--{option.replace('_', '-')}.\\.$"):
         load_mgm(folder, CPU, FP32)
 
@@ -197,11 +276,6 @@ def test_an_encoder_that_is_no_convnext(published):
     folder, tower, _, _ = published
     with pytest.raises(StageError, match="no ConvNeXt of four stages in open_clip's layout"):
         load_mgm(folder, CPU, FP32, vision_tower_aux=str(tower))
-
-
-def change(folder, **entries):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **entries}))
 
 
 @pytest.mark.parametrize(
@@ -218,6 +292,6 @@ def change(folder, **entries):
     ],
 )
 def test_folders_that_are_not_right(copy, entries, message):
-    change(copy, **entries)
+    change_config(copy, **entries)
     with pytest.raises(StageError, match=message):
         load_mgm(copy, CPU, FP32)

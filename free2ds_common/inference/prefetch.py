@@ -1,4 +1,4 @@
-"""Pictures ahead of the model: read, decoded and preprocessed by threads, handed over in order."""
+"""Loads pictures ahead of the model: threads read, decode and preprocess them; they are handed over in order."""
 
 import os
 from collections import deque
@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from free2ds_common.inference.decode import PictureGroup, Question
+from PIL import Image
+
+from free2ds_common.inference.generation import PictureGroup, Question
 from free2ds_common.inference.model import Pixels
 from free2ds_common.pictures import PictureProblem, load_picture
 
 
 @dataclass(frozen=True)
 class PictureQuestions:
-    """Questions about one picture that is still on disk.
+    """Questions about a picture that is not loaded yet.
 
     Attributes:
         image: Path below the image root.
@@ -24,21 +26,21 @@ class PictureQuestions:
     questions: tuple[Question, ...]
 
 
-def feed(
+def prefetch(
     groups: Iterable[PictureQuestions],
     image_root_uri: str,
-    preprocess: Callable[..., Pixels],
-    ahead: int,
+    preprocess: Callable[[Image.Image], Pixels],
+    max_pictures: int,
     on_problem: Callable[[PictureQuestions, PictureProblem], None],
 ) -> Iterator[PictureGroup]:
     """Load pictures in the background.
 
     Args:
-        groups: In the order wanted; read `ahead` of what was taken.
+        groups: In the order wanted; `max_pictures` of them are read ahead.
         image_root_uri: Where the pictures are.
         preprocess: A picture in RGB to named tensors; called in several threads.
-        ahead: Most pictures held or in work at a time.
-        on_problem: Told of a picture that cannot be used; its questions are left out.
+        max_pictures: Pictures in memory or in work at a time.
+        on_problem: Called for a picture that cannot be used; its questions are left out.
 
     Yields:
         The groups in order, with pixels.
@@ -52,7 +54,7 @@ def feed(
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="pictures") as pool:
         try:
             while True:
-                while len(pending) < ahead and (group := next(source, None)) is not None:
+                while len(pending) < max_pictures and (group := next(source, None)) is not None:
                     pending.append((group, pool.submit(load, group.image)))
                 if not pending:
                     return

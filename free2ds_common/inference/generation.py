@@ -1,7 +1,8 @@
-"""Greedy answers of many records at once, with the attention map of each.
+"""Greedy generation with continuous batching and prefix sharing, and the attention map of each answer.
 
-Answers join and leave the batch at every step: one that reaches EOS makes room at once. Records of one picture share
-its vision features and, where the prompt is the same up to the picture's end, the keys and values of that prefix.
+Continuous batching: an answer that reaches EOS leaves the batch at once and another one takes its row. Prefix sharing:
+questions about one picture share its features and, where their prompts are the same up to the end of the picture, the
+keys and values of that prefix.
 """
 
 import logging
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from free2ds_common import outcomes
-from free2ds_common.inference.capture import DecodePass, KeyValueSlots, Pass, PrefillPass
+from free2ds_common.inference.capture import DecodePass, KeyValueCache, Pass, PrefillPass
 from free2ds_common.inference.maps import aggregate_steps
 from free2ds_common.inference.model import Pixels, VisionLanguageModel
 from free2ds_common.inference.prompts import Prompt
@@ -22,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Question:
-    """One record to answer.
+    """A record to answer.
 
     Attributes:
-        index: Comes back with the answer.
+        index: Identifies it; the answer has the same.
         prompt: Tokens around the picture.
     """
 
@@ -48,13 +49,13 @@ class PictureGroup:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one record gave.
+    """The answer to a question.
 
     Attributes:
         index: The question's.
         tokens: Generated token ids, EOS included.
         outcome: OK, EOS_ONLY or NON_FINITE.
-        map: float32 on the CPU, (positions,), sum 1; None unless `outcome` is OK.
+        map: float32 on the CPU, (num_vision_tokens,), sum 1; None unless `outcome` is OK.
     """
 
     index: int
@@ -65,12 +66,12 @@ class Answer:
 
 @dataclass
 class _Row:
-    """An answer in flight."""
+    """An answer being generated: a row of the batch."""
 
     question: Question
     features: torch.Tensor
     tokens: list[int] = field(default_factory=list)
-    length: int = 0  # tokens whose keys and values are stored
+    length: int = 0  # tokens in the key-value cache
 
     @property
     def vision_start(self) -> int:
@@ -81,8 +82,12 @@ class _Row:
 _Waiting = tuple[torch.Tensor, tuple[Question, ...]]
 
 
-class Decoder:
-    """Answers questions with one model. `batch_size` halves itself when memory runs out."""
+class AnswerGenerator:
+    """Answers questions with one model.
+
+    Attributes:
+        batch_size: Rows of the batch; halved when memory runs out.
+    """
 
     def __init__(
         self, model: VisionLanguageModel, max_new_tokens: int, batch_size: int, share_prefix: bool = True
@@ -92,24 +97,24 @@ class Decoder:
         Args:
             model: The model, in eval mode.
             max_new_tokens: Longest answer, EOS included.
-            batch_size: Most answers in flight.
-            share_prefix: Compute a prefix that several questions share once.
+            batch_size: Answers to generate together.
+            share_prefix: Compute a prefix once for all questions that have it.
         """
         self.batch_size = batch_size
         self._model, self._max_new_tokens, self._share_prefix = model, max_new_tokens, share_prefix
 
     @torch.inference_mode()
-    def answer(self, groups: Iterable[PictureGroup]) -> Iterator[Answer]:
-        """Answer every question, in the order in which they finish.
+    def generate(self, groups: Iterable[PictureGroup]) -> Iterator[Answer]:
+        """Answer every question; answers come in the order in which they finish.
 
         Args:
-            groups: Read as room appears; groups of similar prompt length next to each other waste the least.
+            groups: Read when rows are free. Neighbours of similar prompt length need the least padding.
 
         Raises:
             torch.OutOfMemoryError: A single record does not fit.
         """
         source = iter(groups)
-        # Taken from the source, but their pictures are not encoded yet: still there after running out of memory.
+        # Read, but not encoded yet; kept here so that running out of memory loses none of them.
         pending: list[PictureGroup] = []
         waiting: deque[_Waiting] = deque()
         exhausted = False
@@ -128,26 +133,26 @@ class Decoder:
                     if not batch.rows:
                         return
                     yield from batch.collect()
-                    batch.advance()
+                    batch.decode()
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
-            # Outside the handler: as long as the error is handled it holds the tensors of the pass that failed.
+            # Outside the handler: inside it, the error still holds the tensors of the pass that failed.
             self.batch_size //= 2
             logger.warning("out of memory: going on with %d answers at a time", self.batch_size)
-            # Answers in flight start again: none of them was handed out.
+            # Unfinished answers start again: none of them was returned yet.
             waiting = deque(self._cut([*batch.unfinished(), *waiting]))
             del batch
             torch.cuda.empty_cache()
 
     def _cut(self, groups: Iterable[_Waiting]) -> Iterator[_Waiting]:
-        """Groups of at most `batch_size` questions."""
+        """Split groups so that none has more than `batch_size` questions."""
         for features, questions in groups:
             for start in range(0, len(questions), self.batch_size):
                 yield features, questions[start : start + self.batch_size]
 
     def _take(self, source: Iterator[PictureGroup], pending: list[PictureGroup]) -> None:
-        """Take the next pictures, enough for one batch together with those that are pending."""
+        """Read groups until the pending ones fill a batch."""
         while sum(len(group.questions) for group in pending) < self.batch_size:
             group = next(source, None)
             if group is None:
@@ -155,7 +160,7 @@ class Decoder:
             pending.append(group)
 
     def _encoded(self, groups: Sequence[PictureGroup]) -> list[_Waiting]:
-        """Groups with their pictures' features."""
+        """Encode the groups' pictures."""
         if not groups:
             return []
         device = self._model.device
@@ -164,7 +169,7 @@ class Decoder:
         return [(feature, group.questions) for feature, group in zip(features, groups, strict=True)]
 
     def _encode(self, pixels: Pixels) -> torch.Tensor:
-        """Features of all pictures, fewer at a time where they do not fit into memory together."""
+        """Features of all pictures, a part at a time where they do not fit into memory together."""
         count = at_once = len(next(iter(pixels.values())))
         while True:
             try:
@@ -176,33 +181,33 @@ class Decoder:
             except torch.OutOfMemoryError:
                 if at_once == 1:
                     raise
-            # Outside the handler, as in `answer`.
+            # Outside the handler, as in `generate`.
             torch.cuda.empty_cache()
             at_once = -(-at_once // 2)
 
 
 class _Batch:
-    """The answers in flight: rows 0..n-1 of the slots, the step maps and the lists."""
+    """The answers being generated: rows 0..n-1 of the key-value cache, of the step maps and of `rows`."""
 
     def __init__(self, model: VisionLanguageModel, max_new_tokens: int, size: int, share_prefix: bool) -> None:
         self.rows: list[_Row] = []
         self._admitting: list[_Row] = []
         self._model, self._max_new_tokens, self._size = model, max_new_tokens, size
         self._share_prefix = share_prefix
-        self._slots = KeyValueSlots(size, model.decoder.config.num_hidden_layers)
-        self._steps = torch.zeros(size, max_new_tokens, model.positions, device=model.device)
+        self._cache = KeyValueCache(size, model.decoder.config.num_hidden_layers)
+        self._steps = torch.zeros(size, max_new_tokens, model.num_vision_tokens, device=model.device)
         self._last = torch.zeros(size, dtype=torch.int64, device=model.device)
 
     def unfinished(self) -> list[_Waiting]:
-        """Questions whose answer was not handed out, one by one."""
+        """Questions whose answer was not returned, one by one."""
         rows = {id(row): row for row in self.rows + self._admitting}
         return [(row.features, (row.question,)) for row in rows.values()]
 
     def admit(self, waiting: deque[_Waiting]) -> None:
-        """Prefill waiting questions into free rows, whole groups of a picture at a time where they are not large."""
+        """Prefill waiting questions into free rows; a picture's questions go together unless they are many."""
         admitted: list[list[_Row]] = []
         free = self._size - len(self.rows)
-        # A few rows at a time would prefill with a poorly filled device; wait for a quarter of the batch.
+        # Prefilling a few rows at a time would leave the device idle: wait until a quarter of the batch is free.
         if not waiting or (self.rows and free < max(1, self._size // 4)):
             return
         while waiting and free:
@@ -211,7 +216,7 @@ class _Batch:
                 if admitted or len(questions) <= self._size // 2:
                     waiting.appendleft((features, questions))
                     break
-                # Of more than half a batch, some at once: together they would wait for the slowest answer in flight.
+                # More than half a batch: take some now. All of them would have to wait for the slowest answer.
                 waiting.appendleft((features, questions[free:]))
                 questions = questions[:free]
             rows = [_Row(question, features) for question in questions]
@@ -236,7 +241,7 @@ class _Batch:
         self._admitting.clear()
 
     def _prefill_alone(self, rows: list[_Row]) -> None:
-        """Whole prompts in one pass."""
+        """Prefill whole prompts in one pass."""
         embedded = [
             torch.cat([self._embed(row.question.prompt.before), row.features, self._embed(row.question.prompt.after)])
             for row in rows
@@ -244,7 +249,7 @@ class _Batch:
         self._prefill(rows, embedded)
 
     def _prefill_shared(self, prefix: tuple[int, ...], families: list[list[_Row]]) -> None:
-        """Prefixes once per picture, then the questions behind them."""
+        """Prefill the prefix once per picture, then the questions after it."""
         before = self._embed(prefix)
         inputs = torch.stack([torch.cat([before, rows[0].features]) for rows in families])
         length = inputs.shape[1]
@@ -266,57 +271,59 @@ class _Batch:
         prefix: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
         prefix_of_row: torch.Tensor | None = None,
     ) -> None:
-        """Run the rows' new tokens, right-padded, and take the first generated token of each."""
+        """Run the rows' new tokens, padded on the right, and take the first generated token of each."""
         device = self._model.device
         first_row, count = len(self.rows), len(rows)
         offset = prefix[0][0].shape[2] if prefix else 0
         lengths = torch.tensor([len(tokens) for tokens in embedded], device=device)
         inputs = torch.nn.utils.rnn.pad_sequence(embedded, batch_first=True)
         starts = [row.vision_start for row in rows]
-        step = PrefillPass(self._slots, first_row, lengths, starts, self._model.positions, prefix, prefix_of_row)
-        positions = torch.arange(offset, offset + inputs.shape[1], device=device)[None]
-        hidden = self._forward(inputs, positions, step)
+        step = PrefillPass(
+            self._cache, first_row, lengths, starts, self._model.num_vision_tokens, prefix, prefix_of_row
+        )
+        position_ids = torch.arange(offset, offset + inputs.shape[1], device=device)[None]
+        hidden = self._forward(inputs, position_ids, step)
         for row, tokens in zip(rows, embedded, strict=True):
             row.length = offset + len(tokens)
         self._finish_pass(rows, first_row, step, hidden[torch.arange(count, device=device), lengths - 1])
         self.rows.extend(rows)
 
-    def advance(self) -> None:
-        """Generate one token for every row."""
+    def decode(self) -> None:
+        """Generate the next token of every row."""
         if not self.rows:
             return
         starts = [row.vision_start for row in self.rows]
         lengths = [row.length for row in self.rows]
-        step = DecodePass(self._slots, lengths, starts, self._model.positions, self._model.device)
+        step = DecodePass(self._cache, lengths, starts, self._model.num_vision_tokens, self._model.device)
         inputs = self._model.decoder.embed_tokens(self._last[: len(self.rows), None])
-        hidden = self._forward(inputs, step.positions[:, None], step)
+        hidden = self._forward(inputs, step.position_ids[:, None], step)
         for row in self.rows:
             row.length += 1
         self._finish_pass(self.rows, 0, step, hidden[:, 0])
 
     def _finish_pass(self, rows: Sequence[_Row], first_row: int, step: Pass, hidden: torch.Tensor) -> None:
-        """Keep the attention of a pass and the token it predicts."""
+        """Store the attention of a pass and the tokens that it predicts."""
         assert step.row_sum is not None
-        slots = torch.arange(first_row, first_row + len(rows), device=hidden.device)
+        places = torch.arange(first_row, first_row + len(rows), device=hidden.device)
         numbers = torch.tensor([len(row.tokens) for row in rows], device=hidden.device)
-        self._steps[slots, numbers] = step.row_sum / self._model.decoder.config.num_hidden_layers
+        self._steps[places, numbers] = step.row_sum / self._model.decoder.config.num_hidden_layers
         tokens = self._model.lm_head(hidden).argmax(dim=-1)
-        self._last[slots] = tokens
+        self._last[places] = tokens
         for row, token in zip(rows, tokens.tolist(), strict=True):
             row.tokens.append(token)
 
     def collect(self) -> Iterator[Answer]:
-        """Take finished answers out; the last rows move into their places."""
+        """Take finished answers out of the batch; rows from its end move into their places."""
         for index in reversed(range(len(self.rows))):
             row = self.rows[index]
             if len(row.tokens) < self._max_new_tokens and row.tokens[-1] not in self._model.eos_token_ids:
                 continue
             answer = self._answer(index)
             if answer.outcome == outcomes.NON_FINITE:
-                self._slots.clear(index)
+                self._cache.clear(index)
             last = self.rows.pop()
             if last is not row:
-                self._slots.move(len(self.rows), index, last.length)
+                self._cache.move(len(self.rows), index, last.length)
                 self._steps[index] = self._steps[len(self.rows)]
                 self._last[index] = self._last[len(self.rows)]
                 self.rows[index] = last
@@ -334,10 +341,13 @@ class _Batch:
 
     def _embed(self, tokens: Sequence[int]) -> torch.Tensor:
         """(tokens, hidden) embeddings."""
-        return self._model.decoder.embed_tokens(torch.tensor(tokens, dtype=torch.int64, device=self._model.device))
+        ids = torch.tensor(tokens, dtype=torch.int64, device=self._model.device)
+        embedded: torch.Tensor = self._model.decoder.embed_tokens(ids)
+        return embedded
 
-    def _forward(self, inputs: torch.Tensor, positions: torch.Tensor, step: Pass) -> torch.Tensor:
+    def _forward(self, inputs: torch.Tensor, position_ids: torch.Tensor, step: Pass) -> torch.Tensor:
         """The decoder's last hidden states, (rows, tokens, hidden)."""
-        return self._model.decoder(
-            inputs_embeds=inputs, position_ids=positions, past_key_values=step, capture=step, use_cache=True
+        hidden: torch.Tensor = self._model.decoder(
+            inputs_embeds=inputs, position_ids=position_ids, past_key_values=step, capture=step, use_cache=True
         ).last_hidden_state
+        return hidden

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from free2ds_common.inference import capture, decode
+from free2ds_common.inference import capture, generation
 from free2ds_common.inference.capture import ATTENTION_NAME
-from free2ds_common.inference.decode import Decoder, PictureGroup, Question
+from free2ds_common.inference.generation import AnswerGenerator, PictureGroup, Question
 from free2ds_common.inference.maps import aggregate_steps
 from free2ds_common.inference.model import VisionLanguageModel
 from free2ds_common.inference.prompts import Prompt
@@ -21,9 +21,14 @@ MAX_NEW_TOKENS = 8
 def tiny(key_value_heads=4, seed=0):
     torch.manual_seed(seed)
     config = LlamaConfig(
-        hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=key_value_heads, vocab_size=VOCABULARY, max_position_embeddings=128,
-    )  # fmt: skip
+        hidden_size=HIDDEN,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=key_value_heads,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=128,
+    )
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -38,7 +43,7 @@ def tiny(key_value_heads=4, seed=0):
         encode_images=lambda pixels: (pixels["pixel_values"] @ projection).view(-1, GRID * GRID, HIDDEN),
         grid=GRID,
         eos_token_ids=frozenset([EOS, 5, 6, 7]),
-        max_positions=128,
+        context_length=128,
         preprocessing={},
         folders=(),
     )
@@ -75,7 +80,7 @@ def plain(model, wrapped, group, question):
     while len(tokens) < MAX_NEW_TOKENS and (not tokens or tokens[-1] not in wrapped.eos_token_ids):
         out = model(inputs_embeds=inputs[None], output_attentions=True)
         rows = torch.stack([layer[0, :, -1] for layer in out.attentions])
-        steps.append(rows.mean(dim=(0, 1))[start : start + wrapped.positions])
+        steps.append(rows.mean(dim=(0, 1))[start : start + wrapped.num_vision_tokens])
         tokens.append(int(out.logits[0, -1].argmax()))
         inputs = torch.cat([inputs, embed(torch.tensor(tokens[-1:]))])
     return tokens, aggregate_steps(torch.stack(steps))
@@ -94,7 +99,7 @@ def test_equals_the_plain_loop(models, batch_size, share):
     wanted = {q.index: plain(model, wrapped, group, q) for group in groups for q in group.questions}
     assert len({len(tokens) for tokens, _ in wanted.values()}) > 3, "answers should differ in length"
     wrapped.decoder.config._attn_implementation = ATTENTION_NAME
-    found = list(Decoder(wrapped, MAX_NEW_TOKENS, batch_size, share).answer(groups))
+    found = list(AnswerGenerator(wrapped, MAX_NEW_TOKENS, batch_size, share).generate(groups))
     assert sorted(answer.index for answer in found) == sorted(wanted)
     for answer in found:
         tokens, aggregated = wanted[answer.index]
@@ -123,11 +128,11 @@ def test_flash_attention_gives_the_same(models, monkeypatch):
     _, wrapped = models
     wrapped.decoder.config._attn_implementation = ATTENTION_NAME
     groups = groups_of([1, 4, 2])
-    wanted = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups)}
+    wanted = {answer.index: answer for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 8).generate(groups)}
     monkeypatch.setattr(capture, "flash_attn_func", written_out)
     assert not capture.flash_attention_fits(torch.zeros(1))  # on the CPU never
     monkeypatch.setattr(capture, "flash_attention_fits", lambda query: True)
-    for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups):
+    for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 8).generate(groups):
         assert answer.tokens == wanted[answer.index].tokens
         if answer.map is not None:
             torch.testing.assert_close(answer.map, wanted[answer.index].map, rtol=0, atol=1e-6)
@@ -142,7 +147,7 @@ def test_finished_answers_leave_at_once():
     hook = wrapped.decoder.register_forward_hook(
         lambda module, arguments, options, output: rows.append(options["inputs_embeds"].shape[:2]), with_kwargs=True
     )
-    answers = list(Decoder(wrapped, MAX_NEW_TOKENS, 16).answer(groups_of([1] * 16)))
+    answers = list(AnswerGenerator(wrapped, MAX_NEW_TOKENS, 16).generate(groups_of([1] * 16)))
     hook.remove()
     decoded = sum(count for count, tokens in rows if tokens == 1)
     assert decoded == sum(len(answer.tokens) - 1 for answer in answers)
@@ -153,10 +158,12 @@ def test_a_large_group_does_not_wait_for_the_slowest_answer():
     _, wrapped = tiny()
     wrapped.decoder.config._attn_implementation = ATTENTION_NAME
     groups = groups_of([8, 8])
-    lengths = {answer.index: len(answer.tokens) for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups)}
+    lengths = {
+        answer.index: len(answer.tokens) for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 8).generate(groups)
+    }
     longest = max(range(8), key=lengths.__getitem__)
     assert lengths[longest] > 2 + min(lengths[index] for index in range(8, 16))
-    order = [answer.index for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups)]
+    order = [answer.index for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 8).generate(groups)]
     assert min(order.index(index) for index in range(8, 16)) < order.index(longest)
 
 
@@ -164,14 +171,60 @@ def test_non_finite_attention_is_an_outcome_and_spreads_to_no_one():
     _, wrapped = tiny()
     wrapped.decoder.config._attn_implementation = ATTENTION_NAME
     groups = groups_of([1, 1, 1, 1, 1, 1])
-    clean = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 2).answer(groups)}
+    clean = {answer.index: answer for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 2).generate(groups)}
     broken = [*groups]
     broken[1] = PictureGroup({"pixel_values": torch.full((4,), float("nan"))}, groups[1].questions)
-    found = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 2).answer(broken)}
-    assert found[1].outcome == "non_finite" and found[1].map is None
+    found = {answer.index: answer for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 2).generate(broken)}
+    assert (found[1].outcome, found[1].map) == ("non_finite", None)
     for index in (0, 2, 3, 4, 5):
         assert found[index].tokens == clean[index].tokens
         assert found[index].outcome == clean[index].outcome
+
+
+def test_a_shorter_answer_in_a_row_that_was_not_finite():
+    """The first row ends at once with NaN; the shortest moves there while a long one keeps the batch wide."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    wrapped = dataclasses.replace(wrapped, eos_token_ids=frozenset([0]))  # the largest of nothing but NaN
+    prompts = [Prompt((1, 9, 10), (11,) * length) for length in (20, 20, 2)]
+    pixels = [torch.full((4,), float("nan")), torch.ones(4), torch.full((4,), 2.0)]
+    groups = [
+        PictureGroup({"pixel_values": values}, (Question(index, prompt),))
+        for index, (values, prompt) in enumerate(zip(pixels, prompts, strict=True))
+    ]
+    found = {answer.index: answer for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 3).generate(groups)}
+    (alone,) = AnswerGenerator(wrapped, MAX_NEW_TOKENS, 1).generate(groups[2:])
+    assert (found[0].tokens, found[0].outcome) == ((0,), "non_finite")
+    assert (found[2].tokens, found[2].outcome) == (alone.tokens, "ok")
+    torch.testing.assert_close(found[2].map, alone.map, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 5])
+def test_longest_answer(max_new_tokens):
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    endless = dataclasses.replace(wrapped, eos_token_ids=frozenset())
+    answers = AnswerGenerator(endless, max_new_tokens, 3).generate(groups_of([1, 2, 4]))
+    assert [len(answer.tokens) for answer in answers] == [max_new_tokens] * 7
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_answers_end_with_any_of_the_eos_tokens(count):
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1, 4, 2, 9, 1, 5])
+    endless = dataclasses.replace(wrapped, eos_token_ids=frozenset())
+    whole = {answer.index: answer.tokens for answer in AnswerGenerator(endless, 20, 8).generate(groups)}
+    eos = sorted({token for tokens in whole.values() for token in tokens[3:]})[:count]
+    assert len(eos) == count
+    ending = dataclasses.replace(wrapped, eos_token_ids=frozenset(eos))
+    ended = 0
+    for answer in AnswerGenerator(ending, 20, 8).generate(groups):
+        tokens = whole[answer.index]
+        last = next((number for number, token in enumerate(tokens) if token in eos), 19)
+        assert answer.tokens == tokens[: last + 1]
+        ended += last < 19
+    assert ended > 0
 
 
 def test_memory_without_values_reaches_no_answer(models, monkeypatch):
@@ -179,12 +232,12 @@ def test_memory_without_values_reaches_no_answer(models, monkeypatch):
     _, wrapped = models
     wrapped.decoder.config._attn_implementation = ATTENTION_NAME
     groups = groups_of([1, 4, 2, 9, 1, 5])
-    wanted = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 6).answer(groups)}
-    monkeypatch.setattr(capture.KeyValueSlots, "GROWTH", 1)
+    wanted = {answer.index: answer for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 6).generate(groups)}
+    monkeypatch.setattr(capture.KeyValueCache, "GROWTH", 1)
     monkeypatch.setattr(
         torch.Tensor, "new_empty", lambda self, *shape: self.new_full(shape, float("nan")), raising=False
     )
-    for answer in Decoder(wrapped, MAX_NEW_TOKENS, 6).answer(groups):
+    for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 6).generate(groups):
         assert (answer.tokens, answer.outcome) == (wanted[answer.index].tokens, wanted[answer.index].outcome)
         assert answer.map is None or torch.isfinite(answer.map).all()
 
@@ -193,18 +246,18 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(caplog):
     _, wrapped = tiny()
     wrapped.decoder.config._attn_implementation = ATTENTION_NAME
     groups = groups_of([3, 4, 2, 1, 5])
-    wanted = {answer.index: answer.tokens for answer in Decoder(wrapped, MAX_NEW_TOKENS, 64).answer(groups)}
+    wanted = {answer.index: answer.tokens for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 64).generate(groups)}
 
     def refuse(module, arguments, options):
         if options["inputs_embeds"].shape[0] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     hook = wrapped.decoder.register_forward_pre_hook(refuse, with_kwargs=True)
-    decoder = Decoder(wrapped, MAX_NEW_TOKENS, 8)
-    found = list(decoder.answer(groups))
+    generator = AnswerGenerator(wrapped, MAX_NEW_TOKENS, 8)
+    found = list(generator.generate(groups))
     hook.remove()
-    assert decoder.batch_size == 2
-    assert {answer.index: answer.tokens for answer in found} == wanted and len(found) == len(wanted)
+    assert generator.batch_size == 2
+    assert sorted((answer.index, answer.tokens) for answer in found) == sorted(wanted.items())
     assert "out of memory: going on with 2 answers at a time" in caplog.text
 
 
@@ -213,7 +266,7 @@ def test_out_of_memory_on_the_way_to_the_decoder_loses_nothing():
     _, wrapped = tiny()
     wrapped.decoder.config._attn_implementation = ATTENTION_NAME
     groups = groups_of([1] * 12)
-    wanted = {answer.index: answer.tokens for answer in Decoder(wrapped, MAX_NEW_TOKENS, 4).answer(groups)}
+    wanted = {answer.index: answer.tokens for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 4).generate(groups)}
     calls = []
 
     def encode(pixels):
@@ -222,12 +275,14 @@ def test_out_of_memory_on_the_way_to_the_decoder_loses_nothing():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return wrapped.encode_images(pixels)
 
-    decoder = Decoder(dataclasses.replace(wrapped, encode_images=encode), MAX_NEW_TOKENS, 4)
-    found = [(answer.index, answer.tokens) for answer in decoder.answer(groups)]
+    generator = AnswerGenerator(dataclasses.replace(wrapped, encode_images=encode), MAX_NEW_TOKENS, 4)
+    found = [(answer.index, answer.tokens) for answer in generator.generate(groups)]
     assert sorted(found) == sorted(wanted.items())
-    assert decoder.batch_size == 2 and calls[1:4] == [4, 2, 1] and max(calls[4:]) == 2
+    assert generator.batch_size == 2
+    assert calls[1:4] == [4, 2, 1]
+    assert max(calls[4:]) == 2
 
-    decoder, aggregated = Decoder(wrapped, MAX_NEW_TOKENS, 4), []
+    generator, aggregated = AnswerGenerator(wrapped, MAX_NEW_TOKENS, 4), []
 
     def aggregate(steps):
         aggregated.append(len(steps))
@@ -236,9 +291,10 @@ def test_out_of_memory_on_the_way_to_the_decoder_loses_nothing():
         return aggregate_steps(steps)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode, "aggregate_steps", aggregate)
-        found = [(answer.index, answer.tokens) for answer in decoder.answer(groups)]
-    assert sorted(found) == sorted(wanted.items()) and decoder.batch_size == 2
+        patch.setattr(generation, "aggregate_steps", aggregate)
+        found = [(answer.index, answer.tokens) for answer in generator.generate(groups)]
+    assert sorted(found) == sorted(wanted.items())
+    assert generator.batch_size == 2
 
 
 def test_out_of_memory_frees_what_the_failed_pass_made():
@@ -259,8 +315,8 @@ def test_out_of_memory_frees_what_the_failed_pass_made():
         return wrapped.encode_images(pixels)
 
     hook = wrapped.decoder.register_forward_pre_hook(lambda module, arguments: fail_first("decode"))
-    decoder = Decoder(dataclasses.replace(wrapped, encode_images=encode), MAX_NEW_TOKENS, 4)
-    assert len(list(decoder.answer(groups_of([1] * 6)))) == 6
+    generator = AnswerGenerator(dataclasses.replace(wrapped, encode_images=encode), MAX_NEW_TOKENS, 4)
+    assert len(list(generator.generate(groups_of([1] * 6)))) == 6
     hook.remove()
     assert [name for name, _ in made] == ["encode", "decode"]
 
@@ -274,7 +330,7 @@ def test_out_of_memory_at_one_record_is_an_error():
 
     hook = wrapped.decoder.register_forward_pre_hook(refuse, with_kwargs=True)
     with pytest.raises(torch.OutOfMemoryError):
-        list(Decoder(wrapped, MAX_NEW_TOKENS, 4).answer(groups_of([1, 1])))
+        list(AnswerGenerator(wrapped, MAX_NEW_TOKENS, 4).generate(groups_of([1, 1])))
     hook.remove()
 
 
@@ -288,14 +344,13 @@ def test_nothing_of_length_times_length_is_allocated(questions):
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, arguments=(), options=None):
             result = function(*arguments, **(options or {}))
-            for value in result if isinstance(result, tuple | list) else [result]:
-                if isinstance(value, torch.Tensor):
-                    seen.append(value.numel())
+            values = result if isinstance(result, tuple | list) else [result]
+            seen.extend(value.numel() for value in values if isinstance(value, torch.Tensor))
             return result
 
     asked = tuple(Question(number, Prompt((1,) * 160, (9,) * 31)) for number in range(questions))
     with Watch():
-        list(Decoder(wrapped, 1, questions).answer([PictureGroup({"pixel_values": torch.zeros(4)}, asked)]))
+        list(AnswerGenerator(wrapped, 1, questions).generate([PictureGroup({"pixel_values": torch.zeros(4)}, asked)]))
     length = 160 + 9 + 31
     assert max(seen) < length * length
 
@@ -320,8 +375,8 @@ def test_a_gpu_gives_the_same(models, device):
     _, wrapped = models
     wrapped.decoder.config._attn_implementation = ATTENTION_NAME
     groups = groups_of([1, 4, 2, 9, 1, 5])
-    wanted = {answer.index: answer for answer in Decoder(wrapped, MAX_NEW_TOKENS, 8).answer(groups)}
-    found = list(Decoder(moved(wrapped, device), MAX_NEW_TOKENS, 8).answer(groups))
+    wanted = {answer.index: answer for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 8).generate(groups)}
+    found = list(AnswerGenerator(moved(wrapped, device), MAX_NEW_TOKENS, 8).generate(groups))
     assert len(found) == len(wanted)
     for answer in found:
         assert answer.tokens == wanted[answer.index].tokens
@@ -335,7 +390,7 @@ def test_real_out_of_memory_on_a_gpu(device):
     _, wrapped = tiny()
     wrapped.decoder.config._attn_implementation = ATTENTION_NAME
     groups = groups_of([1] * 12)
-    wanted = {answer.index: answer.tokens for answer in Decoder(wrapped, MAX_NEW_TOKENS, 4).answer(groups)}
+    wanted = {answer.index: answer.tokens for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 4).generate(groups)}
     on_device = moved(wrapped, device)
     share = int(0.6 * torch.cuda.mem_get_info()[0])
 
@@ -344,11 +399,11 @@ def test_real_out_of_memory_on_a_gpu(device):
         del held
         return on_device.encode_images(pixels)
 
-    decoder = Decoder(dataclasses.replace(on_device, encode_images=encode), MAX_NEW_TOKENS, 4)
-    assert {answer.index: answer.tokens for answer in decoder.answer(groups)} == wanted
-    assert decoder.batch_size == 4
+    generator = AnswerGenerator(dataclasses.replace(on_device, encode_images=encode), MAX_NEW_TOKENS, 4)
+    assert {answer.index: answer.tokens for answer in generator.generate(groups)} == wanted
+    assert generator.batch_size == 4
 
 
 def test_no_groups_no_answers():
     _, wrapped = tiny()
-    assert list(Decoder(wrapped, MAX_NEW_TOKENS, 4).answer([])) == []
+    assert list(AnswerGenerator(wrapped, MAX_NEW_TOKENS, 4).generate([])) == []
