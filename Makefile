@@ -33,8 +33,9 @@ demo: $(READY)
 	    --param num_shards=2 --param num_clusters=10
 	@echo "The demo's models have random weights: it shows that everything works; what it selected means nothing."
 
-test: $(READY)
-	@$(BIN)/python -m pytest
+# All tests: the fast ones, then those that run the whole pipeline, images, a browser or the parity data.
+test: fast
+	@$(BIN)/python -m pytest tests/chain tests/parity tests/images tests/browser
 
 # What a change has to pass before it goes in.
 check: lint fast compile
@@ -44,8 +45,11 @@ lint: $(READY)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# Side by side, each with one thread: two that share cores are slower than one. COVERAGE=--cov prints the branches that
+# they take.
+COVERAGE :=
 fast: $(READY)
-	@$(BIN)/python -m pytest tests/unit tests/cli tests/compile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/unit tests/cli tests/compile $(COVERAGE)
 
 compile: $(READY)
 	@$(BIN)/python pipeline.py compile --output free2ds.yaml
