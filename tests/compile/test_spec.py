@@ -253,3 +253,11 @@ def test_no_resource_refers_to_a_parameter_that_is_not_text(compiled):
     assert seen == {"gpu_type", "gpu_count", "gpu_step_cpu", "gpu_step_memory", "cpu_step_cpu", "cpu_step_memory"}
     nested = compiled.component("score-shard")["inputDefinitions"]["parameters"]
     assert {nested[name]["parameterType"] for name in seen & set(nested)} == {"STRING"}
+
+
+def test_the_pipelines_page_has_one_sentence(compiled):
+    """KFP would take the whole docstring, which is for who reads the code."""
+    assert compiled.spec["pipelineInfo"] == {
+        "name": "free2ds",
+        "description": "Select the records of a LLaVA data set that are worth training on.",
+    }

@@ -287,3 +287,18 @@ def test_wrong_settings(tmp_path, features, setting, value, message):
 def test_no_turns(tmp_path):
     with pytest.raises(StageError, match="no turns in them"):
         run(config_for(tmp_path, write_features(tmp_path / "f", np.eye(3, dtype=np.float32), [])))
+
+
+def test_clusters_without_a_message_are_kept_and_say_so(tmp_path, monkeypatch):
+    """FAISS rarely leaves one, so the centroids are given: the first and the last are far from every message."""
+    centroids = np.array([[100], [0], [4], [200]], dtype=np.float32)
+    index = faiss.IndexFlatL2(1)
+    index.add(centroids)
+    monkeypatch.setattr("components.cluster_scoring.stage.train", lambda *_: (index, [1.0]))
+    embeddings = np.array([[0], [4], [1]], dtype=np.float32)
+    config = config_for(tmp_path, write_features(tmp_path / "f", embeddings, [[0], [0, 1], [2]]), clusters=3)
+    run(config)
+    rows = open_dataset(config.kmeans, kmeans_schema(1)).table().to_pylist()
+    assert [row["num_turns"] for row in rows] == [0, 3, 1, 0]
+    assert [bool(row["typical_message"]) for row in rows] == [False, True, True, False]
+    assert [row["centroid"] for row in rows] == centroids.tolist()
