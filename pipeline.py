@@ -1,6 +1,7 @@
 """The Free2DS graph, from a LLaVA data set to the records worth training on: the one place where stages are wired.
 
-`python pipeline.py --help` lists the commands that run it here, compile it, or start it on a cluster.
+`python pipeline.py --help` lists the commands that run it here, compile it, or start it on a cluster. The functions are
+long because KFP wants every parameter in a signature and every input of a step by name.
 """
 
 import sys
