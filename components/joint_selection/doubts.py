@@ -101,7 +101,9 @@ def small_strata(settings: DrawSettings, candidates: Candidates, selection: Sele
     small = sizes[(sizes > 0) & (sizes * wanted < pool)]
     if not len(small):
         return ()
-    decides = "the score of their best record" if settings.sampler == "top" else "chance, in proportion to their sizes"
+    decides = (
+        "the score of their best record" if settings.sampler == "top" else "chance, in proportion to their sizes only"
+    )
     return (
         f"stratify=source: {len(small):,} of {np.count_nonzero(sizes):,} sources have fewer than "
         f"{-(-pool // wanted):,} records and so less than one draw, {small.sum():,} of {pool:,} records together; "

@@ -1,4 +1,4 @@
-"""From IoU and text similarity of every record to the draw: the method's section 5 (docs/method.md) in one place."""
+"""From IoU and text similarity of every record to the draw: docs/method.md, section 5, in one place."""
 
 from dataclasses import dataclass
 

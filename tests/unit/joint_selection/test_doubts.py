@@ -183,8 +183,8 @@ def of_sizes(inputs, *sizes):
 @pytest.mark.parametrize(
     ("sampler", "decides"),
     [
-        ("gumbel", "chance, in proportion to their sizes"),
-        ("reference", "chance, in proportion to their sizes"),
+        ("gumbel", "chance, in proportion to their sizes only"),
+        ("reference", "chance, in proportion to their sizes only"),
         ("top", "the score of their best record"),
     ],
 )
