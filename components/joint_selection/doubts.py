@@ -32,7 +32,7 @@ def refuse_text_alone(inputs: Inputs, verdict: Verdict) -> None:
         StageError: Records have a picture, and none of them has an IoU.
     """
     pictured = inputs.records.has_picture
-    if not pictured.any() or (pictured & inputs.compared & ~verdict.rejected).any():
+    if not pictured.any() or (inputs.compared & ~verdict.rejected).any():
         return
     rejected = f"; rejected: {_listed(verdict.reasons)}" if verdict.rejected.any() else ""
     raise StageError(

@@ -92,6 +92,17 @@ def test_pictures_that_were_all_rejected_are_refused(make_inputs):
 
 
 @without_report
+def test_maps_of_records_that_were_all_rejected_are_refused(make_inputs):
+    """Those with a picture have no text score."""
+    inputs = make_inputs()
+    inputs.text_only(*range(20))
+    few = make_inputs(order=range(20)).write()
+    config = inputs.write().config(text_scores=few.config().text_scores, max_reject_fraction=1.0)
+    with pytest.raises(StageError, match=r"mgm_attention ok 20; rejected: no_text_score 20\. Mend"):
+        run(config)
+
+
+@without_report
 def test_a_data_set_without_pictures_is_selected_by_its_text(make_inputs):
     inputs = make_inputs()
     inputs.text_only(*range(40))

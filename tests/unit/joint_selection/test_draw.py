@@ -226,15 +226,21 @@ def test_allocate_by_score_rounds(sizes, share, seed):
         # The best record of all is in the third stratum, the next one in the first.
         (1, [0, 0, 1]),
         (2, [1, 0, 1]),
-        # 1.5, 0.75 and 0.75: who gets two more is decided by 0.6, 0.3 and 0.9.
-        (3, [2, 0, 1]),
+        # 1.5, 0.75 and 0.75: who gets two more is decided by 0.6, 0.7 and 0.9; the best record of the first is in.
+        (3, [1, 1, 1]),
         (4, [2, 1, 1]),
     ],
 )
 def test_allocate_by_score_by_hand(n, shares):
-    keys = np.array([0.8, 0.6, 0.1, 0.1, 0.3, 0.2, 0.9, 0.0])
+    keys = np.array([0.8, 0.6, 0.1, 0.1, 0.7, 0.2, 0.9, 0.0])
     groups = [np.arange(0, 4), np.arange(4, 6), np.arange(6, 8)]
     assert allocate_by_score(groups, keys, np.zeros(8, np.uint64), n).tolist() == shares
+
+
+def test_a_share_without_a_fraction_is_never_exceeded():
+    """Of 2, 1 and 1 records two are drawn; the second best record of all is in the first stratum, whose share is 1."""
+    groups = [np.array([0, 1]), np.array([2]), np.array([3])]
+    assert allocate_by_score(groups, np.array([0.9, 0.8, 0.1, 0.2]), np.zeros(4, np.uint64), 2).tolist() == [1, 0, 1]
 
 
 def test_equal_scores_are_divided_by_the_tie_words():
