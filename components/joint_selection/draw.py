@@ -1,6 +1,7 @@
 """Drawing n records from the pool, and the random control beside them."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,8 @@ from free2ds_common.errors import StageError
 # What each random word of a record is for, by its column: two draws that shared one would not be independent.
 DRAW, CONTROL, TIES = range(3)
 _NOISE_WORDS = 3
+# What a random word of a source is for: BLAKE2b's "person", which keeps these words apart from those of the records.
+ORDER_OF_STRATA, START_OF_STRATA = b"strata: order", b"strata: start"
 _HASH_ROWS = 65_536
 
 
@@ -25,7 +28,7 @@ def record_noise(record_key: pa.Array, seed: int) -> np.ndarray:
     Returns:
         uint64, (n, 3): a word for each of DRAW, CONTROL and TIES.
     """
-    secret = seed.to_bytes(8, "little")
+    secret = _secret(seed)
 
     def digest(text: str) -> bytes:
         return hashlib.blake2b(text.encode(), digest_size=8 * _NOISE_WORDS, key=secret).digest()
@@ -42,6 +45,22 @@ def record_noise(record_key: pa.Array, seed: int) -> np.ndarray:
         row = order[place + 1]
         words[row] = np.frombuffer(digest(f"{record_key[row].as_py()}#{occurrence}"), "<u8")
     return words
+
+
+def name_noise(name: str, seed: int, purpose: bytes) -> int:
+    """A random word of 64 bits that depends on the name, the seed and the purpose only.
+
+    Args:
+        name: Any text.
+        seed: At least 0.
+        purpose: ORDER_OF_STRATA or START_OF_STRATA.
+    """
+    digest = hashlib.blake2b(name.encode(), digest_size=8, key=_secret(seed), person=purpose).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _secret(seed: int) -> bytes:
+    return seed.to_bytes(8, "little")
 
 
 def gumbel(words: np.ndarray) -> np.ndarray:
@@ -74,19 +93,48 @@ def take_top(keys: np.ndarray, ties: np.ndarray, n: int) -> np.ndarray:
     return chosen[np.lexsort((ties[chosen], -keys[chosen]))]
 
 
-def allocate(sizes: np.ndarray, n: int) -> np.ndarray:
-    """Divide n over the strata in proportion to their sizes, by largest remainder (the lower stratum on a tie).
+def allocate(sizes: np.ndarray, n: int, start: int) -> np.ndarray:
+    """Divide n over the strata in proportion to their sizes, at random and without a bias.
+
+    What the exact shares have after the point is given out by systematic sampling: laid end to end, every whole unit
+    from a random start on is one more record for the stratum that it lies in. Over all starts each stratum gets its
+    exact share on average, whatever the order of the strata; which of them do so together depends on that order.
 
     Args:
         sizes: int64, (strata,).
         n: At most the sum of `sizes`.
+        start: 0 .. sum of `sizes` - 1, where all are equally likely.
 
     Returns:
-        int64, (strata,), sum n, nowhere more than the stratum has.
+        int64, (strata,), sum n: each exact share, rounded down or up.
     """
     total = int(sizes.sum())
     shares, remainders = np.divmod(sizes * n, total)
-    shares[np.argsort(-remainders, kind="stable")[: n - int(shares.sum())]] += 1
+    passed = (np.cumsum(remainders) - start + total - 1) // total
+    divided: np.ndarray = shares + np.diff(passed, prepend=0)
+    return divided
+
+
+def allocate_by_score(groups: Sequence[np.ndarray], keys: np.ndarray, ties: np.ndarray, n: int) -> np.ndarray:
+    """Divide n over the strata in proportion to their sizes; what does not divide goes where the next record is best.
+
+    Args:
+        groups: Positions of each stratum's records.
+        keys: float64, (pool,).
+        ties: uint64, (pool,); the smaller one wins among equal keys.
+        n: At most the pool.
+
+    Returns:
+        int64, (strata,), sum n: each exact share, rounded down or up.
+    """
+    sizes = np.array([len(members) for members in groups])
+    shares, remainders = np.divmod(sizes * n, sizes.sum())
+    uneven = np.flatnonzero(remainders)
+    following = np.empty(len(uneven), np.int64)
+    for place, stratum in enumerate(uneven.tolist()):
+        members = groups[stratum]
+        following[place] = members[take_top(keys[members], ties[members], int(shares[stratum]) + 1)[-1]]
+    shares[uneven[take_top(keys[following], ties[following], n - int(shares.sum()))]] += 1
     return shares
 
 
@@ -124,8 +172,9 @@ def draw(
             distribution (the n largest of score / temperature + Gumbel noise) and depends on no order; "top" takes the
             n largest scores.
         noise: uint64, (pool, 3), of `record_noise`.
-        strata: int, (pool,), the stratum of each record; all the same for one draw over the whole pool.
-        seed: Of the reference sampler, 0 .. 2**32 - 1.
+        strata: int, (pool,), the stratum of each record, numbered in an order that says nothing about it; all the same
+            for one draw over the whole pool.
+        seed: Of the reference sampler and of the shares of the strata, 0 .. 2**32 - 1.
 
     Returns:
         The chosen positions, int64 (n,), in draw order stratum by stratum; and the probabilities, float64 (pool,),
@@ -143,7 +192,11 @@ def draw(
     chosen = []
     sizes = np.unique(strata, return_counts=True)[1]
     groups = np.split(np.argsort(strata, kind="stable"), np.cumsum(sizes)[:-1])
-    for members, share in zip(groups, allocate(sizes, n), strict=True):
+    if sampler == "top":
+        shares = allocate_by_score(groups, keys, noise[:, TIES], n)
+    else:
+        shares = allocate(sizes, n, name_noise("", seed, START_OF_STRATA) * len(combined) >> 64)
+    for members, share in zip(groups, shares, strict=True):
         probability[members] = p = softmax(combined[members], temperature)
         if sampler == "reference":
             if np.count_nonzero(p) < share:

@@ -112,13 +112,19 @@ class Inputs:
         """Rows of ids that are not in records, by input port."""
         return {**{port_of(side.name): side.unknown for side in self.sides}, "text_scores": self.text.unknown}
 
+    @property
+    def compared(self) -> np.ndarray:
+        """bool, (N,): both models have a map."""
+        both: np.ndarray = (self.llava.outcome == _OK) & (self.mgm.outcome == _OK)
+        return both
+
     def iou(self) -> np.ndarray:
         """IoU of both models' maps, float64, (N,); NaN where one is missing.
 
         Source:
             docs/method.md, section 3.
         """
-        known = (self.llava.outcome == _OK) & (self.mgm.outcome == _OK)
+        known = self.compared
         iou = np.full(len(known), np.nan)
         iou[known] = intersection_over_union(self.llava.bits[known], self.mgm.bits[known], self.comparison.k)
         return iou
@@ -239,6 +245,15 @@ def outcome_codes(column: pa.Array) -> np.ndarray:
     codes = np.array([outcomes.ALL.index(word) for word in coded.dictionary.to_pylist()], np.uint8)
     found: np.ndarray = codes[coded.indices.to_numpy()]
     return found
+
+
+def counted(codes: np.ndarray) -> dict[str, int]:
+    """Records by outcome, in the order of `outcomes.ALL`; outcomes of no record are left out.
+
+    Args:
+        codes: uint8, (n,), index into `outcomes.ALL`.
+    """
+    return {outcomes.ALL[code]: int(count) for code, count in enumerate(np.bincount(codes)) if count}
 
 
 def _grid(part: Dataset) -> int:

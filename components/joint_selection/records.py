@@ -15,6 +15,7 @@ from free2ds_common.schemas import RECORDS
 logger = logging.getLogger(__name__)
 
 _NAMED_IDS = 5
+_IMAGE_BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Records:
         unique_id: int64, (N,).
         record_key: Arrow strings, (N,).
         source: Arrow strings, dictionary-encoded, (N,).
+        has_picture: bool, (N,): the record names a picture.
     """
 
     unique_id: np.ndarray
     record_key: pa.Array
     source: pa.DictionaryArray
+    has_picture: np.ndarray
 
     def named(self, rows: np.ndarray) -> str:
         """How many records these rows are, and the first few ids, for a message."""
@@ -48,7 +51,15 @@ def read_records(folder: str) -> tuple[Dataset, Records]:
         raise StageError(f"records: {folder} holds no records. Check what ingest rejected.")
     table = dataset.table(["unique_id", "record_key", "source"]).combine_chunks()
     source = table.column("source").combine_chunks().dictionary_encode()
-    return dataset, Records(table.column("unique_id").to_numpy(), table.column("record_key").combine_chunks(), source)
+    keys = table.column("record_key").combine_chunks()
+    return dataset, Records(table.column("unique_id").to_numpy(), keys, source, _has_picture(dataset))
+
+
+def _has_picture(dataset: Dataset) -> np.ndarray:
+    """Which records name a picture, bool, (N,); the names are read a batch at a time and not kept."""
+    batches = dataset.batches(["image"], _IMAGE_BATCH_ROWS)
+    named = [pc.fill_null(pc.not_equal(batch.column(0), ""), False) for batch in batches]
+    return np.concatenate([part.to_numpy(zero_copy_only=False) for part in named])
 
 
 def locate(

@@ -1,13 +1,16 @@
+<<<<<<< HEAD
 """From IoU and text similarity of every record to the draw: docs/method.md, section 5 in one place."""
+=======
+"""From IoU and text similarity of every record to the draw: docs/method.md, section 5, in one place."""
+>>>>>>> i-sel
 
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from components.joint_selection.config import DrawSettings
-from components.joint_selection.draw import CONTROL, TIES, draw, take_top
+from components.joint_selection.draw import CONTROL, ORDER_OF_STRATA, TIES, draw, name_noise, take_top
 from components.joint_selection.scoring import Tilt, combine, image_score, text_score, tilt
 from free2ds_common.errors import StageError
 
@@ -130,9 +133,14 @@ def _strata(settings: DrawSettings, source: pa.DictionaryArray, pool: np.ndarray
     """The stratum of each record of the pool, int64, (pool,), from 0."""
     if settings.stratify != "source":
         return np.zeros(len(pool), np.int64)
-    # Numbered by name, not by first appearance: the order of the input must not matter.
-    by_name: np.ndarray = pc.rank(source.dictionary).to_numpy().astype(np.int64) - 1
-    strata: np.ndarray = by_name[source.indices.to_numpy()[pool]]
+    # Numbered by keyed noise: neither the order of the input nor the alphabet may decide between sources.
+    names = source.dictionary.to_pylist()
+    order = sorted(
+        range(len(names)), key=lambda code: (name_noise(names[code], settings.seed, ORDER_OF_STRATA), names[code])
+    )
+    number = np.empty(len(names), np.int64)
+    number[order] = np.arange(len(names))
+    strata: np.ndarray = number[source.indices.to_numpy()[pool]]
     return strata
 
 

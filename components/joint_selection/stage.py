@@ -3,6 +3,7 @@
 import logging
 
 from components.joint_selection.config import JointSelectionConfig
+from components.joint_selection.doubts import refuse_text_alone
 from components.joint_selection.draw import record_noise
 from components.joint_selection.inputs import Inputs, read_inputs
 from components.joint_selection.outputs import write_records, write_scores, write_summary
@@ -24,7 +25,8 @@ def run(config: JointSelectionConfig) -> StageResult:
         config: Settings and ports.
 
     Raises:
-        StageError: Wrong settings, inputs that do not belong together, or fewer records than are to be drawn.
+        StageError: Wrong settings, inputs that do not belong together, pictures of which none can be compared, or fewer
+            records than are to be drawn.
 
     Source:
         docs/method.md, sections 3 and 5; section 6 for what differs from the reference.
@@ -33,6 +35,7 @@ def run(config: JointSelectionConfig) -> StageResult:
     inputs = read_inputs(config)
     verdict = judge([side.outcome for side in inputs.sides], inputs.text.similarity)
     check_limits(verdict, inputs.unknown_ids, config.max_reject_fraction)
+    refuse_text_alone(inputs, verdict)
     candidates = score(inputs, verdict, config.seed)
     selection = select(config, candidates)
     summary = summarize(config, inputs, verdict, candidates, selection)
@@ -43,6 +46,8 @@ def run(config: JointSelectionConfig) -> StageResult:
     write_report(config.report, inputs, candidates, selection, summary)
     if config.overview:
         write_overview(config.overview, summary)
+    for sentence in summary.warnings:
+        logger.warning("%s", sentence)
     for sentence in tilt_in_words(summary):
         logger.info("%s", sentence)
     return summary.as_result()

@@ -1,17 +1,20 @@
 """What summary.json says of a run; the report, the log and the metrics say it from here."""
 
-from collections.abc import Mapping
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from components.joint_selection.config import JointSelectionConfig
-from components.joint_selection.inputs import Inputs, Side
+from components.joint_selection.doubts import doubts
+from components.joint_selection.inputs import Inputs, counted
 from components.joint_selection.rejected import Verdict
 from components.joint_selection.scoring import Tilt
 from components.joint_selection.selection import Candidates, Selection, by_source
-from free2ds_common import __version__, outcomes
+from free2ds_common import __version__
 from free2ds_common.result import Counts, StageResult
 
 Facts = Mapping[str, Any]
@@ -19,6 +22,8 @@ Facts = Mapping[str, Any]
 _MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "grid", "max_new_tokens", "capture_version")
 _TEXT_MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "max_tokens", "num_clusters", "faiss_version")
 _OUTPUTS = ("selected", "scores", "report", "summary", "random", "overview")
+# Every artifact carries the metadata, which must not grow with the data set: so many sources, with names so long.
+_SOURCES_IN_METADATA, _NAME_LENGTH = 100, 80
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class Summary:
 
     Attributes:
         counts: Records in and out of the stage.
+        warnings: What is doubtful about the selection, a sentence each.
         reasons: Records that cannot be used or were not scored, by reason.
         unknown_ids: Ids that are in no record, by input port.
         ingest: What happened before.
@@ -108,6 +114,7 @@ class Summary:
     """
 
     counts: Counts
+    warnings: tuple[str, ...]
     reasons: Mapping[str, int]
     unknown_ids: Mapping[str, int]
     ingest: Ingest
@@ -133,13 +140,18 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """The content of summary.json."""
-        return {**asdict(self), "parameters": self.named_parameters}
+        return {**asdict(self), "warnings": list(self.warnings), "parameters": self.named_parameters}
 
     def as_result(self) -> StageResult:
-        """What the stage returns: scalars as metrics, everything else as metadata."""
+        """What the stage returns: scalars as metrics, everything else as metadata, of the sources the largest ones."""
         metrics = {name: float(value) for name, value in asdict(self.tilt).items()}
         metrics |= {"pool": float(self.pool), "without_iou": float(self.without_iou)}
         metadata = {name: value for name, value in self.as_json().items() if name not in ("counts", "tilt")}
+        metadata["sources"] = {
+            _short_name(name): asdict(row) for name, row in itertools.islice(self.sources.items(), _SOURCES_IN_METADATA)
+        }
+        if rest := list(self.sources.values())[_SOURCES_IN_METADATA:]:
+            metadata["other_sources"] = {"sources": len(rest), **asdict(_sum_of(rest))}
         return StageResult(self.counts, metrics, metadata)
 
 
@@ -163,6 +175,7 @@ def summarize(
     llava_grid, mgm_grid = inputs.comparison.grids
     return Summary(
         counts=Counts(read=read, written=written, dropped=read - written - rejected, rejected=rejected),
+        warnings=doubts(config, inputs, candidates, selection),
         reasons=verdict.reasons,
         unknown_ids=inputs.unknown_ids,
         ingest=Ingest.of(inputs.dataset.manifest),
@@ -170,7 +183,7 @@ def summarize(
         without_iou=int(np.isnan(candidates.iou[selection.in_pool]).sum()),
         all_scores_equal=bool(scores.min() == scores.max()),
         tilt=selection.tilt,
-        outcomes={side.name: _counted(side) for side in inputs.sides},
+        outcomes={side.name: counted(side.outcome) for side in inputs.sides},
         sources={name: SourceCounts(**row) for name, row in sources.items()},
         parameters=config,
         grids=Grids(llava_grid, mgm_grid, inputs.comparison.grid),
@@ -183,9 +196,19 @@ def summarize(
     )
 
 
-def _counted(side: Side) -> dict[str, int]:
-    """Records by outcome."""
-    return {outcomes.ALL[code]: int(count) for code, count in enumerate(np.bincount(side.outcome)) if count}
+def _short_name(name: str) -> str:
+    """A name of any length in few letters; a digest keeps long ones that begin alike apart."""
+    if len(name) <= _NAME_LENGTH:
+        return name
+    return f"{name[:_NAME_LENGTH]}… ({hashlib.sha256(name.encode()).hexdigest()[:12]})"
+
+
+def _sum_of(rows: Sequence[SourceCounts]) -> SourceCounts:
+    return SourceCounts(
+        pool=sum(row.pool for row in rows),
+        selected=sum(row.selected for row in rows),
+        random=sum(row.random for row in rows),
+    )
 
 
 def _facts(manifest: Facts, wanted: tuple[str, ...]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from components.joint_selection.config import DrawSettings, SweepConfig
+from components.joint_selection.doubts import small_strata
 from components.joint_selection.draw import record_noise
 from components.joint_selection.inputs import outcome_codes
 from components.joint_selection.rejected import judge
@@ -18,6 +20,8 @@ from free2ds_common.datasets import open_dataset
 from free2ds_common.errors import SettingError, StageError
 from free2ds_common.schemas import SCORES
 from free2ds_common.storage import atomic_writer
+
+logger = logging.getLogger(__name__)
 
 # Settings of which a sweep takes several values; the tables show those that vary, or else the first two.
 SWEPT = ("alpha", "temperature", "sampler", "missing_iou", "text_normalization")
@@ -60,11 +64,15 @@ def run(config: SweepConfig) -> Sweep:
         one.check()
     candidates = _read_scores(config.scores, config.seed)
     tilts, masks, pools = [], [], []
+    warnings: list[str] = []
     for one in settings:
         selection = select(one, candidates)
         tilts.append(selection.tilt)
         masks.append(selection.selected)
         pools.append(selection.in_pool)
+        warnings += small_strata(one, candidates, selection)
+    for sentence in dict.fromkeys(warnings):
+        logger.warning("%s", sentence)
     common = [[float(np.count_nonzero(one & other) / np.count_nonzero(one)) for other in masks] for one in masks]
     columns = {str(number): mask for number, mask in enumerate(masks, start=1)}
     sweep = Sweep(settings, tilts, common, by_source(candidates.source, pool=np.logical_or.reduce(pools), **columns))

@@ -40,6 +40,8 @@ def report(tmp_path_factory):
     """The page of the stage's small inputs, with sources and messages of hostile length and content."""
     inputs = Inputs(tmp_path_factory.mktemp("report"))
     inputs.outcomes[0][9] = "image_missing"
+    for record in range(10, 15):
+        inputs.outcomes[1][record] = "eos_only"
     inputs.records_manifest = {
         "dataset_uri": "gs://bucket/" + "very-long-name-" * 12,
         "counts": {"read": 41, "written": 40, "dropped": 0, "rejected": 1},
@@ -115,7 +117,14 @@ def test_colours_follow_the_scheme(opened, scheme):
 
 @pytest.mark.parametrize(
     "words",
-    ["From read to selected", "not_json 1", "image_missing 1", "Highest combined score", "<script>alert(1)"],
+    [
+        "Warning: Only 30 of 36 records",
+        "From read to selected",
+        "not_json 1",
+        "image_missing 1",
+        "Highest combined score",
+        "<script>alert(1)",
+    ],
 )
 def test_words_can_be_read(browser, report, words):
     page = browser.new_page()
@@ -123,6 +132,16 @@ def test_words_can_be_read(browser, report, words):
     text = page.inner_text("body")
     page.close()
     assert words in text
+
+
+def test_warnings_are_seen_first(opened):
+    """Above the tiles, and without scrolling."""
+    top, tiles, height = opened.page.evaluate(
+        "[document.querySelector('.warning').getBoundingClientRect().bottom,"
+        " document.querySelector('.tiles').getBoundingClientRect().top, innerHeight]"
+    )
+    assert top <= tiles
+    assert top < height
 
 
 def test_it_prints(browser, report):

@@ -31,8 +31,8 @@ class Inputs:
         self.maps = rng.dirichlet(np.ones(POSITIONS), size=(2, COUNT)).astype(np.float32)
         self.similarity = rng.random(COUNT)
         self.outcomes = [["ok"] * COUNT, ["ok"] * COUNT]
-        for record in (3, 4, 5):
-            self.outcomes[0][record] = self.outcomes[1][record] = "text_only"
+        self.without_picture = ()
+        self.text_only(3, 4, 5)
         self.outcomes[0][7] = "eos_only"
         self.sources = ["x", "y", "z"]
         self.question = "<image>\nQuestion {}?"
@@ -43,6 +43,15 @@ class Inputs:
     @staticmethod
     def key(record):
         return f"{record:064x}"
+
+    def text_only(self, *records):
+        """These records have no picture, and no others."""
+        for outcomes in self.outcomes:
+            for record in self.without_picture:
+                outcomes[record] = "ok"
+            for record in records:
+                outcomes[record] = "text_only"
+        self.without_picture = records
 
     def write(self):
         (self.folder / "images").mkdir(exist_ok=True)
@@ -64,12 +73,12 @@ class Inputs:
         return self
 
     def record_row(self, place, record):
-        image = None if record in (3, 4, 5) else "ab"[record % 2] + ".png"
+        image = None if record in self.without_picture else "ab"[record % 2] + ".png"
         return {
             "unique_id": place,
             "record_key": self.key(record),
             "image": image,
-            "source": self.sources[record % 3],
+            "source": self.sources[record % len(self.sources)],
             "question": self.question.format(record),
             "messages": [f"Question {record}?"],
             "raw": json.dumps({"id": str(record), "image": image, "note": "ü \ud800"}),

@@ -31,7 +31,9 @@ def write_overview(path: str, summary: Summary) -> None:
 
 def overview(summary: Summary) -> str:
     """The report in a few lines, for the Kubeflow UI."""
-    lines = ["# Free2DS selection", "", *(f"- {sentence}" for sentence in tilt_in_words(summary)), ""]
+    lines = ["# Free2DS selection", ""]
+    lines += [f"- **Warning:** {sentence}" for sentence in summary.warnings]
+    lines += [*(f"- {sentence}" for sentence in tilt_in_words(summary)), ""]
     lines += [row(("step", "records", "reasons")), row((LEFT, RIGHT, LEFT))]
     lines += [row((step.name, f"{step.records:,}", step.reasons)) for step in counted_steps(summary)]
     lines += ["", row(("source", "pool", "selected", "random control")), row((LEFT, RIGHT, RIGHT, RIGHT))]

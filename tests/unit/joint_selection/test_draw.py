@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from components.joint_selection.draw import (
     CONTROL,
     DRAW,
+    ORDER_OF_STRATA,
+    START_OF_STRATA,
     TIES,
     allocate,
+    allocate_by_score,
     draw,
     draw_keys,
     gumbel,
+    name_noise,
     record_noise,
     take_top,
 )
@@ -163,23 +167,96 @@ def test_gumbel_still_draws_n_when_weights_underflow():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "n", "shares"),
-    [([10, 10], 4, [2, 2]), ([5, 3, 2], 5, [3, 1, 1]), ([1, 1, 1], 2, [1, 1, 0]), ([7], 7, [7])],
+    ("sizes", "n", "start", "shares"),
+    [
+        # Nothing is left over.
+        ([10, 10], 4, 0, [2, 2]),
+        ([10, 10], 4, 19, [2, 2]),
+        ([7], 7, 3, [7]),
+        ([7], 0, 0, [0]),
+        # Two thirds each, end to end 0 .. 6 thirds: the points are start and start + 3.
+        ([1, 1, 1], 2, 0, [1, 1, 0]),
+        ([1, 1, 1], 2, 1, [1, 0, 1]),
+        ([1, 1, 1], 2, 2, [0, 1, 1]),
+        # 2.5, 1.5 and 1: one of the halves.
+        ([5, 3, 2], 5, 4, [3, 1, 1]),
+        ([5, 3, 2], 5, 5, [2, 2, 1]),
+    ],
 )
-def test_allocate(sizes, n, shares):
-    assert allocate(np.array(sizes), n).tolist() == shares
+def test_allocate_by_hand(sizes, n, start, shares):
+    assert allocate(np.array(sizes), n, start).tolist() == shares
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.data())
+def test_every_stratum_gets_its_exact_share_on_average(sizes, data):
+    """Over all starts, which are equally likely."""
+    total = sum(sizes)
+    n = data.draw(st.integers(0, total))
+    shares = sum(allocate(np.array(sizes), n, start) for start in range(total))
+    assert shares.tolist() == [size * n for size in sizes]
+
+
+def check_quota(sizes, n, shares):
+    """They sum to n, and each is the exact share rounded down or up."""
+    assert sum(shares) == n
+    for size, share in zip(sizes, shares, strict=True):
+        assert size * n // sum(sizes) <= share <= -(-size * n // sum(sizes))
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=12), st.floats(0, 1))
-def test_allocate_is_proportional(sizes, share):
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=12), st.floats(0, 1), st.floats(0, 1, exclude_max=True))
+def test_allocate_rounds(sizes, share, start):
     n = round(sum(sizes) * share)
-    shares = allocate(np.array(sizes), n)
-    assert shares.sum() == n
-    for size, given_share in zip(sizes, shares.tolist(), strict=True):
-        assert 0 <= given_share <= size
-        # The exact share, rounded down or up.
-        assert size * n // sum(sizes) <= given_share <= -(-size * n // sum(sizes))
+    check_quota(sizes, n, allocate(np.array(sizes), n, int(sum(sizes) * start)).tolist())
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_allocate_by_score_rounds(sizes, share, seed):
+    n, rng = round(sum(sizes) * share), np.random.default_rng(seed)
+    groups = np.split(rng.permutation(sum(sizes)), np.cumsum(sizes)[:-1])
+    keys, ties = rng.integers(0, 5, sum(sizes)) / 5, rng.integers(0, 2**63, sum(sizes)).astype(np.uint64)
+    check_quota(sizes, n, allocate_by_score(groups, keys, ties, n).tolist())
+
+
+@pytest.mark.parametrize(
+    ("n", "shares"),
+    [
+        # The best record of all is in the third stratum, the next one in the first.
+        (1, [0, 0, 1]),
+        (2, [1, 0, 1]),
+        # 1.5, 0.75 and 0.75: who gets two more is decided by 0.6, 0.7 and 0.9; the best record of the first is in.
+        (3, [1, 1, 1]),
+        (4, [2, 1, 1]),
+    ],
+)
+def test_allocate_by_score_by_hand(n, shares):
+    keys = np.array([0.8, 0.6, 0.1, 0.1, 0.7, 0.2, 0.9, 0.0])
+    groups = [np.arange(0, 4), np.arange(4, 6), np.arange(6, 8)]
+    assert allocate_by_score(groups, keys, np.zeros(8, np.uint64), n).tolist() == shares
+
+
+def test_a_share_without_a_fraction_is_never_exceeded():
+    """Of 2, 1 and 1 records two are drawn; the second best record of all is in the first stratum, whose share is 1."""
+    groups = [np.array([0, 1]), np.array([2]), np.array([3])]
+    assert allocate_by_score(groups, np.array([0.9, 0.8, 0.1, 0.2]), np.zeros(4, np.uint64), 2).tolist() == [1, 0, 1]
+
+
+def test_equal_scores_are_divided_by_the_tie_words():
+    groups = [np.array([0]), np.array([1]), np.array([2])]
+    assert allocate_by_score(groups, np.zeros(3), np.array([5, 9, 1], np.uint64), 2).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("other", [("b", 1, ORDER_OF_STRATA), ("a", 2, ORDER_OF_STRATA), ("a", 1, START_OF_STRATA)])
+def test_noise_of_a_name_depends_on_name_seed_and_purpose(other):
+    word = name_noise("a", 1, ORDER_OF_STRATA)
+    assert word == name_noise("a", 1, ORDER_OF_STRATA)
+    assert word != name_noise(*other)
+
+
+def test_noise_of_a_name_is_none_of_a_records():
+    assert name_noise("a", 1, ORDER_OF_STRATA) not in record_noise(pa.array(["a"]), 1)
 
 
 def test_strata_each_get_their_share():

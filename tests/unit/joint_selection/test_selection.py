@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from components.joint_selection.config import DrawSettings
 from components.joint_selection.draw import record_noise
@@ -139,6 +141,94 @@ def test_tilt_of_strata_is_that_of_one_distribution(sampler, overlap):
     found = select(DrawSettings(ratio=0.25, stratify="source", sampler=sampler), candidates(source=source, **same))
     assert found.tilt.effective_sample_size == pytest.approx(40)
     assert overlap is None or found.tilt.overlap_with_top == overlap
+
+
+def of_sources(names, seed, scores=None):
+    """A record for each name, which is its source; all scores are equal unless given."""
+    scores = np.full(len(names), 0.5) if scores is None else scores
+    return Candidates(
+        iou=1 - scores,
+        text_similarity=1 - scores,
+        rejected=np.zeros(len(names), bool),
+        source=pa.array(names).dictionary_encode(),
+        noise=record_noise(pa.array([f"{number:064x}" for number in range(len(names))]), seed),
+    )
+
+
+def taken_by_seed(names, n, sampler="gumbel", seeds=400):
+    """bool, (seeds, records): what each seed selects."""
+    settings = (DrawSettings(num_samples=n, sampler=sampler, stratify="source", seed=seed) for seed in range(seeds))
+    return np.array([select(one, of_sources(names, one.seed)).selected for one in settings])
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    sizes=st.dictionaries(st.text(max_size=6), st.integers(1, 12), min_size=1, max_size=10),
+    share=st.floats(0.05, 0.95),
+    sampler=st.sampled_from(["gumbel", "reference"]),
+)
+def test_every_source_gets_its_share_of_the_draws_whatever_its_name(sizes, share, sampler):
+    """Random strata, many smaller than one draw: a count is at most 1 from its mean, so 150 seeds' mean is within 0.2.
+
+    Its standard deviation is at most 0.5 / sqrt(150) = 0.04.
+    """
+    names = np.array([name for name, size in sizes.items() for _ in range(size)])
+    n = max(1, round(share * len(names)))
+    taken = taken_by_seed(names.tolist(), n, sampler, seeds=150).mean(axis=0)
+    for name, size in sizes.items():
+        assert taken[names == name].sum() == pytest.approx(n * size / len(names), abs=0.2)
+
+
+@pytest.mark.parametrize("sampler", ["gumbel", "reference"])
+def test_a_folder_per_picture_is_drawn_from_as_if_there_were_none(sampler):
+    """40 sources of one record, 8 drawn, 400 times: 80 times each; the standard deviation is 8."""
+    names = [f"{number:02d}" for number in range(40)]
+    taken = taken_by_seed(names, 8, sampler).sum(axis=0)
+    assert taken.sum() == 400 * 8
+    assert taken.min() > 48
+    assert taken.max() < 112
+
+
+def test_the_first_and_the_second_half_of_the_alphabet_are_drawn_alike():
+    """4 of 8 of either half; with the standard deviation of the hypergeometric distribution, 1.3 / sqrt(400)."""
+    taken = taken_by_seed([f"{number:02d}" for number in range(40)], 8)
+    assert taken[:, :20].sum(axis=1).mean() == pytest.approx(4, abs=0.25)
+
+
+def test_neighbours_in_the_alphabet_are_drawn_together_as_often_as_others():
+    """Two of 20 are both among 10 with 10/20 * 9/19 = 0.237; the standard deviation of 19 pairs' mean is below 0.01."""
+    taken = taken_by_seed([f"{number:02d}" for number in range(20)], 10)
+    assert (taken[:, :-1] & taken[:, 1:]).mean() == pytest.approx(0.237, abs=0.03)
+
+
+def test_top_takes_the_best_records_of_sources_of_one():
+    scores = np.random.default_rng(2).random(40)
+    made = of_sources([f"{number:02d}" for number in range(40)], 0, scores)
+    found = select(DrawSettings(num_samples=8, sampler="top", stratify="source"), made)
+    assert sorted(np.flatnonzero(found.selected)) == sorted(np.argsort(-scores)[:8])
+
+
+def test_top_does_not_depend_on_the_seed():
+    names, scores = [f"{number // 3:02d}" for number in range(40)], np.random.default_rng(2).random(40)
+    settings = (DrawSettings(num_samples=8, sampler="top", stratify="source", seed=seed) for seed in range(5))
+    assert len({tuple(select(one, of_sources(names, one.seed, scores)).selected) for one in settings}) == 1
+
+
+@pytest.mark.parametrize("sampler", ["gumbel", "top"])
+def test_the_order_of_the_records_does_not_matter_to_small_strata(sampler):
+    made = of_sources([f"{number % 23}" for number in range(40)], 3, np.random.default_rng(2).random(40))
+    settings = DrawSettings(num_samples=8, sampler=sampler, stratify="source", seed=3)
+    wanted = select(settings, made).selected
+    order = np.random.default_rng(4).permutation(40)
+    shuffled = Candidates(
+        iou=made.iou[order],
+        text_similarity=made.text_similarity[order],
+        rejected=made.rejected,
+        # Encoded again: names are numbered by their first appearance.
+        source=pa.array(np.array(made.source.to_pylist())[order]).dictionary_encode(),
+        noise=made.noise[order],
+    )
+    assert select(settings, shuffled).selected.tolist() == wanted[order].tolist()
 
 
 def test_by_source_by_hand():

@@ -152,8 +152,10 @@ def test_alpha_at_its_ends(inputs, alpha, column):
 def test_stratified(inputs):
     config = inputs.config(stratify="source", num_samples=20)
     run(config)
-    sources = read_json(config.summary)["sources"]
-    assert {name: row["selected"] for name, row in sources.items()} == {"x": 7, "y": 7, "z": 6}
+    selected = {name: row["selected"] for name, row in read_json(config.summary)["sources"].items()}
+    # Of 14, 13 and 13 records half: the odd one of the last two is drawn.
+    assert selected["x"] == 7
+    assert sorted([selected["y"], selected["z"]]) == [6, 7]
 
 
 def test_unusable_pictures_are_rejected_and_counted(make_inputs):

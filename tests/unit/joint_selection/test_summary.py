@@ -1,10 +1,13 @@
 """The run in numbers: summary.json, and what the stage returns."""
 
+import dataclasses
+import json
 from collections import Counter
 
 import pytest
 
 from components.joint_selection.stage import run
+from components.joint_selection.summary import SourceCounts
 from free2ds_common import __version__
 from tests.support.selection import change_manifest, chosen_ids, read_json
 
@@ -32,6 +35,7 @@ def test_its_entries(result_and_json):
     _, summary, _ = result_and_json
     assert list(summary) == [
         "counts",
+        "warnings",
         "reasons",
         "unknown_ids",
         "ingest",
@@ -53,6 +57,7 @@ def test_its_values(result_and_json):
     _, summary, _ = result_and_json
     wanted = {
         "counts": {"read": 40, "written": 9, "dropped": 30, "rejected": 1},
+        "warnings": [],
         "reasons": {"image_missing": 1},
         "unknown_ids": {"llava_attention": 0, "mgm_attention": 0, "text_scores": 0},
         "ingest": {
@@ -137,3 +142,50 @@ def test_the_result_has_scalars_as_metrics_and_everything_else_as_metadata(resul
     assert vars(result.counts) == summary["counts"]
     assert result.metrics == {**summary["tilt"], "pool": 39, "without_iou": 4}
     assert result.metadata == {name: value for name, value in summary.items() if name not in ("counts", "tilt")}
+
+
+@pytest.fixture
+def summary_of_sources(inputs, monkeypatch):
+    """The summary of a run, as if its sources were others."""
+    kept = []
+    monkeypatch.setattr("components.joint_selection.stage.write_summary", lambda _, summary: kept.append(summary))
+    run(inputs.config())
+    return lambda sources: dataclasses.replace(kept[0], sources=sources)
+
+
+def test_the_largest_sources_are_in_the_metadata_and_the_others_are_summed(summary_of_sources):
+    sources = {f"s{number}": SourceCounts(1000 - number, 10, 20) for number in range(103)}
+    metadata = summary_of_sources(sources).as_result().metadata
+    assert list(metadata["sources"]) == [f"s{number}" for number in range(100)]
+    assert metadata["sources"]["s99"] == {"pool": 901, "selected": 10, "random": 20}
+    assert metadata["other_sources"] == {"sources": 3, "pool": 900 + 899 + 898, "selected": 30, "random": 60}
+
+
+def test_a_hundred_sources_have_no_others(summary_of_sources):
+    metadata = summary_of_sources({f"s{number}": SourceCounts(1, 0, 0) for number in range(100)}).as_result().metadata
+    assert len(metadata["sources"]) == 100
+    assert "other_sources" not in metadata
+
+
+def test_the_metadata_do_not_grow_with_the_data_set(summary_of_sources):
+    """Neither with the sources nor with the length of their names."""
+    sources = {"folder/" * 10_000 + f"{number}": SourceCounts(10**9, 10**9, 10**9) for number in range(300)}
+    metadata = summary_of_sources(sources).as_result().metadata
+    assert len(json.dumps(metadata)) < 30_000
+    assert len(metadata["sources"]) == 100
+
+
+def test_long_names_in_the_metadata_begin_as_they_do(summary_of_sources):
+    names = ["n" * 80, "n" * 81]
+    found = list(summary_of_sources({name: SourceCounts(1, 0, 0) for name in names}).as_result().metadata["sources"])
+    assert found[0] == names[0]
+    assert found[1].startswith("n" * 80 + "… (")
+    assert len(found[1]) == 96
+
+
+def test_all_sources_are_in_the_file(make_inputs):
+    inputs = make_inputs()
+    inputs.sources = ["long/" * 20 + f"{number}" for number in range(40)]
+    config = inputs.write().config()
+    run(config)
+    assert set(read_json(config.summary)["sources"]) == set(inputs.sources)
