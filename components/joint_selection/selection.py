@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""From IoU and text similarity of every record to the draw: docs/method.md, section 5 in one place."""
-=======
 """From IoU and text similarity of every record to the draw: docs/method.md, section 5, in one place."""
->>>>>>> i-sel
 
 from dataclasses import dataclass
 

@@ -96,11 +96,7 @@ def test_the_same_seed_is_the_same_draw(written, sampler):
         ({"sampler": "best"}, "sampler: got 'best', wanted one of gumbel, reference, top"),
         ({"missing_iou": "zero"}, "missing_iou: got 'zero', wanted one of exclude, reference, text"),
         ({"text_normalization": "z"}, "text_normalization: got 'z', wanted one of rank, reference"),
-<<<<<<< HEAD
-        ({"stratify": "image"}, "stratify: got 'image', wanted one of '' \\(empty\\), source"),
-=======
         ({"stratify": "image"}, r"stratify: got 'image', wanted one of '' \(empty\), source"),
->>>>>>> i-sel
         ({"max_reject_fraction": 1.1}, r"max_reject_fraction: got 1\.1, wanted a number in \[0, 1\]"),
     ],
 )
