@@ -132,11 +132,13 @@ class ModelSettings(Settings):
         model: Folder, object-store URI or hub id of the model.
         revision: Branch, tag or commit of a hub id; not used for a folder or URI.
         dtype: Number format: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16.
+        require_gpu: Fail at once where the step finds no GPU.
     """
 
     model: str
     revision: str = "main"
     dtype: str = "auto"
+    require_gpu: bool = False
 
     def check(self) -> None:
         """See `Settings.check`."""

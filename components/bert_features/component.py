@@ -11,6 +11,8 @@ def bert_features(
     revision: str,
     batch_tokens: int,
     dtype: str,
+    require_gpu: bool,
+    gpu_count: str,
     code_version: str,
 ) -> None:
     """Embed every distinct human message once."""
@@ -24,6 +26,7 @@ def bert_features(
         revision=revision,
         batch_tokens=batch_tokens,
         dtype=dtype,
+        require_gpu=require_gpu and gpu_count != "0",
         features=features.path,
     )
     run_task("bert_features", lambda: run(config), {"code_version": code_version}, features=features)

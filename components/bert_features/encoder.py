@@ -7,13 +7,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from components.bert_features import bert
 from free2ds_common.errors import StageError, first_line
 from free2ds_common.inference.device import choose_device, torch_dtype
+from free2ds_common.inference.model_folder import (
+    check_folder,
+    loading,
+    read_config,
+    require_believable_depth,
+    require_token_ids,
+)
 from free2ds_common.inference.packed_linear import pack_linear_layers
+from free2ds_common.inference.tokenizers import require_fitting_vocabulary, transformers_tokenizer, vocabulary_size
+from free2ds_common.inference.weights import (
+    StoredTensor,
+    is_unused,
+    refuse_unfit,
+    refuse_unknown,
+    require_finite,
+    require_index_metadata,
+    stored_shapes,
+)
 
 # Memory of one forward pass on a CPU, whatever the batch setting. Larger batches are not faster there: MiniLM with 384
 # dimensions on two threads does 3 % more tokens a second in batches of 2,048 than of 4,096.
@@ -23,6 +40,18 @@ CPU_ACTIVATION_BYTES_PER_THREAD = 24 << 20
 _TOKENIZED_AT_ONCE = 4096
 # The method's truncation; a model with fewer positions truncates earlier.
 MAX_TOKENS = 512
+# Tensors that the CLS vector does not depend on: what a model was trained or fine-tuned with, on top of the encoder.
+_HEADS = (
+    r"(^|\.)pooler\.",  # the vector that classifiers read; the method takes CLS itself
+    r"^cls\.(predictions|seq_relationship)\.",  # BERT's pre-training
+    r"^lm_head\.",  # that of RoBERTa and MPNet
+    r"^(discriminator|generator)_predictions\.|^generator_lm_head\.",  # ELECTRA's
+    r"^vocab_(transform|layer_norm|projector)\.",  # DistilBERT's
+    r"^(pre_)?classifier\.|^qa_outputs\.",  # fine-tuning
+)
+# Words in capitals among a vocabulary's, beyond which it is one for texts with capitals.
+_CAPITALS_SHARE = 0.02
+_PROBE = "Which Bären, naïve or 3.5 m TALL, aren't (in) the picture?"
 _ENCODERS = (*bert.MODEL_TYPES, "distilbert", "mpnet")
 
 
@@ -93,6 +122,14 @@ class Encoder:
         all_lengths = np.concatenate(lengths)
         return Tokens(np.concatenate(ids), np.cumsum(all_lengths) - all_lengths, all_lengths)
 
+    def count_unknown(self, tokens: Tokens) -> tuple[int, int]:
+        """How many tokens stand for an unknown word, and how many there are, CLS and the like left out."""
+        unknown = self._tokenizer.unk_token_id
+        if unknown is None:
+            return 0, len(tokens.ids)
+        special = [token for token in self._tokenizer.all_special_ids if token != unknown]
+        return int((tokens.ids == unknown).sum()), int((~np.isin(tokens.ids, special)).sum())
+
     @torch.inference_mode()
     def embed(self, tokens: Tokens, batch: np.ndarray) -> np.ndarray:
         """CLS of the last hidden state.
@@ -121,34 +158,112 @@ class Encoder:
         return embeddings
 
 
-def load_encoder(folder: Path, dtype: str) -> Encoder:
+def load_encoder(folder: Path, dtype: str, device: torch.device | None = None) -> Encoder:
     """Load a BERT-like encoder.
 
     Args:
         folder: Model folder with config, weights and tokenizer.
         dtype: "auto" (bfloat16 on a GPU, float32 on a CPU) or a torch type's name.
+        device: Where it runs; None takes the GPU if there is one.
 
     Raises:
-        StageError: Files are missing, or it is another kind of model.
+        StageError: Files are missing or broken, it is another kind of model, or weights or tokenizer are not those of
+            the config.
     """
-    device = choose_device()
-    try:
+    device = device or choose_device()
+    check_folder(folder)
+    entries = read_config(folder)
+    kind = entries.get("model_type")
+    if kind not in _ENCODERS:
+        raise StageError(f"{folder}: model type {kind}, wanted one of {', '.join(sorted(_ENCODERS))}.")
+    stored = stored_shapes(folder)
+    require_index_metadata(folder)
+    require_believable_depth(folder, entries, len(stored))
+    options = {"add_pooling_layer": False} if kind in ("bert", "roberta", "xlm-roberta") else {}
+    with loading(folder, "a BERT encoder"):
         config = AutoConfig.from_pretrained(folder)
-        if config.model_type not in _ENCODERS:
-            raise StageError(f"{folder}: model type {config.model_type}, wanted one of {', '.join(sorted(_ENCODERS))}.")
-        options = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
-        model, loading = AutoModel.from_pretrained(
+        require_token_ids(folder, config.to_dict(), config.vocab_size)
+        _require_fitting_weights(folder, config, stored, options)
+        model, found = AutoModel.from_pretrained(
             folder, config=config, dtype=torch_dtype(dtype, device), output_loading_info=True, **options
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise StageError(f"{folder}: cannot be loaded as a BERT encoder ({first_line(error)}).") from error
-    missing = sorted(name for name in loading["missing_keys"] if "position_ids" not in name and "pooler" not in name)
-    if missing:
-        raise StageError(f"{folder}: no weights for {', '.join(missing[:5])}. The checkpoint is incomplete.")
-    if not tokenizer.is_fast or tokenizer.cls_token_id is None or tokenizer.pad_token_id is None:
-        raise StageError(f"{folder}: no fast tokenizer with CLS and padding tokens. Copy the whole model folder.")
+    missing = sorted(name for name in found["missing_keys"] if not is_unused(name, _HEADS))
+    refuse_unfit(str(folder), [], missing)
+    for name, parameter in model.named_parameters():
+        if not is_unused(name, _HEADS):
+            require_finite(folder, name, parameter)
+    tokenizer = _tokenizer(folder, config)
     # RoBERTa's family has no use for the positions up to the padding token's number.
-    unused = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "mpnet") else 0
+    unused = config.pad_token_id + 1 if kind in ("roberta", "xlm-roberta", "mpnet") else 0
     max_tokens = min(MAX_TOKENS, config.max_position_embeddings - unused)
     return Encoder(model.to(device).eval(), tokenizer, max_tokens)
+
+
+def _require_fitting_weights(
+    folder: Path, config: PreTrainedConfig, stored: list[StoredTensor], options: dict[str, bool]
+) -> None:
+    """Compare a checkpoint's names and shapes with the config's model, before memory is taken for it.
+
+    Args:
+        folder: The model's folder.
+        config: Its config.
+        stored: Its tensors.
+        options: For building the model.
+
+    Raises:
+        StageError: A parameter is missing or has another shape, or a tensor belongs nowhere.
+    """
+    with torch.device("meta"):
+        try:
+            model = AutoModel.from_config(config, **options)
+        except RuntimeError as error:  # nothing is allocated there: sizes that no tensor can have
+            raise ValueError(first_line(error)) from error
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    missing = {name: None for name in wanted if not is_unused(name, _HEADS)}
+    misshapen, unknown = [], []
+    for tensor in stored:
+        # Checkpoints with a head name the encoder; the oldest ones have LayerNorm's names from another library.
+        name = tensor.name.removeprefix(f"{model.base_model_prefix}.")
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        if is_unused(name, _HEADS):
+            continue
+        if name not in wanted:
+            unknown.append(tensor.name)
+            continue
+        missing.pop(name, None)
+        if tensor.shape != tuple(wanted[name]):
+            misshapen.append((tensor.name, tensor.shape, wanted[name]))
+    refuse_unfit(str(folder), misshapen, missing)
+    refuse_unknown(folder, unknown)
+
+
+def _tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder.
+
+    Raises:
+        StageError: It is missing, broken or another model's, or its files do not agree.
+    """
+    tokenizer = transformers_tokenizer(folder)
+    if not tokenizer.is_fast or tokenizer.cls_token_id is None or tokenizer.pad_token_id is None:
+        raise StageError(f"{folder}: no fast tokenizer with CLS and padding tokens. Copy the whole model folder.")
+    require_fitting_vocabulary(folder, vocabulary_size(tokenizer), config.vocab_size)
+    ids = tokenizer(_PROBE, add_special_tokens=False).input_ids
+    if (folder / "tokenizer.json").is_file():
+        with loading(folder, "a tokenizer"):
+            stored = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        stored.no_truncation()
+        stored.no_padding()
+        if stored.encode(_PROBE, add_special_tokens=False).ids != ids:
+            raise StageError(
+                f"{folder}: tokenizer.json and the other tokenizer files do not agree on capitals, accents or tokens. "
+                "Copy the whole model folder."
+            )
+    known = tokenizer.get_vocab()
+    capitals = sum(word != word.lower() for word in known if word[:1] not in "[<")
+    as_small = tokenizer("A", add_special_tokens=False).input_ids == tokenizer("a", add_special_tokens=False).input_ids
+    if as_small and "A" in known and "a" in known and capitals > _CAPITALS_SHARE * len(known):
+        raise StageError(
+            f"{folder}: the vocabulary has words with capitals, but the tokenizer makes them small: "
+            "tokenizer_config.json is missing or another model's. Copy the whole model folder."
+        )
+    return tokenizer

@@ -12,8 +12,10 @@ from components.bert_features.encoder import Encoder, load_encoder
 from components.bert_features.messages import MessageSource
 from free2ds_common.checkpoints import fingerprint, resolve_model
 from free2ds_common.datasets import DatasetWriter, open_dataset
-from free2ds_common.inference.device import dtype_name, log_peak_memory
+from free2ds_common.errors import StageError
+from free2ds_common.inference.device import choose_device, device_name, dtype_name, log_peak_memory
 from free2ds_common.inference.heap import FreedMemory
+from free2ds_common.inference.unknown_words import UnknownWords
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
 from free2ds_common.schemas import RECORDS, TEXT_TURNS, text_messages_schema
@@ -30,21 +32,25 @@ def run(config: BertFeaturesConfig) -> StageResult:
         config: Settings.
 
     Raises:
-        StageError: Wrong settings, no such records or model.
+        StageError: Wrong settings, no such records or model, no GPU where one is required, or most words are unknown to
+            the model.
 
     Source:
         docs/method.md, section 4: CLS of the last hidden state, no pooling layer, no normalisation, at most 512 tokens.
     """
     config.check()
     part, parts = config.part_numbers()
+    device = choose_device(config.require_gpu)
+    logger.info("%s runs on: %s", config.model, device_name(device))
     records = open_dataset(config.records, RECORDS)
     folder = Path(resolve_model(config.model, config.revision))
-    encoder = load_encoder(folder, config.dtype)
+    encoder = load_encoder(folder, config.dtype, device)
     settings = {
         "model": config.model,
         "revision": config.revision,
         "model_fingerprint": fingerprint(folder),
         "dtype": dtype_name(encoder.dtype),
+        "device": device_name(encoder.device),
         "max_tokens": encoder.max_tokens,
         "part": config.part,
         "records_sha256": records.sha256,
@@ -58,7 +64,8 @@ def run(config: BertFeaturesConfig) -> StageResult:
         DatasetWriter(output / "messages", text_messages_schema(encoder.dimensions)) as embeddings,
     ):
         source = MessageSource(records, turns, part, parts)
-        padding = _embed(source, encoder, batch_tokens, embeddings)
+        words = UnknownWords(folder)
+        padding = _embed(source, encoder, batch_tokens, embeddings, words)
         turns.manifest.update(settings)
         embeddings.manifest.update(settings)
     logger.info("%d turns of %d records, %d distinct messages", source.num_turns, records.num_rows, source.num_distinct)
@@ -67,16 +74,30 @@ def run(config: BertFeaturesConfig) -> StageResult:
         "turns": float(source.num_turns),
         "distinct_messages": float(source.num_distinct),
         "padding_share": padding,
+        "unknown_token_share": words.share,
     }
     return StageResult(Counts(read=records.num_rows, written=records.num_rows), metrics, settings)
 
 
-def _embed(source: MessageSource, encoder: Encoder, batch_tokens: int, writer: DatasetWriter) -> float:
-    """Write every message with its embedding; returns the share of padding in what the model read."""
+def _embed(
+    source: MessageSource, encoder: Encoder, batch_tokens: int, writer: DatasetWriter, words: UnknownWords
+) -> float:
+    """Write every message with its embedding and count unknown words.
+
+    Returns:
+        The share of padding in what the model read.
+
+    Raises:
+        StageError: Most words are unknown, in the first window or in all; or an embedding is not finite.
+    """
     progress = Progress(source.total_records, "records", logger)
     freed = FreedMemory(_MAX_FREED_BYTES)
     real = padded = 0
     for window in read_windows(source, encoder):
+        first = not words.total
+        words.add(*encoder.count_unknown(window.tokens))
+        if first:
+            words.check()
         lengths = window.tokens.lengths
         embeddings = np.empty((len(lengths), encoder.dimensions), dtype=np.float32)
         embedded = 0
@@ -89,12 +110,18 @@ def _embed(source: MessageSource, encoder: Encoder, batch_tokens: int, writer: D
             freed.limit()
             progress.add(window.num_records * embedded // len(lengths) - window.num_records * before // len(lengths))
         if not np.isfinite(embeddings).all():
-            raise RuntimeError("the encoder gave NaN or infinite embeddings; try --dtype float32")
+            raise StageError(
+                f"{words.where}: the model gave NaN or infinite embeddings in {dtype_name(encoder.dtype)}. "
+                "Try dtype float32."
+            )
         columns = [
             pa.array(window.keys),
             pa.array(window.messages),
             pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), encoder.dimensions),
         ]
         writer.write(pa.table(columns, names=["message_key", "message", "embedding"]))
+    words.check()
+    if warning := words.warning():
+        logger.warning("%s", warning)
     progress.close()
     return 1 - real / padded if padded else 0.0

@@ -17,6 +17,8 @@ def llava_attention(
     max_new_tokens: int,
     batch_size: int,
     dtype: str,
+    require_gpu: bool,
+    gpu_count: str,
     code_version: str,
 ) -> None:
     """Record where LLaVA looks while it answers each question of a shard."""
@@ -35,6 +37,7 @@ def llava_attention(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         dtype=dtype,
+        require_gpu=require_gpu and gpu_count != "0",
         attention=attention.path,
     )
     versions = {"image_root_version": image_root_version, "code_version": code_version}

@@ -13,10 +13,17 @@ from free2ds_common.errors import StageError
 from free2ds_common.inference import original_layout
 from free2ds_common.inference.capture import ATTENTION_NAME
 from free2ds_common.inference.model import Pixels, VisionLanguageModel
+from free2ds_common.inference.model_folder import (
+    check_folder,
+    loading,
+    read_config,
+    require_believable_depth,
+    require_token_ids,
+)
 from free2ds_common.inference.packed_linear import pack_linear_layers
 from free2ds_common.inference.prompts import LLAVA_SYSTEM, build_prompt, method_settings
 from free2ds_common.inference.tokenizers import load_tokenizer
-from free2ds_common.inference.weights import ParameterFiller, empty_model
+from free2ds_common.inference.weights import WeightSource, load_model, stored_shapes
 
 # From stored names to transformers'; the first match counts. Hugging Face layout, old and new, then the original one.
 _RENAMES = (
@@ -29,6 +36,10 @@ _RENAMES = (
     (r"(?:model\.)?vision_tower\.(?:vision_model\.)?", "model.vision_tower."),
     (r"model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1."),
 )
+
+
+_TOWER = "model.vision_tower."
+_TIED = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 
 
 def parameter_name(stored: str) -> str:
@@ -51,9 +62,11 @@ def load_llava(folder: Path, device: torch.device, dtype: torch.dtype, vision_to
         vision_tower: In the original layout, where CLIP is if `mm_vision_tower` does not lead to it.
 
     Raises:
-        StageError: Another architecture, missing files, missing or misshapen tensors.
+        StageError: Another architecture, missing or broken files, or weights that are not the config's.
     """
-    stored = original_layout.read_config(folder)
+    check_folder(folder)
+    stored = read_config(folder)
+    require_believable_depth(folder, stored, len(stored_shapes(folder)))
     architecture = (stored.get("architectures") or ["none"])[0]
     tower: Path | None = None
     if architecture == "LlavaForConditionalGeneration":
@@ -66,14 +79,18 @@ def load_llava(folder: Path, device: torch.device, dtype: torch.dtype, vision_to
         processor_folder = tower
     else:
         raise StageError(f"{folder}: architecture {architecture}, wanted LLaVA-1.5 in one of its two layouts.")
+    text, vision = config.text_config, config.vision_config
+    original_layout.require_layer(folder, config.vision_feature_layer, vision)
+    grid = original_layout.square_grid(folder, vision)
     processor = original_layout.clip_processor(processor_folder)
-    model = empty_model(lambda: LlavaForConditionalGeneration(config), device, dtype)
-    filler = ParameterFiller(model)
-    filler.fill(folder, parameter_name)
-    if tower is not None and filler.missing:
-        clip_name = partial(original_layout.clip_parameter_name, prefix="model.vision_tower.")
-        filler.fill(tower, clip_name, only_missing=True)
-    filler.check(str(folder))
+    original_layout.require_picture_size(processor_folder, processor, vision.image_size)
+    tokenizer = load_tokenizer(folder, "llama", text.vocab_size)
+    sources = [WeightSource(folder, parameter_name)]
+    if tower is not None:
+        clip_name = partial(original_layout.clip_parameter_name, prefix=_TOWER)
+        sources.append(WeightSource(tower, clip_name, _TOWER))
+    tied = _TIED if text.tie_word_embeddings or config.tie_word_embeddings else None
+    model = load_model(folder, lambda: LlavaForConditionalGeneration(config), sources, device, dtype, tied)
     pack_linear_layers(model)
     decoder = model.model.language_model
     decoder.config._attn_implementation = ATTENTION_NAME
@@ -87,20 +104,31 @@ def load_llava(folder: Path, device: torch.device, dtype: torch.dtype, vision_to
     return VisionLanguageModel(
         decoder=decoder,
         lm_head=model.lm_head,
-        prompt=partial(build_prompt, system=LLAVA_SYSTEM, tokenizer=load_tokenizer(folder)),
+        prompt=partial(build_prompt, system=LLAVA_SYSTEM, tokenizer=tokenizer),
         prompt_settings=method_settings(LLAVA_SYSTEM),
         preprocess=preprocess,
         encode_images=encode_images,
-        grid=original_layout.square_grid(config.vision_config),
-        eos_token_ids=original_layout.eos_token_ids(folder, stored),
-        context_length=config.text_config.max_position_embeddings,
+        grid=grid,
+        eos_token_ids=original_layout.eos_token_ids(
+            folder, stored, text.to_dict(), default=tokenizer.eos_token_id, vocab_size=text.vocab_size
+        ),
+        context_length=text.max_position_embeddings,
         preprocessing=processor.to_dict(),
+        unk_token_id=tokenizer.unk_token_id,
         folders=original_layout.distinct_folders(folder, *([tower] if tower else [])),
     )
 
 
 def _converted_config(folder: Path) -> LlavaConfig:
-    config = LlavaConfig.from_pretrained(folder)
+    with loading(folder, "LLaVA-1.5"):
+        config = LlavaConfig.from_pretrained(folder)
+    kinds = (config.text_config.model_type, config.vision_config.model_type)
+    if kinds != ("llama", "clip_vision_model"):
+        raise StageError(
+            f"{folder}: a LLaVA of {kinds[0]} and {kinds[1]}, wanted llama and clip_vision_model as LLaVA-1.5 has "
+            "them. Use model_type auto for other models."
+        )
+    require_token_ids(folder, config.text_config.to_dict(), config.text_config.vocab_size)
     if config.vision_feature_select_strategy != "default":
         raise StageError(
             f"{folder}: vision_feature_select_strategy {config.vision_feature_select_strategy!r}, wanted 'default': "
@@ -110,13 +138,15 @@ def _converted_config(folder: Path) -> LlavaConfig:
 
 
 def _original_config(folder: Path, stored: dict[str, Any], tower: Path) -> LlavaConfig:
+    check_folder(tower)
     vision = original_layout.clip_config(tower)
+    text = original_layout.llama_config(folder, stored)
     return LlavaConfig(
         vision_config=vision,
-        text_config=original_layout.llama_config(folder, stored),
+        text_config=text,
         vision_feature_layer=stored.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
-        image_seq_length=original_layout.square_grid(vision) ** 2,
-        tie_word_embeddings=False,
+        image_seq_length=original_layout.square_grid(tower, vision) ** 2,
+        tie_word_embeddings=text.tie_word_embeddings,
     )

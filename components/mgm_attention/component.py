@@ -18,6 +18,8 @@ def mgm_attention(
     max_new_tokens: int,
     batch_size: int,
     dtype: str,
+    require_gpu: bool,
+    gpu_count: str,
     code_version: str,
 ) -> None:
     """Record where MGM looks while it answers each question of a shard."""
@@ -37,6 +39,7 @@ def mgm_attention(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         dtype=dtype,
+        require_gpu=require_gpu and gpu_count != "0",
         attention=attention.path,
     )
     versions = {"image_root_version": image_root_version, "code_version": code_version}

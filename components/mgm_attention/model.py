@@ -17,11 +17,31 @@ from free2ds_common.errors import StageError
 from free2ds_common.inference import original_layout
 from free2ds_common.inference.capture import ATTENTION_NAME
 from free2ds_common.inference.model import Pixels, VisionLanguageModel
+from free2ds_common.inference.model_folder import check_folder, read_config, require_believable_depth
 from free2ds_common.inference.packed_linear import pack_linear_layers
 from free2ds_common.inference.prompts import MGM_SYSTEM, build_prompt, method_settings
 from free2ds_common.inference.tokenizers import load_tokenizer
-from free2ds_common.inference.weights import ParameterFiller, empty_model, stored_tensors
+from free2ds_common.inference.weights import WeightSource, load_model, stored_shapes
 
+# The encoders' parameters in `Mgm`.
+_CLIP, _CONVNEXT = "vision_tower.", "vision_tower_aux."
+_TIED = ("model.embed_tokens.weight", "lm_head.weight")
+# What a whole open_clip checkpoint has beside the picture encoder's trunk: its heads and the text side.
+_OPEN_CLIP_REST = (
+    "visual.trunk.head.",
+    "visual.head.",
+    "text.",
+    "transformer.",
+    "token_embedding.",
+    "ln_final.",
+    "positional_embedding",
+    "text_projection",
+    "logit_scale",
+    "logit_bias",
+    "attn_mask",
+)
+# The first stage's map has a quarter of the picture's side.
+_FIRST_STAGE = 4
 # timm's value; transformers' default differs only in the final norm, which MGM does not use.
 _CONVNEXT_EPSILON = 1e-6
 
@@ -50,7 +70,7 @@ class Mgm(nn.Module):
         self.mm_projector = nn.Sequential(
             nn.Linear(width, text.hidden_size), nn.GELU(), nn.Linear(text.hidden_size, text.hidden_size)
         )
-        self._grid = original_layout.square_grid(clip)
+        self._grid = clip.image_size // clip.patch_size
         self._select_layer = select_layer
 
     def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -129,10 +149,10 @@ def _convnext_name(timm: str) -> str:
 
 
 def _open_clip_name(stored: str) -> str | None:
-    """The parameter of `Mgm` for a tensor of open_clip's checkpoint; None outside the trunk and for its head."""
-    if not stored.startswith("visual.trunk.") or stored.startswith("visual.trunk.head."):
+    """The parameter of `Mgm` for a tensor of open_clip's checkpoint; None for one that MGM has no use for."""
+    if stored.startswith(_OPEN_CLIP_REST):
         return None
-    return "vision_tower_aux." + _convnext_name(stored.removeprefix("visual.trunk."))
+    return _CONVNEXT + _convnext_name(stored.removeprefix("visual.trunk."))
 
 
 def _convnext_config(folder: Path, rename: Callable[[str], str | None]) -> ConvNextConfig | None:
@@ -150,13 +170,13 @@ def _convnext_config(folder: Path, rename: Callable[[str], str | None]) -> ConvN
     """
     widths: dict[int, int] = {}
     depths: dict[int, int] = {}
-    for stored, tensor in stored_tensors(folder):
+    for stored in stored_shapes(folder):
         found = re.fullmatch(
-            r"vision_tower_aux\.encoder\.stages\.(\d+)\.layers\.(\d+)\.dwconv\.weight", rename(stored) or ""
+            r"vision_tower_aux\.encoder\.stages\.(\d+)\.layers\.(\d+)\.dwconv\.weight", rename(stored.name) or ""
         )
-        if found:
+        if found and stored.shape:
             stage, block = int(found[1]), int(found[2])
-            widths[stage] = tensor.shape[0]
+            widths[stage] = stored.shape[0]
             depths[stage] = max(depths.get(stage, 0), block + 1)
     if sorted(widths) != [0, 1, 2, 3]:
         return None
@@ -182,40 +202,54 @@ def load_mgm(
         vision_tower_aux: Where the ConvNeXt is if `mm_vision_tower_aux` does not lead to it.
 
     Raises:
-        StageError: Another architecture, missing files, missing or misshapen tensors.
+        StageError: Another architecture, missing or broken files, or weights that are not the config's.
     """
-    stored = original_layout.read_config(folder)
+    check_folder(folder)
+    stored = read_config(folder)
     architecture = (stored.get("architectures") or ["none"])[0]
     if architecture not in ("MGMLlamaForCausalLM", "MiniGeminiLlamaForCausalLM"):
         raise StageError(f"{folder}: architecture {architecture}, wanted MGMLlamaForCausalLM.")
     if stored.get("image_grid", 1) != 1 or stored.get("image_global", False):
         raise StageError(f"{folder}: image_grid {stored.get('image_grid')}: MGM-HD is not supported, use MGM-7B.")
     original_layout.require_known_entries(folder, stored)
+    require_believable_depth(folder, stored, len(stored_shapes(folder)))
     tower = original_layout.tower_folder(folder, stored, "vision_tower", vision_tower)
+    check_folder(tower)
     text, clip = original_layout.llama_config(folder, stored), original_layout.clip_config(tower)
     convnext = _convnext_config(folder, parameter_name)
     aux: Path | None = None
     if convnext is None:
         aux = original_layout.tower_folder(folder, stored, "vision_tower_aux", vision_tower_aux)
+        check_folder(aux)
         convnext = _convnext_config(aux, _open_clip_name)
         if convnext is None:
             raise StageError(f"{aux}: no ConvNeXt of four stages in open_clip's layout. Give MGM's second encoder.")
-    processor = original_layout.clip_processor(tower)
+    grid, layer = original_layout.square_grid(tower, clip), stored.get("mm_vision_select_layer", -2)
+    original_layout.require_layer(folder, layer, clip)
     side = stored.get("image_size_aux", 768)
-    model = empty_model(lambda: Mgm(text, clip, convnext, stored.get("mm_vision_select_layer", -2)), device, dtype)
-    # The trunk's final norm is not part of MGM.
-    model.vision_tower_aux.layernorm = nn.Identity()
-    filler = ParameterFiller(model)
-    filler.fill(folder, parameter_name)
-    if any(name.startswith("vision_tower.") for name in filler.missing):
-        clip_name = partial(original_layout.clip_parameter_name, prefix="vision_tower.")
-        filler.fill(tower, clip_name, only_missing=True)
+    if type(side) is not int or side < 1 or side % (_FIRST_STAGE * grid):
+        raise StageError(
+            f"{folder}: image_size_aux is {side!r}, wanted a multiple of {_FIRST_STAGE * grid}: each of CLIP's "
+            f"{grid} x {grid} patches has its own part of the second encoder's map."
+        )
+    processor = original_layout.clip_processor(tower)
+    size: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    original_layout.require_picture_size(tower, processor, side, **size)
+    tokenizer = load_tokenizer(folder, "llama", text.vocab_size)
+    clip_name = partial(original_layout.clip_parameter_name, prefix=_CLIP)
+    sources = [WeightSource(folder, parameter_name), WeightSource(tower, clip_name, _CLIP)]
     if aux is not None:
-        filler.fill(aux, _open_clip_name, only_missing=True)
-    filler.check(str(folder))
+        sources.append(WeightSource(aux, _open_clip_name, _CONVNEXT))
+
+    def build() -> Mgm:
+        model = Mgm(text, clip, convnext, layer)
+        # The trunk's final norm is not part of MGM.
+        model.vision_tower_aux.layernorm = nn.Identity()
+        return model
+
+    model = load_model(folder, build, sources, device, dtype, _TIED if text.tie_word_embeddings else None)
     pack_linear_layers(model)
     model.model.config._attn_implementation = ATTENTION_NAME
-    size: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
 
     def preprocess(picture: Image.Image) -> Pixels:
         return {"pixel_values": processor(picture, return_tensors="pt", **size).pixel_values[0]}
@@ -223,13 +257,16 @@ def load_mgm(
     return VisionLanguageModel(
         decoder=model.model,
         lm_head=model.lm_head,
-        prompt=partial(build_prompt, system=MGM_SYSTEM, tokenizer=load_tokenizer(folder)),
+        prompt=partial(build_prompt, system=MGM_SYSTEM, tokenizer=tokenizer),
         prompt_settings=method_settings(MGM_SYSTEM),
         preprocess=preprocess,
         encode_images=lambda pixels: model.image_features(pixels["pixel_values"]),
-        grid=original_layout.square_grid(clip),
-        eos_token_ids=original_layout.eos_token_ids(folder, stored),
+        grid=grid,
+        eos_token_ids=original_layout.eos_token_ids(
+            folder, stored, default=tokenizer.eos_token_id, vocab_size=text.vocab_size
+        ),
         context_length=text.max_position_embeddings,
         preprocessing={**processor.to_dict(), **size},
+        unk_token_id=tokenizer.unk_token_id,
         folders=original_layout.distinct_folders(folder, tower, *([aux] if aux else [])),
     )

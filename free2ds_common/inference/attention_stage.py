@@ -16,10 +16,12 @@ from free2ds_common.checkpoints import fingerprint, resolve_model
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.inference.auto import load_auto
-from free2ds_common.inference.device import choose_device, dtype_name, log_peak_memory, torch_dtype
+from free2ds_common.inference.device import choose_device, device_name, dtype_name, log_peak_memory, torch_dtype
 from free2ds_common.inference.generation import Answer, AnswerGenerator, Question
 from free2ds_common.inference.model import VisionLanguageModel
 from free2ds_common.inference.prefetch import PictureQuestions, prefetch
+from free2ds_common.inference.prompts import Prompt
+from free2ds_common.inference.unknown_words import UnknownWords
 from free2ds_common.pictures import PictureProblem
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
@@ -29,6 +31,8 @@ from free2ds_common.storage import require_folder
 
 # Raised when the same model and prompt give other maps than before.
 CAPTURE_VERSION = 1
+# Of the answers, without a finite map: from here on a warning.
+WARN_NON_FINITE_SHARE = 0.05
 # Records sorted by prompt length together, in batches: enough to need little padding, few enough to write in order.
 _WINDOW_BATCHES = 8
 _ROWS_PER_PART = 10_000
@@ -72,20 +76,21 @@ def run_attention(config: AttentionConfig, system: str, load: Loader, log: loggi
         log: The stage's logger, so that every line says which of the two models it is about.
 
     Raises:
-        StageError: Wrong settings, no such shard or model, or none of the shard's pictures can be used.
+        StageError: Wrong settings, no such shard or model, no GPU where one is required, or none of the shard's
+            pictures can be used or gets a finite map.
     """
     config.check()
+    device = choose_device(config.require_gpu)
+    log.info("%s runs on: %s", config.model, device_name(device))
     shard = open_dataset(config.shard, RECORDS)
-    device = choose_device()
     dtype = torch_dtype(config.dtype, device)
     model = _load(config, system, load, device, dtype)
     records = list(shard.rows(["unique_id", "record_key", "image", "question"]))
     if any(record["image"] for record in records):
         require_folder("image_root_uri", config.image_root_uri)
     settings = _settings(config, model, dtype)
-    log.info("%d records, %s on %s in %s", len(records), config.model, device, settings["dtype"])
+    log.info("%d records, %s on %s in %s", len(records), config.model, settings["device"], settings["dtype"])
     by_outcome, num_steps = _write(config, model, records, settings, log)
-    _require_a_usable_picture(config, records, by_outcome)
     log_peak_memory(log, device)
     metrics = {f"outcome_{outcome}": float(count) for outcome, count in sorted(by_outcome.items())}
     metrics["generated_tokens"] = float(num_steps)
@@ -123,6 +128,7 @@ def _settings(config: AttentionConfig, model: VisionLanguageModel, dtype: torch.
         "max_new_tokens": config.max_new_tokens,
         "preprocessing": dict(model.preprocessing),
         "dtype": dtype_name(dtype),
+        "device": device_name(model.device),
         "grid": model.grid,
         "capture_version": CAPTURE_VERSION,
     }
@@ -157,6 +163,8 @@ def _write(
             by_outcome.update(row.outcome for row in some)
             num_steps += sum(row.num_steps for row in some)
         progress.close()
+        _require_a_usable_picture(config, records, by_outcome)
+        _require_a_finite_map(config, by_outcome, settings["dtype"], log)
         writer.manifest.update(settings, outcomes=dict(by_outcome), records_uri=config.shard)
     return by_outcome, num_steps
 
@@ -176,6 +184,23 @@ def _require_a_usable_picture(config: AttentionConfig, records: Sequence[Record]
         )
 
 
+def _require_a_finite_map(config: AttentionConfig, by_outcome: Counter[str], dtype: str, log: logging.Logger) -> None:
+    """Refuse a shard without a finite map, and warn where many are missing.
+
+    Raises:
+        StageError: There are answers, and the attention of all of them is NaN or infinite.
+    """
+    broken = by_outcome[outcomes.NON_FINITE]
+    answered = broken + by_outcome[outcomes.OK] + by_outcome[outcomes.EOS_ONLY]
+    if not broken:
+        return
+    remedy = f"{dtype} may be too narrow for the model: try dtype bfloat16 or float32, or copy the model folder again."
+    if broken == answered:
+        raise StageError(f"{config.model}: the attention of all {answered} answers is NaN or infinite. {remedy}")
+    if broken >= WARN_NON_FINITE_SHARE * answered:
+        log.warning("the attention of %d of %d answers is NaN or infinite. %s", broken, answered, remedy)
+
+
 def _rows(
     records: Sequence[Record], model: VisionLanguageModel, config: AttentionConfig, log: logging.Logger
 ) -> Iterator[_Row]:
@@ -187,7 +212,7 @@ def _rows(
         unanswered.extend(_Row(question.index, problem.reason) for question in group.questions)
 
     batch_size = min(config.batch_size, max(1, sum(bool(record["image"]) for record in records)))
-    groups = _groups(records, model, config.batch_size, unanswered)
+    groups = _groups(records, model, config.batch_size, unanswered, log)
     pictures = prefetch(groups, config.image_root_uri, model.preprocess, 2 * batch_size, on_problem)
     for answer in AnswerGenerator(model, config.max_new_tokens, batch_size).generate(pictures):
         yield _answered(answer)
@@ -197,7 +222,11 @@ def _rows(
 
 
 def _groups(
-    records: Sequence[Record], model: VisionLanguageModel, batch_size: int, unanswered: list[_Row]
+    records: Sequence[Record],
+    model: VisionLanguageModel,
+    batch_size: int,
+    unanswered: list[_Row],
+    log: logging.Logger,
 ) -> Iterator[PictureQuestions]:
     """The questions of each picture, within a window of records, the shortest prompts first.
 
@@ -206,8 +235,13 @@ def _groups(
         model: Makes the prompts.
         batch_size: A window is some batches long.
         unanswered: Gets the rows of records without a question to ask.
+        log: The stage's.
+
+    Raises:
+        StageError: Most words of the questions are unknown to the model, by the first window or by all.
     """
     window = _WINDOW_BATCHES * batch_size
+    words, unasked = UnknownWords(model.folders[0]), model.prompt("")
     for start in range(0, len(records), window):
         by_image: dict[str, list[Question]] = {}
         for index, record in enumerate(records[start : start + window], start):
@@ -218,12 +252,27 @@ def _groups(
                 unanswered.append(_Row(index, outcomes.NO_QUESTION))
                 continue
             prompt = model.prompt(record["question"])
+            _count_unknown(words, prompt, unasked, model.unk_token_id)
             if prompt.num_tokens + model.num_vision_tokens > model.context_length:
                 unanswered.append(_Row(index, outcomes.PROMPT_TOO_LONG))
                 continue
             by_image.setdefault(record["image"], []).append(Question(index, prompt))
+        if start == 0:
+            words.check()
         groups = [PictureQuestions(image, tuple(questions)) for image, questions in by_image.items()]
         yield from sorted(groups, key=_longest_prompt)
+    words.check()
+    if warning := words.warning():
+        log.warning("%s", warning)
+
+
+def _count_unknown(words: UnknownWords, prompt: Prompt, unasked: Prompt, unknown: int | None) -> None:
+    """Count a question's tokens: those of its prompt beyond the ones of every prompt."""
+
+    def count(counted: Prompt) -> int:
+        return sum(token == unknown for token in (*counted.before, *counted.after))
+
+    words.add(max(0, count(prompt) - count(unasked)), max(0, prompt.num_tokens - unasked.num_tokens))
 
 
 def _longest_prompt(group: PictureQuestions) -> int:

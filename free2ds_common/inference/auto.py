@@ -7,26 +7,47 @@ cover what that cannot show: windows, and what the model around the decoder adds
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
-from free2ds_common.checkpoints import read_json_object
 from free2ds_common.errors import StageError, first_line
 from free2ds_common.inference import original_layout
 from free2ds_common.inference.model import Pixels, VisionLanguageModel
+from free2ds_common.inference.model_folder import (
+    check_folder,
+    loading,
+    read_config,
+    read_settings,
+    require_believable_depth,
+    require_token_ids,
+)
 from free2ds_common.inference.packed_linear import pack_linear_layers
 from free2ds_common.inference.probe import NOT_PLAIN, probe
 from free2ds_common.inference.prompts import PLACEHOLDER, Prompt, build_prompt, method_settings
-from free2ds_common.inference.tokenizers import load_tokenizer, transformers_tokenizer
-from free2ds_common.inference.weights import refuse_unfit, stored_tensors
+from free2ds_common.inference.tokenizers import (
+    LoadedTokenizer,
+    load_tokenizer,
+    require_fitting_vocabulary,
+    transformers_tokenizer,
+    vocabulary_size,
+)
+from free2ds_common.inference.weights import (
+    StoredTensor,
+    is_unused,
+    refuse_unfit,
+    refuse_unknown,
+    require_finite,
+    require_index_metadata,
+    stored_shapes,
+)
 
 # Kind of layer, and the config entry that says how many tokens back it sees.
 _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
@@ -36,6 +57,8 @@ class ChatTokenizer(Protocol):
     """What a chat prompt needs of a transformers tokenizer."""
 
     bos_token_id: int | None
+    eos_token_id: int | None
+    unk_token_id: int | None
     chat_template: str | None
 
     def apply_chat_template(
@@ -58,21 +81,27 @@ def load_auto(folder: Path, device: torch.device, dtype: torch.dtype, system: st
         prompt: "method", or "chat" for the model's own chat template.
 
     Raises:
-        StageError: It cannot be loaded, its pictures are no fixed square of tokens, it has no chat template where one
-            is wanted, or its attention is not what generation assumes.
+        StageError: It cannot be loaded, its weights or tokenizer are not the config's, its pictures are no fixed square
+            of tokens, it has no chat template where one is wanted, or its attention is not what generation assumes.
     """
-    original_layout.read_config(folder)
-    for _ in stored_tensors(folder):  # memory-mapped, not read: names a torn file
-        pass
-    try:
+    check_folder(folder)
+    stored = stored_shapes(folder)
+    require_index_metadata(folder)
+    require_believable_depth(folder, read_config(folder), len(stored))
+    with loading(folder, "an image-text-to-text model"):
+        config = AutoConfig.from_pretrained(folder)
+        text = config.get_text_config()
+        require_token_ids(folder, text.to_dict(), text.vocab_size)
+        _refuse_larger_model(folder, config, stored)
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
         # Misshapen tensors are reported below; transformers itself raises the same error as a failed allocation.
-        model, loading = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise StageError(f"{folder}: cannot be loaded as an image-text-to-text model ({first_line(error)}).") from error
-    refuse_unfit(str(folder), sorted(loading["mismatched_keys"]), sorted(loading["missing_keys"]))
+    refuse_unfit(str(folder), sorted(found["mismatched_keys"]), sorted(found["missing_keys"]))
+    refuse_unknown(folder, sorted(name for name in found["unexpected_keys"] if not is_unused(name)))
+    for name, parameter in model.named_parameters():
+        require_finite(folder, name, parameter)
     _refuse_marked_tokens(model, folder)
     model = model.to(device).eval()
     decoder = getattr(getattr(model, "model", model), "language_model", None)
@@ -90,7 +119,7 @@ def load_auto(folder: Path, device: torch.device, dtype: torch.dtype, system: st
         return features if isinstance(features, torch.Tensor) else torch.stack(list(features))
 
     grid = _grid(folder, preprocess, encode_images, device)
-    build, settings = _prompt(folder, system, prompt)
+    build, settings, tokenizer = _prompt(folder, system, prompt, decoder.config)
     loaded = VisionLanguageModel(
         decoder=decoder,
         lm_head=model.get_output_embeddings(),
@@ -99,10 +128,17 @@ def load_auto(folder: Path, device: torch.device, dtype: torch.dtype, system: st
         preprocess=preprocess,
         encode_images=encode_images,
         grid=grid,
-        eos_token_ids=original_layout.eos_token_ids(folder, decoder.config.to_dict()),
+        eos_token_ids=original_layout.eos_token_ids(
+            folder,
+            read_config(folder),
+            decoder.config.to_dict(),
+            default=tokenizer.eos_token_id,
+            vocab_size=decoder.config.vocab_size,
+        ),
         context_length=decoder.config.max_position_embeddings,
         preprocessing=json.loads(processor.to_json_string()),
         folders=(folder,),
+        unk_token_id=tokenizer.unk_token_id,
     )
     probe(loaded, str(folder))
     return loaded
@@ -136,21 +172,63 @@ def _refuse_windows(config: PreTrainedConfig, folder: Path) -> None:
             raise StageError(f"{folder}: {entry} is {window} of {config.max_position_embeddings} tokens: {NOT_PLAIN}")
 
 
-def _prompt(folder: Path, system: str, prompt: str) -> tuple[Callable[[str], Prompt], Mapping[str, object]]:
-    """How a question becomes a prompt, and what the manifest says about it; arguments as in `load_auto`."""
+def _refuse_larger_model(folder: Path, config: PreTrainedConfig, stored: Sequence[StoredTensor]) -> None:
+    """Refuse a config whose model is larger than the checkpoint, before memory is taken for it.
+
+    transformers renames and splits tensors while it loads, so names and shapes can be compared only after that.
+
+    Raises:
+        StageError: The model has more than twice as many numbers as are stored.
+    """
+    with torch.device("meta"):
+        try:
+            model = AutoModelForImageTextToText.from_config(config)
+        except RuntimeError as error:  # nothing is allocated there: sizes that no tensor can have
+            raise ValueError(first_line(error)) from error
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    found = sum(math.prod(tensor.shape) for tensor in stored)
+    if wanted > 2 * found:
+        raise StageError(
+            f"{folder}: config.json describes a model of {wanted} numbers, but {found} are stored. The weights do not "
+            "fit config.json."
+        )
+
+
+class _Special(Protocol):
+    """Special tokens of a tokenizer."""
+
+    eos_token_id: int | None
+    unk_token_id: int | None
+
+
+def _prompt(
+    folder: Path, system: str, prompt: str, decoder: PreTrainedConfig
+) -> tuple[Callable[[str], Prompt], Mapping[str, object], _Special]:
+    """How a question becomes a prompt, what the manifest says about it, and the tokenizer.
+
+    Args:
+        folder: As in `load_auto`.
+        system: As in `load_auto`.
+        prompt: As in `load_auto`.
+        decoder: The decoder's config.
+    """
     if prompt == "chat":
-        build = partial(chat_prompt, tokenizer=_chat_tokenizer(folder), folder=folder)
+        chat = _chat_tokenizer(folder, decoder.vocab_size)
+        build = partial(chat_prompt, tokenizer=chat, folder=folder)
         build("Which?")  # so that a missing template is reported before any picture is read
-        return build, {"style": "chat"}
-    return partial(build_prompt, system=system, tokenizer=load_tokenizer(folder)), method_settings(system)
+        return build, {"style": "chat"}, chat
+    tokenizer: LoadedTokenizer = load_tokenizer(folder, decoder.model_type, decoder.vocab_size)
+    return partial(build_prompt, system=system, tokenizer=tokenizer), method_settings(system), tokenizer
 
 
-def _chat_tokenizer(folder: Path) -> ChatTokenizer:
+def _chat_tokenizer(folder: Path, vocab_size: int) -> ChatTokenizer:
     """The tokenizer with its chat template, which may be in the processor's older file."""
-    tokenizer: ChatTokenizer = transformers_tokenizer(folder)
+    loaded = transformers_tokenizer(folder)
+    require_fitting_vocabulary(folder, vocabulary_size(loaded), vocab_size)
+    tokenizer: ChatTokenizer = loaded
     older = folder / "chat_template.json"
     if tokenizer.chat_template is None and older.is_file():
-        tokenizer.chat_template = read_json_object(older).get("chat_template")
+        tokenizer.chat_template = read_settings(older).get("chat_template")
     return tokenizer
 
 

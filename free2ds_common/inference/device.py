@@ -4,10 +4,36 @@ import logging
 
 import torch
 
+from free2ds_common.errors import SettingError
 
-def choose_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+def choose_device(require_gpu: bool = False) -> torch.device:
+    """The GPU where there is one, else the CPU.
+
+    Args:
+        require_gpu: Do not go on with the CPU.
+
+    Raises:
+        SettingError: A GPU is required, and torch finds none.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if require_gpu:
+        built = "torch sees no GPU" if torch.version.cuda else "this torch is built without CUDA"
+        raise SettingError(
+            "require_gpu",
+            f"there is no GPU here ({built}). Check the step's GPU limit and node selector, the node's driver and that "
+            "the image is the CUDA one, or set require_gpu to false.",
+        )
+    return torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is, for logs and manifests: "GPU NVIDIA H100 80GB HBM3" or "CPU with 8 threads"."""
+    if device.type == "cuda":
+        return f"GPU {torch.cuda.get_device_name(device)}"
+    threads = torch.get_num_threads()
+    return f"CPU with {threads} thread{'s' if threads != 1 else ''}"
 
 
 def torch_dtype(name: str, device: torch.device) -> torch.dtype:

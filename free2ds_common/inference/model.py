@@ -30,6 +30,7 @@ class VisionLanguageModel:
         context_length: Tokens that the decoder can take, prompt and picture together.
         preprocessing: The picture processor's settings, for the manifest (JSON values).
         folders: The folders that weights and settings were read from, none inside another.
+        unk_token_id: The token of unknown words; None if there is none.
     """
 
     decoder: PreTrainedModel
@@ -43,6 +44,7 @@ class VisionLanguageModel:
     context_length: int
     preprocessing: Mapping[str, object]
     folders: tuple[Path, ...]
+    unk_token_id: int | None = None
 
     @property
     def num_vision_tokens(self) -> int:

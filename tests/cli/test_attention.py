@@ -150,6 +150,8 @@ OPTIONS = (
     "max-new-tokens",
     "batch-size",
     "dtype",
+    "require-gpu",
+    "no-require-gpu",
 )
 
 

@@ -25,10 +25,23 @@ def test_wrong_input_is_one_sentence_and_exit_2(main, arguments, message, capsys
     assert error.count("\n") == 1
 
 
+BERT_OPTIONS = (
+    "records",
+    "model",
+    "revision",
+    "batch-tokens",
+    "dtype",
+    "require-gpu",
+    "no-require-gpu",
+    "part",
+    "features",
+)
+
+
 @pytest.mark.parametrize(
     ("main", "options"),
     [
-        (bert, {"records", "model", "revision", "batch-tokens", "dtype", "part", "features", "help"}),
+        (bert, {*BERT_OPTIONS, "help"}),
         (scoring, {"features", "num-clusters", "num-iterations", "seed", "scores", "kmeans", "help"}),
     ],
 )

@@ -331,7 +331,7 @@ def broken_processor(folder):
         (empty_index, "model.safetensors.index.json has no weight_map"),
         (broken_generation_config, "generation_config.json is no JSON object"),
         (broken_tokenizer, "tokenizer.model: cannot be read as a tokenizer"),
-        (broken_processor, "preprocessor_config.json cannot be read"),
+        (broken_processor, "preprocessor_config.json is no JSON object"),
         (another_width, r"mlp.*weight \(.*256.*\) instead of \(.*700.*\).*do not fit config.json"),
         (another_depth, r"no weights for model.language_model.layers.3.* and 49 more. The checkpoint is incomplete"),
         (no_shard, "names model-00002-of-00002.safetensors, which is not there"),
