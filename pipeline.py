@@ -64,6 +64,7 @@ def score_shard(
     max_new_tokens: int,
     attention_batch_size: int,
     dtype: str,
+    require_gpu: bool,
     gpu_type: str,
     gpu_count: str,
     gpu_step_cpu: str,
@@ -88,6 +89,8 @@ def score_shard(
         max_new_tokens=max_new_tokens,
         batch_size=attention_batch_size,
         dtype=dtype,
+        require_gpu=require_gpu,
+        gpu_count=gpu_count,
         code_version=code_version,
     )
     mgm = mgm_attention(
@@ -103,6 +106,8 @@ def score_shard(
         max_new_tokens=max_new_tokens,
         batch_size=attention_batch_size,
         dtype=dtype,
+        require_gpu=require_gpu,
+        gpu_count=gpu_count,
         code_version=code_version,
     )
     gpu_step = GpuStep(
@@ -166,6 +171,7 @@ def free2ds(
     top_percent: float = JointSelectionSettings.top_percent,
     stratify: str = JointSelectionSettings.stratify,
     seed: int = JointSelectionSettings.seed,
+    require_gpu: bool = ResourceSettings.require_gpu,
     gpu_type: str = ResourceSettings.gpu_type,
     gpu_count: str = ResourceSettings.gpu_count,
     gpu_step_cpu: str = ResourceSettings.gpu_step_cpu,
@@ -221,6 +227,7 @@ def free2ds(
             max_new_tokens=max_new_tokens,
             attention_batch_size=attention_batch_size,
             dtype=dtype,
+            require_gpu=require_gpu,
             gpu_type=gpu_type,
             gpu_count=gpu_count,
             gpu_step_cpu=gpu_step_cpu,
@@ -236,6 +243,8 @@ def free2ds(
             revision=bert_revision,
             batch_tokens=bert_batch_tokens,
             dtype=dtype,
+            require_gpu=require_gpu,
+            gpu_count=gpu_count,
             code_version=code_version,
         )
     )

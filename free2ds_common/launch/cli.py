@@ -136,7 +136,9 @@ def _cluster_options() -> argparse.ArgumentParser:
 
 def _run(package: Package, arguments: argparse.Namespace) -> int:
     """Run the whole pipeline on this machine."""
-    values = with_absolute_paths(read_parameters(package, arguments.params_file, arguments.param))
+    given = read_parameters(package, arguments.params_file, arguments.param)
+    # A machine without a GPU takes longer and does the same; on a cluster it would be a step in the wrong place.
+    values = {"require_gpu": False, **with_absolute_paths(given)}
     in_images = arguments.runner == "docker"
     if not in_images and (arguments.registry or arguments.network):
         raise StageError("--registry and --network: only --runner docker uses images. Add it, or leave them out.")

@@ -21,6 +21,7 @@ PARAMETER_TYPES: dict[str, type] = {
     "STRING": str,
     "NUMBER_INTEGER": int,
     "NUMBER_DOUBLE": float,
+    "BOOLEAN": bool,
     "STRUCT": dict,
     "LIST": list,
 }
@@ -198,10 +199,10 @@ class Package:
 
     def _describe(self) -> None:
         """Write the settings' and ports' descriptions into the spec; KFP knows those of docstrings only."""
-        versions = descriptions(Versions)
-        of_run: dict[str, list[str]] = {name: [text] for name, text in descriptions(ResourceSettings).items()}
+        resources = descriptions(ResourceSettings)
+        of_run: dict[str, list[str]] = {name: [text] for name, text in resources.items()}
         for task in self.stage_tasks:
-            texts = versions | descriptions(task.config_class())
+            texts = descriptions(Versions) | resources | descriptions(task.config_class())
             component = self.spec["components"][task.component]
             for definitions in (component["inputDefinitions"], component["outputDefinitions"]):
                 for port, definition in {
@@ -211,7 +212,12 @@ class Package:
                     if port in texts:
                         definition["description"] = texts[port]
             for parameter, source in task.sources.items():
-                if parameter in texts and texts[parameter] not in of_run.setdefault(source, []):
+                # The run's own words go before a stage's.
+                if (
+                    parameter in texts
+                    and source not in resources
+                    and texts[parameter] not in of_run.setdefault(source, [])
+                ):
                     of_run[source].append(texts[parameter])
         for name, definition in self.spec["root"]["inputDefinitions"]["parameters"].items():
             if name in of_run:

@@ -20,6 +20,7 @@ WORDS: dict[type, str] = {
     str: "text",
     int: "a whole number",
     float: "a number",
+    bool: "true or false",
     dict: "a JSON object",
     list: "a JSON list",
 }

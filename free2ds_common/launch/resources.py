@@ -24,6 +24,8 @@ class ResourceSettings(Settings):
     """The run parameters that say what steps ask for; no stage reads them.
 
     Attributes:
+        require_gpu: Whether an attention or BERT step that finds no GPU fails at once; never with a gpu_count of 0, and off
+            in a local run unless it is given.
         gpu_type: Resource name of the accelerator that the attention and BERT steps ask for.
         gpu_count: Accelerators per step; 0 for a cluster without any.
         gpu_step_cpu: CPU cores requested by a step with an accelerator.
@@ -34,6 +36,7 @@ class ResourceSettings(Settings):
         tolerations: Taints of those nodes that do not keep the steps away.
     """
 
+    require_gpu: bool = True
     gpu_type: str = "nvidia.com/gpu"
     # Text like all of them: the driver of KFP 2.17 drops an accelerator count that is a number, without a word.
     gpu_count: str = "1"

@@ -171,7 +171,9 @@ def fields_of(stage, kind):
 # The graph has one BERT step; from a shell several may share the work.
 SHELL_ONLY = {"bert_features": {"part"}}
 STAGES = [name.replace("-", "_") for name in GPU_TASKS + CPU_TASKS]
-TYPES = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float}
+TYPES = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool}
+# Beside settings and versions: whether a step was given a GPU decides whether it must have one.
+GPU_ECHO = {"gpu_count"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -183,7 +185,7 @@ def test_a_components_signature_is_its_config(compiled, stage):
     parameters = {
         name: TYPES[definition["parameterType"]]
         for name, definition in inputs["parameters"].items()
-        if not name.startswith(RESOURCE_INPUTS) and name not in VERSIONS
+        if not name.startswith(RESOURCE_INPUTS) and name not in VERSIONS | GPU_ECHO
     }
     assert parameters == {name: field.type for name, field in settings.items()}
     ports = set(inputs.get("artifacts", {})) | set(outputs["artifacts"])
@@ -193,7 +195,7 @@ def test_a_components_signature_is_its_config(compiled, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_parameter_and_port_of_a_step_is_described_by_its_config(compiled, stage):
     component = compiled.component(stage.replace("_", "-"))
-    known = descriptions(class_of(stage, "Config")) | descriptions(VersionSettings)
+    known = descriptions(ResourceSettings) | descriptions(class_of(stage, "Config")) | descriptions(VersionSettings)
     for definitions in (component["inputDefinitions"], component["outputDefinitions"]):
         for name, definition in {**definitions.get("parameters", {}), **definitions.get("artifacts", {})}.items():
             if name.startswith(RESOURCE_INPUTS) or name == "Output":
@@ -216,7 +218,7 @@ def test_the_pipelines_defaults_are_the_settings():
     for task in package.stage_tasks:
         defaults = {**fields_of(task.stage, "Settings"), **{f.name: f for f in dataclasses.fields(VersionSettings)}}
         for name, source in task.sources.items():
-            if name in defaults:
+            if name in defaults and source not in RESOURCES:
                 wanted.setdefault(source, set()).add(defaults[name].default)
     for field in dataclasses.fields(ResourceSettings()):
         wanted.setdefault(field.name, set()).add(json.dumps(getattr(ResourceSettings(), field.name), sort_keys=True))

@@ -15,7 +15,7 @@ from free2ds_common.launch.package import Package
 from free2ds_common.result import Counts, StageResult
 
 # The run parameter of every setting, by stage. Written by hand: it is what the README and the form promise.
-ATTENTION = ("max_new_tokens", "dtype", "image_root_uri")
+ATTENTION = ("max_new_tokens", "dtype", "image_root_uri", "require_gpu")
 SETTINGS = {
     "ingest": {
         "dataset_uri": "dataset_uri",
@@ -47,6 +47,7 @@ SETTINGS = {
         "revision": "bert_revision",
         "batch_tokens": "bert_batch_tokens",
         "dtype": "dtype",
+        "require_gpu": "require_gpu",
     },
     "cluster_scoring": {"num_clusters": "num_clusters", "num_iterations": "num_iterations", "seed": "seed"},
     "joint_selection": {
@@ -111,7 +112,12 @@ def tasks(package):
 @pytest.fixture(scope="module")
 def values(package):
     """A value of its own for each run parameter, of the right type; what it means plays no part."""
-    make = {str: lambda n, name: f"{name} {n}", int: lambda n, _: 1000 + n, float: lambda n, _: n + 0.5}
+    make = {
+        bool: lambda *_: True,
+        str: lambda n, name: f"{name} {n}",
+        int: lambda n, _: 1000 + n,
+        float: lambda n, _: n + 0.5,
+    }
     return {
         name: make[parameter.kind](number, name) if parameter.kind in make else {"its": name}
         for number, (name, parameter) in enumerate(package.parameters.items())
@@ -155,8 +161,10 @@ def run_component(monkeypatch, tmp_path):
 
 
 def handed_over(task, values):
-    """What the graph hands to a task's component, resources apart."""
+    """What the graph hands to a task's component, resources apart; a GPU step is told how many GPUs it has."""
     names = set(SETTINGS[task.stage]) | set(VERSIONS[task.stage])
+    if "require_gpu" in names:
+        names.add("gpu_count")
     return {name: values[source] for name, source in task.sources.items() if name in names}
 
 
@@ -172,6 +180,18 @@ def test_parameters_reach_the_settings(stage, tasks, values, run_component):
     config, _ = run_component(stage, handed_over(tasks[stage], values))
     found = {name: getattr(config, name) for name in SETTINGS[stage]}
     assert found == {name: values[source] for name, source in SETTINGS[stage].items()}
+
+
+@pytest.mark.parametrize("stage", ["llava_attention", "mgm_attention", "bert_features"])
+@pytest.mark.parametrize(
+    ("require_gpu", "gpu_count", "required"), [(True, "1", True), (True, "0", False), (False, "1", False)]
+)
+def test_a_step_that_was_given_gpus_must_find_one(
+    stage, require_gpu, gpu_count, required, tasks, values, run_component
+):
+    given = {**values, "require_gpu": require_gpu, "gpu_count": gpu_count}
+    config, _ = run_component(stage, handed_over(tasks[stage], given))
+    assert config.require_gpu is required
 
 
 @pytest.mark.parametrize("stage", SETTINGS)

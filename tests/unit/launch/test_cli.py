@@ -74,11 +74,22 @@ def test_what_a_run_is_started_with(local_run, tmp_path, monkeypatch):
     seen = local_run(lambda: 0)
     pipeline.main(["run", "--output-dir", "out", "--keep-work", *REQUIRED, "--param", "num_shards=7"])
     (run,) = seen
-    assert run.values == {"dataset_uri": f"{tmp_path}/d.json", "image_root_uri": "", "num_shards": 7}
+    assert run.values == {
+        "require_gpu": False,
+        "dataset_uri": f"{tmp_path}/d.json",
+        "image_root_uri": "",
+        "num_shards": 7,
+    }
     assert run.num_shards == 7
     assert run.output_dir == tmp_path / "out"
     assert run.keep_work
     assert not run.in_images
+
+
+def test_a_run_on_this_machine_may_ask_for_a_gpu(local_run, tmp_path):
+    seen = local_run(lambda: 0)
+    pipeline.main(["run", "--output-dir", str(tmp_path), *REQUIRED, "--param", "require_gpu=true"])
+    assert seen[0].values["require_gpu"] is True
 
 
 def test_the_number_of_shards_has_a_default(local_run, tmp_path):

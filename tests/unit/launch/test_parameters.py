@@ -26,6 +26,7 @@ def test_parameters_get_their_types(package):
         "dataset_version": ("a=b", "a=b"),
         "node_selector": ('{"a": "b"}', {"a": "b"}),
         "tolerations": ("[]", []),
+        "require_gpu": ("false", False),
     }
     assignments = [*REQUIRED[1::2], *(f"{name}={text}" for name, (text, _) in given.items())]
     assert read_parameters(package, "", assignments) == {
@@ -117,6 +118,8 @@ def test_a_parameter_file_yields_to_the_command_line(package, write, tmp_path):
             [*REQUIRED, "--param", "gpu_count=1.0"],
             "gpu_count: got '1.0', wanted a whole number such as 1, or 0 for non",
         ),
+        ([*REQUIRED, "--param", "require_gpu=yes"], "require_gpu: got 'yes', wanted true or false."),
+        ([*REQUIRED, "--param", "require_gpu=1"], "require_gpu: got 1, wanted true or false."),
         ([*REQUIRED, "--param", "gpu_type=gpu"], "gpu_type: got 'gpu', wanted a resource such as nvidia"),
         (
             [*REQUIRED, "--param", "gpu_step_memory=32GB"],
