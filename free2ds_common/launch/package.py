@@ -212,13 +212,10 @@ class Package:
                     if port in texts:
                         definition["description"] = texts[port]
             for parameter, source in task.sources.items():
+                words = of_run.setdefault(source, [])
                 # The run's own words go before a stage's.
-                if (
-                    parameter in texts
-                    and source not in resources
-                    and texts[parameter] not in of_run.setdefault(source, [])
-                ):
-                    of_run[source].append(texts[parameter])
+                if parameter in texts and source not in resources and texts[parameter] not in words:
+                    words.append(texts[parameter])
         for name, definition in self.spec["root"]["inputDefinitions"]["parameters"].items():
             if name in of_run:
                 definition["description"] = " ".join(of_run[name])

@@ -24,7 +24,7 @@ class ResourceSettings(Settings):
     """The run parameters that say what steps ask for; no stage reads them.
 
     Attributes:
-        require_gpu: Whether an attention or BERT step that finds no GPU fails at once; never with a gpu_count of 0, and off
+        require_gpu: Whether an attention or BERT step that finds no GPU fails at once; not with a gpu_count of 0. Off
             in a local run unless it is given.
         gpu_type: Resource name of the accelerator that the attention and BERT steps ask for.
         gpu_count: Accelerators per step; 0 for a cluster without any.
