@@ -113,9 +113,7 @@ def _status(error: BaseException) -> int:
     """The HTTP status of an error; 0 for none."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
-        response = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if str(response).isdecimal():
-        return int(response)
+        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     # requests and httpx; aiohttp, which warns of the last one; gcsfs, which also has text, google.api_core and urllib.
     for source, name in ((response, "status_code"), (error, "status"), (error, "code")):
         found = str(getattr(source, name, ""))

@@ -32,12 +32,17 @@ def configure_logging(*, replace: bool = False) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=replace)
+    quiet_libraries()
+    sys.excepthook = print_redacted_traceback
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from logging what is no news of the run's."""
     for chatty in ("httpx", "urllib3", "google", "fsspec", "PIL", "transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    # They log the traceback of every failed request; what a failure means is said by free2ds_common.retry.
+    # They log the traceback of a request that failed; what the failure means is said by free2ds_common.retry.
     for chatty in ("gcsfs", "httpx2", "aiobotocore", "botocore"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
-    sys.excepthook = print_redacted_traceback
 
 
 def print_redacted_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

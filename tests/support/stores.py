@@ -111,8 +111,8 @@ def _handler(store: Store) -> type[BaseHTTPRequestHandler]:
 
         do_HEAD = do_GET
 
-        def log_message(self, format: str, *values: object) -> None:
-            pass
+        def log_request(self, *_: object) -> None:
+            """Say nothing."""
 
     return Handler
 

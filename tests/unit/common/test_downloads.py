@@ -158,7 +158,7 @@ def test_a_store_that_lists_a_name_outside_the_folder(tmp_path, listing, name):
 
 def test_a_store_that_lists_a_file_as_a_folder(listing, cache):
     listing("weights", "weights/one.bin")
-    with pytest.raises(StageError, match="lists 'weights' and 'weights/one.bin', which cannot both be files here"):
+    with pytest.raises(StageError, match=r"lists 'weights' and 'weights/one\.bin', which cannot both be files here"):
         download("listing://model", cache)
 
 
@@ -293,7 +293,7 @@ def test_a_web_server_that_stays_busy_leaves_out_nothing(model, cache, store, pa
 
 def test_a_web_server_that_refuses_a_file(model, cache, store, pauses):
     store.script("/model/config.json", Answer(403))
-    with pytest.raises(StageError, match="/model/config.json: may not be read"):
+    with pytest.raises(StageError, match=r"/model/config\.json: may not be read"):
         download(model, cache)
 
 

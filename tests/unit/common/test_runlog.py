@@ -18,11 +18,10 @@ def raised():
         return sys.exc_info()
 
 
-@pytest.mark.parametrize("values", [("reading %s", (URI,)), (f"reading {URI}", ())])
-def test_a_line(values):
-    line = RedactingFormatter("%(name)s: %(message)s").format(
-        logging.makeLogRecord({"name": "n", "msg": values[0], "args": values[1]})
-    )
+@pytest.mark.parametrize(("message", "values"), [("reading %s", (URI,)), (f"reading {URI}", ())])
+def test_a_line(message, values):
+    record = logging.makeLogRecord({"name": "n", "msg": message, "args": values})
+    line = RedactingFormatter("%(name)s: %(message)s").format(record)
     assert line == "n: reading https://***@host/x?token=***"
 
 

@@ -23,14 +23,8 @@ def png():
 @pytest.fixture
 def ingest(store, tmp_path):
     """Reads two records, each with a picture, from a store."""
-    records = [
-        {
-            "id": name,
-            "image": name,
-            "conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "!"}],
-        }
-        for name in ("a.png", "b.png")
-    ]
+    asked = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "!"}]
+    records = [{"id": name, "image": name, "conversations": asked} for name in ("a.png", "b.png")]
     store.script("/data.json", Answer(body=json.dumps(records).encode()))
     for name in ("a.png", "b.png"):
         store.script(f"/pictures/{name}", Answer(body=png()))

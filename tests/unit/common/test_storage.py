@@ -222,7 +222,7 @@ def test_a_disk_that_takes_nothing(tmp_path, number, words):
 
 def test_other_errors_of_the_disk_stay(tmp_path):
     with pytest.raises(IsADirectoryError), room_on_disk(tmp_path):
-        open(tmp_path, "w")
+        tmp_path.write_text("")
 
 
 def test_atomic_writer_on_a_full_disk(tmp_path, monkeypatch):
@@ -316,9 +316,7 @@ def test_a_store_that_stays_busy_fails_with_the_file_s_name(store, pauses):
 
 
 def test_nobody_there(pauses):
-    with pytest.raises(
-        StoreError, match=r"^http://127\.0\.0\.1:9/x: could not be read in 8 tries .*annot connect to host"
-    ):
+    with pytest.raises(StoreError, match=r"^http://127\.0\.0\.1:9/x: could not be read in 8 tries .*Cannot connect"):
         fetched("http://127.0.0.1:9/x")
 
 
