@@ -67,7 +67,7 @@ def local_folder(uri: str, cache_dir: str) -> str:
     files = _files_below(fs, root, uri)
     known = all(file.version.keys() - {"size"} for file in files.values())
     name = _digest([redacted(uri), _versions(files)])
-    if known and (cache / name).is_dir():
+    if (cache / name).is_dir():
         return str(cache / name)
     with room_on_disk(cache):
         cache.mkdir(parents=True, exist_ok=True)

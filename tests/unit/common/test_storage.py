@@ -276,27 +276,49 @@ def test_a_body_shorter_than_the_store_said_is_tried_again(store, pauses):
 
 
 class Sized(io.BytesIO):
+    """A file that says its length and hands over 1000 bytes at a time."""
+
     size = len(BODY)
+
+    def read(self, size=-1, /):
+        return super().read(min(size, 1000))
 
 
 class Short(fsspec.AbstractFileSystem):
-    """A store whose files end before their length, the first time or always."""
+    """A store whose files end before their length: whole/x never, once/x the first time, always/x always."""
 
     protocol = "short"
 
+    def __init__(self):
+        super().__init__()
+        self.opened = 0
+
+    def info(self, path):
+        return {"name": path, "size": len(BODY), "type": "file"}
+
     def open(self, path, mode):
-        handle = Sized(BODY if path == "once" and self.opened else BODY[:-1])
-        self.opened = True
-        return handle
-
-    opened = False
+        self.opened += 1
+        short = path.startswith("always") or (path.startswith("once") and self.opened == 1)
+        return Sized(BODY[:-1] if short else BODY)
 
 
-def test_a_body_shorter_than_its_length(pauses):
-    assert read_bytes(Short(skip_instance_cache=True), "once", 1 << 20, "short://once") == BODY
+@pytest.fixture
+def short():
+    fsspec.register_implementation("short", Short, clobber=True)
+    Short.clear_instance_cache()
+
+
+def test_a_store_that_hands_over_a_little_at_a_time(short, pauses):
+    assert fetched("short://whole/x") == BODY
+    assert pauses == []
+
+
+@pytest.mark.parametrize("read", [lambda uri: fetched(uri), lambda uri: streamed(uri)], ids=["at once", "as a stream"])
+def test_a_body_shorter_than_its_length(short, pauses, read):
+    assert read("short://once/x") == BODY
     assert len(pauses) == 1
-    with pytest.raises(StoreError, match=r"^short://always: .* in 8 tries .*only 10239 of 10240 bytes came\)$"):
-        read_bytes(Short(skip_instance_cache=True), "always", 1 << 20, "short://always")
+    with pytest.raises(StoreError, match=r"^short://always/x: .* in 8 tries .*only 10239 of 10240 bytes came\)$"):
+        read("short://always/x")
 
 
 def test_a_slow_store_is_given_up(store, pauses, monkeypatch):
