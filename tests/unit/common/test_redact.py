@@ -1,7 +1,7 @@
 """What is taken out of texts, and what stays."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from free2ds_common.redact import redacted, redacted_values
@@ -83,12 +83,14 @@ def test_values_of_every_depth():
     assert value["uri"] == secret
 
 
+@settings(deadline=None, database=None)
 @given(st.text(alphabet=st.sampled_from("ab:/@?&=#*. htp'\"<token"), max_size=60))
 def test_a_second_call_changes_nothing(text):
     once = redacted(text)
     assert redacted(once) == once
 
 
+@settings(deadline=None, database=None)
 @given(
     st.sampled_from(["http", "https", "s3", "sftp"]),
     st.text(alphabet=st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="/?#"), min_size=1),
