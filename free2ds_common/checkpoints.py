@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from free2ds_common.datasets import sha256_of_file
+from free2ds_common.downloads import local_folder
 from free2ds_common.errors import StageError, first_line
-from free2ds_common.storage import local_folder
+from free2ds_common.storage import require_regular_file
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _SETTINGS_SUFFIXES = (".json", ".model", ".txt", ".jinja")
@@ -25,7 +26,8 @@ def resolve_model(model: str, revision: str, cache_dir: str = "") -> str:
         cache_dir: Where a download from an object store goes; empty for a folder below HF_HOME or the temporary one.
 
     Raises:
-        StageError: Nothing is there, or the hub cannot be reached.
+        StageError: Nothing is there, the store refuses it, or the hub cannot be reached.
+        StoreError: The store does not answer.
     """
     if not model:
         raise StageError("model: is empty, wanted a folder, a URI or a hub id.")
@@ -57,11 +59,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: It is not there.
-        StageError: It is not a JSON object.
+        StageError: It is not a JSON object, or a pipe or a device.
     """
+    require_regular_file(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise StageError(f"{path.parent}: {path.name} is no JSON object. Copy the model folder again.")

@@ -49,7 +49,8 @@ def stage_main(
         show: Prints the result.
 
     Returns:
-        0, or 2 with one sentence on stderr when the set-up is wrong. Other errors keep their traceback.
+        0; with one sentence on stderr 2 when the set-up is wrong, 1 when a store does not answer. Other errors keep
+        their traceback.
     """
     parsed = parse(config, argv, f"python -m components.{stage}")
 

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from free2ds_common import __version__
 from free2ds_common.errors import StageError
+from free2ds_common.redact import redacted_values
 from free2ds_common.schemas import Schema
-from free2ds_common.storage import atomic_writer
+from free2ds_common.storage import atomic_writer, room_on_disk
 
 MANIFEST = "_manifest.json"
 ROWS_PER_PART = 50_000
@@ -34,7 +35,8 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 class DatasetWriter:
     """Writes rows into parts of `rows_per_part` and seals the folder if the `with` block ends without an error.
 
-    `manifest` may be filled until the block ends (parameters, model, counts, sources).
+    `manifest` may be filled until the block ends (parameters, model, counts, sources); it is stored without the
+    credentials of the URIs in it.
     """
 
     def __init__(self, folder: str | os.PathLike[str], schema: Schema, rows_per_part: int = ROWS_PER_PART) -> None:
@@ -46,11 +48,12 @@ class DatasetWriter:
             rows_per_part: Rows per Parquet file.
 
         Raises:
-            StageError: There is a file where the folder should be.
+            StageError: There is a file where the folder should be, or no room for it.
         """
         self.folder = Path(folder)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with room_on_disk(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise StageError(f"{folder}: is or lies below a file, wanted a folder to write to.") from None
         (self.folder / MANIFEST).unlink(missing_ok=True)
@@ -67,6 +70,7 @@ class DatasetWriter:
 
         Raises:
             pa.ArrowInvalid: A value does not fit the schema.
+            StageError: The disk is full.
         """
         arrow = self._schema.arrow
         table = (
@@ -86,7 +90,8 @@ class DatasetWriter:
     def _write_part(self, table: pa.Table) -> None:
         name = f"part-{len(self._parts):05d}.parquet"
         path = self.folder / name
-        pq.write_table(table, path, compression="zstd")
+        with room_on_disk(self.folder):
+            pq.write_table(table, path, compression="zstd")
         self._parts.append({"file": name, "rows": table.num_rows, "sha256": sha256_of_file(path)})
 
     def __enter__(self) -> "DatasetWriter":
@@ -99,14 +104,14 @@ class DatasetWriter:
         """Write the last part and the manifest, unless the block failed; then check what was written.
 
         Raises:
-            StageError: A part has changed since it was written.
+            StageError: A part has changed since it was written, or the disk is full.
         """
         if kind is not None:
             return
         if self._pending_rows or not self._parts:
             self._write_part(pa.concat_tables(self._pending) if self._pending else self._schema.arrow.empty_table())
         manifest = {
-            **self.manifest,
+            **redacted_values(self.manifest),
             "schema": self._schema.name,
             "rows": sum(part["rows"] for part in self._parts),
             "parts": self._parts,

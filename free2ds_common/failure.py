@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from free2ds_common.errors import StageError, first_line
+from free2ds_common.redact import redacted
+from free2ds_common.retry import StoreError
 
 EXIT_CRASH = 1
 EXIT_WRONG_SETUP = 2
@@ -20,7 +22,7 @@ class Failure:
 
     Attributes:
         stage: Its name.
-        sentence: What a person reads.
+        sentence: What a person reads, without credentials.
         exit_code: EXIT_WRONG_SETUP where the user can fix it, EXIT_CRASH otherwise.
         counts: Records read, written, dropped and rejected; empty where none were counted.
     """
@@ -34,8 +36,9 @@ class Failure:
     def of(cls, stage: str, error: Exception) -> "Failure":
         """The failure that an exception means."""
         if isinstance(error, StageError):
-            return cls(stage, str(error), EXIT_WRONG_SETUP, error.counts)
-        return cls(stage, f"{type(error).__name__}: {first_line(error)}", EXIT_CRASH)
+            return cls(stage, redacted(str(error)), EXIT_WRONG_SETUP, error.counts)
+        name = "" if isinstance(error, StoreError) else f"{type(error).__name__}: "
+        return cls(stage, redacted(f"{name}{first_line(error)}"), EXIT_CRASH)
 
     @classmethod
     def read(cls, path: Path) -> "Failure":
@@ -56,10 +59,10 @@ def run_reported(name: str, work: Callable[[], object], error_file: Path | None 
         error_file: Where to leave the failure; None leaves none.
 
     Returns:
-        0, or EXIT_WRONG_SETUP after one sentence on stderr.
+        0, or after one sentence on stderr EXIT_WRONG_SETUP, or EXIT_CRASH for a store that does not answer.
 
     Raises:
-        Exception: Whatever `work` raises that is no StageError, so that its traceback is seen.
+        Exception: Whatever else `work` raises, so that its traceback is seen.
     """
     try:
         work()
@@ -67,7 +70,7 @@ def run_reported(name: str, work: Callable[[], object], error_file: Path | None 
         failure = Failure.of(name, error)
         if error_file is not None:
             failure.write(error_file)
-        if failure.exit_code != EXIT_WRONG_SETUP:
+        if not isinstance(error, (StageError, StoreError)):
             raise
         print(f"error: {failure.sentence}", file=sys.stderr)
         return failure.exit_code

@@ -36,7 +36,7 @@ def run_task(
         What the stage returned.
 
     Raises:
-        SystemExit: Code 2 after one sentence on stderr, when the set-up is wrong.
+        SystemExit: After one sentence on stderr: code 2 when the set-up is wrong, 1 when a store does not answer.
     """
     configure_logging(replace=True)
 

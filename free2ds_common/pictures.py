@@ -9,7 +9,8 @@ import zlib
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, UnidentifiedImageError
 
-from free2ds_common.storage import OutsideRootError, clean_path, filesystem
+from free2ds_common.redact import redacted
+from free2ds_common.storage import OutsideRootError, clean_path, filesystem, read_bytes
 
 MAX_BYTES = 256 << 20
 MAX_PIXELS = 100_000_000
@@ -51,6 +52,8 @@ def read_picture_bytes(image_root_uri: str, image: str) -> bytes:
     Raises:
         PictureProblem: The path leaves the root, nothing is there, or the file may not be read or is larger than
             `MAX_BYTES`.
+        StageError: The store refuses to give it.
+        StoreError: The store does not answer.
     """
     try:
         relative = clean_path(image)
@@ -63,7 +66,7 @@ def read_picture_bytes(image_root_uri: str, image: str) -> bytes:
     fs, root = filesystem(image_root_uri)
     # Joined inside the file system: a name with "::" would be a chain of file systems in a URI.
     path = root.rstrip("/") + "/" + relative
-    uri = image_root_uri.rstrip("/") + "/" + relative
+    uri = redacted(image_root_uri.rstrip("/") + "/" + relative)
     if isinstance(fs, LocalFileSystem):
         if not os.path.realpath(path).startswith(os.path.realpath(root).rstrip("/") + "/"):
             raise PictureProblem("image_outside_root", f"{image!r} is a link that leaves the image root")
@@ -71,14 +74,12 @@ def read_picture_bytes(image_root_uri: str, image: str) -> bytes:
         if not os.path.isfile(path):
             raise PictureProblem("image_missing", f"no file at {uri}")
     try:
-        with fs.open(path, "rb") as handle:
-            # Bounded: a store may lie about the size.
-            data: bytes = handle.read(MAX_BYTES + 1)
+        data = read_bytes(fs, path, MAX_BYTES + 1, uri)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise PictureProblem("image_missing", f"no file at {uri}") from None
     except PermissionError as error:
         if error.errno is None:
-            raise  # the object store's answer to everything, not this file's: crash and be retried
+            raise  # no answer of this machine's
         raise PictureProblem("image_unreadable", f"{uri}: {error.strerror}") from None
     if len(data) > MAX_BYTES:
         raise PictureProblem("image_too_large", f"{uri} has more than {MAX_BYTES} bytes")

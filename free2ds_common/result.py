@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from free2ds_common.errors import StageError
+from free2ds_common.redact import redacted_values
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,17 @@ class StageResult:
     Attributes:
         counts: Records in and out.
         metrics: Scalars worth comparing between runs.
-        metadata: JSON values for the artifact and the log (parameters, model, reasons); no None values.
+        metadata: JSON values for the artifact and the log (parameters, model, reasons); no None values. Credentials of
+            URIs are taken out.
     """
 
     counts: Counts
     metrics: Mapping[str, float] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Take the credentials out."""
+        object.__setattr__(self, "metadata", redacted_values(self.metadata))
 
 
 def exceeds(counts: Counts, max_reject_fraction: float) -> bool:

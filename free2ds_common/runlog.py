@@ -3,26 +3,51 @@
 import logging
 import sys
 import time
+import traceback
+from types import TracebackType
 
 from tqdm import tqdm
+
+from free2ds_common.redact import redacted
 
 PROGRESS_INTERVAL_S = 30.0
 
 
+class RedactingFormatter(logging.Formatter):
+    """Writes lines, tracebacks included, without the credentials of URIs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        return redacted(super().format(record))
+
+
 def configure_logging(*, replace: bool = False) -> None:
-    """Send INFO and above to stdout; a second call changes nothing.
+    """Send INFO and above to stdout, and an uncaught exception's traceback to stderr, both without credentials.
+
+    A second call changes nothing.
 
     Args:
         replace: Drop what another library has set up (the KFP executor's lines name no module).
     """
-    logging.basicConfig(
-        stream=sys.stdout,
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        force=replace,
-    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=replace)
+    quiet_libraries()
+    sys.excepthook = print_redacted_traceback
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from logging what is no news of the run's."""
     for chatty in ("httpx", "urllib3", "google", "fsspec", "PIL", "transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # They log the traceback of a request that failed; what the failure means is said by free2ds_common.retry.
+    for chatty in ("gcsfs", "httpx2", "aiobotocore", "botocore"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
+
+
+def print_redacted_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python does with an uncaught exception, without the credentials of URIs."""
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 class Progress:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from free2ds_common.datasets import Dataset, open_dataset, open_parts
+from free2ds_common.datasets import Dataset, first_difference, open_dataset, open_parts
 from free2ds_common.errors import StageError
 from free2ds_common.schemas import TEXT_TURNS, text_messages_schema
 
@@ -90,6 +90,12 @@ def open_features(folders: Sequence[str]) -> Features:
         [Path(folder) / "messages" for folder in folders], text_messages_schema(1), SAME_IN_ALL_PARTS, "features"
     )
     turns = [open_dataset(Path(folder) / "turns", TEXT_TURNS) for folder in folders]
+    for part, of_part in zip(messages, turns, strict=True):
+        if name := first_difference(of_part.manifest, part.manifest, (*SAME_IN_ALL_PARTS, "part")):
+            raise StageError(
+                f"features: {of_part.folder} is not of the run of {part.folder}, {name} {of_part.manifest.get(name)!r} "
+                f"but theirs is {part.manifest.get(name)!r}. Give whole folders of bert_features."
+            )
     given = sorted(part.manifest["part"] for part in messages)
     wanted = sorted(f"{number}/{len(messages)}" for number in range(len(messages)))
     if given != wanted:

@@ -8,12 +8,12 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, cast
 
 from free2ds_common.errors import StageError
-from free2ds_common.storage import filesystem
+from free2ds_common.storage import ByteSource, open_binary
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -44,7 +44,7 @@ class BrokenLine:
 class _Hashing(io.RawIOBase):
     """Passes a stream through and hashes what was read."""
 
-    def __init__(self, source: IO[bytes]) -> None:
+    def __init__(self, source: ByteSource) -> None:
         self._source, self.digest = source, hashlib.sha256()
 
     def readable(self) -> bool:
@@ -65,7 +65,7 @@ class DatasetReader:
         uri: For messages.
     """
 
-    def __init__(self, uri: str, stored: IO[bytes]) -> None:
+    def __init__(self, uri: str, stored: ByteSource) -> None:
         """Tell the format by the first bytes.
 
         Args:
@@ -257,16 +257,16 @@ def open_records(uri: str) -> Iterator[DatasetReader]:
         uri: A path or URI of a JSON list or JSON lines file, gzip'ed or not.
 
     Raises:
-        StageError: There is no such file, or its first bytes are no data set.
+        StageError: There is no such file, it may not be read, or its first bytes are no data set.
+        StoreError: The store does not answer.
     """
-    fs, path = filesystem(uri)
-    try:
-        stored = fs.open(path, "rb")
-    except (FileNotFoundError, NotADirectoryError):
-        raise StageError(f"{uri}: nothing there. Give the path or URI of a LLaVA JSON or JSONL file.") from None
-    except IsADirectoryError:
-        raise StageError(f"{uri}: is a folder. Give the JSON or JSONL file in it.") from None
-    except PermissionError as error:
-        raise StageError(f"{uri}: may not be read ({error}). Mend its permissions.") from None
-    with stored:
+    with ExitStack() as stack:
+        try:
+            stored = stack.enter_context(open_binary(uri))
+        except (FileNotFoundError, NotADirectoryError):
+            raise StageError(f"{uri}: nothing there. Give the path or URI of a LLaVA JSON or JSONL file.") from None
+        except IsADirectoryError:
+            raise StageError(f"{uri}: is a folder. Give the JSON or JSONL file in it.") from None
+        except PermissionError as error:
+            raise StageError(f"{uri}: may not be read ({error}). Mend its permissions.") from None
         yield DatasetReader(uri, stored)

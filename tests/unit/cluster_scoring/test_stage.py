@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import faiss
 import numpy as np
@@ -185,6 +186,37 @@ def test_parts_of_different_runs_are_refused(tmp_path, entry, value, other):
     assert str(caught.value) == (
         f"features: parts of different runs, {entry} {value!r} in {one}/messages but {other!r} in {two}/messages. "
         "Make all parts with the same model and settings."
+    )
+
+
+@pytest.mark.parametrize(("entry", "other"), [("records_sha256", "s"), ("model_fingerprint", "g")])
+def test_turns_of_another_run_are_refused(tmp_path, entry, other):
+    """Both parts are whole folders, but one folder's turns were copied from elsewhere."""
+    embeddings = np.eye(2, dtype=np.float32)
+    parts = [write_features(tmp_path / str(i), embeddings, [[0], [1]], part=(i, 2)) for i in range(2)]
+    stranger = write_features(tmp_path / "stranger", embeddings, [[0], [1]], part=(0, 2), **{entry: other})
+    shutil.rmtree(tmp_path / "0" / "turns")
+    shutil.copytree(f"{stranger}/turns", tmp_path / "0" / "turns")
+    with pytest.raises(StageError, match=rf"^features: .*, {entry} .*{other}"):
+        run(config_for(tmp_path, *parts))
+
+
+# The part too: turns of another part beside the messages of this one.
+@pytest.mark.parametrize(
+    ("entry", "own", "other"), [("records_sha256", "r", "s"), ("dtype", "float32", "float16"), ("part", "0/1", "0/2")]
+)
+def test_turns_of_another_run_than_the_messages_are_refused(tmp_path, entry, own, other):
+    """With one folder there is no other part to compare with."""
+    folder = write_features(tmp_path / "f", np.eye(1, dtype=np.float32), [[0]])
+    change = {"part": (0, 2)} if entry == "part" else {entry: other}
+    stranger = write_features(tmp_path / "s", np.eye(1, dtype=np.float32), [[0]], **change)
+    shutil.rmtree(tmp_path / "f" / "turns")
+    shutil.copytree(f"{stranger}/turns", tmp_path / "f" / "turns")
+    with pytest.raises(StageError) as caught:
+        run(config_for(tmp_path, folder))
+    assert str(caught.value) == (
+        f"features: {folder}/turns is not of the run of {folder}/messages, {entry} {other!r} but theirs is {own!r}. "
+        "Give whole folders of bert_features."
     )
 
 

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
 
+import fsspec
 import pytest
+from botocore.exceptions import NoCredentialsError
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from free2ds_common.checkpoints import fingerprint, read_json_object, resolve_model
@@ -140,3 +143,54 @@ def test_settings_that_are_no_json_object(tmp_path, content):
 def test_settings_are_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"a": "ä"}))
     assert read_json_object(tmp_path / "config.json") == {"a": "ä"}
+
+
+def test_settings_that_are_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(StageError, match=r"config\.json: is a pipe, a socket or a device"):
+        read_json_object(tmp_path / "config.json")
+
+
+def test_settings_that_are_too_deep(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(StageError, match=r"config\.json is no JSON object"):
+        read_json_object(tmp_path / "config.json")
+
+
+def test_a_pipe_in_a_model_folder_has_no_fingerprint(folder):
+    place = folder("one")
+    os.mkfifo(place / "vocab.txt")
+    assert fingerprint(place) == fingerprint(folder("two"))
+
+
+def test_replaced_weights_in_a_store_are_another_model(tmp_path):
+    store = fsspec.filesystem("memory")
+    found = []
+    for weights in (b"one", b"two", b"two"):
+        store.pipe("/checkpoints/bert/model.safetensors", weights)
+        found.append(fingerprint(resolve_model("memory://checkpoints/bert", "", cache_dir=str(tmp_path))))
+    assert found[0] != found[1]
+    assert found[1] == found[2]
+
+
+def test_a_store_without_credentials_is_one_sentence(tmp_path, monkeypatch):
+    class Closed(fsspec.AbstractFileSystem):
+        protocol = "closed"
+
+        def find(self, path, **options):
+            raise NoCredentialsError
+
+    fsspec.register_implementation("closed", Closed, clobber=True)
+    with pytest.raises(StageError, match=r"^closed://b/m: may not be read \(NoCredentialsError: Unable to locate cred"):
+        resolve_model("closed://b/m", "", cache_dir=str(tmp_path))
+
+
+def test_a_bucket_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(StageError, match="memory://no-such-bucket/m: no folder with files there"):
+        resolve_model("memory://no-such-bucket/m", "", cache_dir=str(tmp_path))
+
+
+def test_the_hub_without_a_network_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(StageError, match="model: hf://some/bert at revision main is no folder here and could not be"):
+        resolve_model("hf://some/bert", "main")

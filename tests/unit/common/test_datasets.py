@@ -1,7 +1,9 @@
 """Sealed folders: what is written comes back, and every kind of damage is refused."""
 
+import errno
 import hashlib
 import json
+import os
 import tempfile
 
 import pyarrow as pa
@@ -280,3 +282,33 @@ def test_take_reads_rows_across_parts(tmp_path):
     dataset = open_dataset(tmp_path, schema)
     assert dataset.take([0, 2, 3, 7], ["n"]).column(0).to_pylist() == [0, 20, 30, 70]
     assert dataset.take([], ["n"]).num_rows == 0
+
+
+def test_a_manifest_has_no_credentials(tmp_path):
+    with DatasetWriter(tmp_path, TEXT_SCORES) as writer:
+        writer.manifest.update(dataset_uri="http://user:hunter2@host/x?token=hunter3", counts={"read": 0})
+        # What the work goes on with stays whole.
+        assert writer.manifest["dataset_uri"] == "http://user:hunter2@host/x?token=hunter3"
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    assert manifest["dataset_uri"] == "http://***@host/x?token=***"
+    assert manifest["counts"] == {"read": 0}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, as Linux has")
+def test_a_full_disk_is_told_in_one_sentence(tmp_path):
+    def write():
+        with DatasetWriter(tmp_path, TEXT_SCORES) as writer:
+            (tmp_path / "part-00000.parquet").symlink_to("/dev/full")
+            writer.write([])
+
+    with pytest.raises(StageError, match=f"^{tmp_path}: has no room left on its disk .*No space left on device"):
+        write()
+
+
+def test_a_folder_on_a_read_only_disk(tmp_path, monkeypatch):
+    def refuse(path, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(datasets.Path, "mkdir", refuse)
+    with pytest.raises(StageError, match=f"^{tmp_path}/new: is on a read-only disk"):
+        DatasetWriter(tmp_path / "new", TEXT_SCORES)

@@ -6,6 +6,7 @@ import pytest
 
 from free2ds_common.errors import SettingError, StageError
 from free2ds_common.failure import EXIT_CRASH, EXIT_WRONG_SETUP, Failure, run_reported
+from free2ds_common.retry import StoreError
 
 COUNTS = {"read": 20, "written": 18, "dropped": 0, "rejected": 2}
 
@@ -81,3 +82,18 @@ def test_a_setting_error_names_its_setting():
     assert str(error) == "num_shards: got 65, wanted 1 to 64."
     assert (error.setting, error.problem) == ("num_shards", "got 65, wanted 1 to 64.")
     assert error.counts == {}
+
+
+def test_a_store_that_does_not_answer_is_one_line_and_exit_code_1(tmp_path, capsys):
+    def unanswered():
+        raise StoreError("gs://b/x: could not be read in 8 tries within 47 s (503)")
+
+    assert run_reported("ingest", unanswered, tmp_path / "error.json") == 1
+    assert capsys.readouterr() == ("", "error: gs://b/x: could not be read in 8 tries within 47 s (503)\n")
+    assert Failure.read(tmp_path / "error.json").exit_code == 1
+
+
+@pytest.mark.parametrize("kind", [StageError, StoreError, ValueError])
+def test_no_credentials_in_a_failure(kind):
+    failure = Failure.of("ingest", kind("http://user:hunter2@host/x?token=hunter3: no"))
+    assert failure.sentence.endswith("http://***@host/x?token=***: no")

@@ -3,7 +3,7 @@
 import pytest
 
 from free2ds_common.errors import StageError
-from free2ds_common.result import Counts, check_reject_fraction
+from free2ds_common.result import Counts, StageResult, check_reject_fraction
 
 
 def test_counts_add_up():
@@ -45,3 +45,11 @@ def test_no_rejects_and_no_records_always_pass():
 
 def test_a_limit_of_1_lets_everything_be_rejected():
     check_reject_fraction(Counts(read=5, written=0, rejected=5), 1.0, {}, "data.json")
+
+
+def test_metadata_has_no_credentials():
+    metadata = {"dataset_uri": "http://user:hunter2@host/x", "models": [{"model": "https://host/m?token=hunter3"}]}
+    assert StageResult(Counts(read=0, written=0), metadata=metadata).metadata == {
+        "dataset_uri": "http://***@host/x",
+        "models": [{"model": "https://host/m?token=***"}],
+    }
