@@ -11,6 +11,7 @@ from components.joint_selection.selection import Candidates, Selection
 from components.joint_selection.summary import Summary
 from free2ds_common import outcomes
 from free2ds_common.datasets import Dataset, DatasetWriter
+from free2ds_common.redact import redacted_values
 from free2ds_common.schemas import SCORES
 from free2ds_common.storage import atomic_writer
 
@@ -76,4 +77,4 @@ def write_records(path: str, dataset: Dataset, wanted: np.ndarray) -> None:
 def write_summary(path: str, summary: Summary) -> None:
     """Write summary.json."""
     with atomic_writer(path, "w") as handle:
-        json.dump(summary.as_json(), handle, indent=1)
+        json.dump(redacted_values(summary.as_json()), handle, indent=1)

@@ -19,6 +19,7 @@ from free2ds_common.launch.kubernetes_names import require_registry, require_tag
 from free2ds_common.launch.local import LocalRun, run_locally
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameters import read_mapping, read_parameters, refuse_local_paths, with_absolute_paths
+from free2ds_common.runlog import quiet_libraries
 
 EXIT_INTERRUPTED = 130
 
@@ -33,16 +34,17 @@ def main(pipeline: dsl.base_component.BaseComponent, argv: Sequence[str] | None)
     Returns:
         0; 2 after one sentence when the set-up is wrong; 1 when a stage crashed; 130 when interrupted.
     """
+    quiet_libraries()
     package = Package.compile(pipeline)
     arguments = command_line(package).parse_args(argv)
     exit_codes: list[int] = []
     try:
         with _ended_like_interrupted():
-            wrong_setup = run_reported(arguments.command, lambda: exit_codes.append(arguments.work(package, arguments)))
+            failed = run_reported(arguments.command, lambda: exit_codes.append(arguments.work(package, arguments)))
     except KeyboardInterrupt:
         print("interrupted; every stage was stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return wrong_setup or exit_codes[0]
+    return failed or exit_codes[0]
 
 
 def command_line(package: Package) -> argparse.ArgumentParser:

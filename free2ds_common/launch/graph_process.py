@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from free2ds_common.failure import ERROR_FILE, EXIT_CRASH, EXIT_WRONG_SETUP, Failure
+from free2ds_common.redact import redacted
 
 STOP_TIMEOUT_S = 5.0
 # In the work folder: the compiled pipeline, its arguments, how containers are started, the paths of its outputs.
@@ -116,7 +117,8 @@ def watch(process: subprocess.Popen[str], work: Path, log_path: Path) -> None:
     task = last_exception = ""
     with log_path.open("w", encoding="utf-8") as log:
         for line in process.stdout:
-            line = COLOUR.sub("", line)
+            # The lines of KFP hold every parameter.
+            line = redacted(COLOUR.sub("", line))
             log.write(line)
             log.flush()
             line = line.strip()

@@ -102,6 +102,9 @@ def typed_value(name: str, value: object, kind: type) -> object:
         value = float(value)
     if kind is str and isinstance(value, int | float):
         raise SettingError(name, f"got {value!r}, wanted {WORDS[kind]}. Write it in quotes.")
+    if isinstance(value, str) and "{{$" in value:
+        # It is replaced before any stage sees it.
+        raise SettingError(name, f"got {value!r}, which holds {{{{$, a placeholder of Kubeflow Pipelines. Rename it.")
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise SettingError(name, f"got {value!r}, wanted {WORDS[kind]}.")
     return value

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from components.ingest.reader import open_records
 from free2ds_common.errors import SettingError, StageError, first_line
 from free2ds_common.launch.package import Package
+from free2ds_common.retry import retried
 from free2ds_common.settings import ModelSettings
 from free2ds_common.storage import filesystem, require_folder
 
@@ -80,12 +81,9 @@ def _check_model(name: str, model: str, revision: str) -> None:
 def _check_store(name: str, uri: str) -> None:
     fs, root = filesystem(uri)
     try:
-        found = fs.exists(f"{root.rstrip('/')}/{_CONFIG}")
-    # Every store has error classes of its own.
-    except Exception as error:
-        raise StageError(f"{name}: {uri} cannot be read ({first_line(error)}).") from error
-    if not found:
-        raise SettingError(name, f"{uri} has no {_CONFIG}. Give the URI of a model folder.")
+        retried(uri, lambda: fs.info(f"{root.rstrip('/')}/{_CONFIG}"))
+    except FileNotFoundError:
+        raise SettingError(name, f"{uri} has no {_CONFIG}. Give the URI of a model folder.") from None
 
 
 def _check_hub(name: str, hub_id: str, revision: str) -> None:

@@ -105,6 +105,7 @@ def galleries(image_root_uri: str, inputs: Inputs, candidates: Candidates, selec
         (f"{MODEL_NAMES[side.name]} looks here", framing_of(side.parts[0]), maps_of(side.parts, side.part[rows], ids))
         for side in inputs.sides
     ]
+    root = PictureRoot(image_root_uri)
     made = {}
     for row, unique_id, record in zip(rows.tolist(), ids.tolist(), found, strict=True):
         numbers = [
@@ -113,7 +114,7 @@ def galleries(image_root_uri: str, inputs: Inputs, candidates: Candidates, selec
             ("text score", f"{selection.text_score[row]:.3f}"),
         ]
         layers = [Layer(caption, framing, values.get(unique_id)) for caption, framing, values in maps]
-        made[row] = card(image_root_uri, unique_id, record, layers, numbers, bool(selection.selected[row]))
+        made[row] = card(root, unique_id, record, layers, numbers, bool(selection.selected[row]))
     return [Gallery(pick.title, pick.text, [made[row] for row in pick.rows.tolist()]) for pick in picks]
 
 
@@ -227,8 +228,29 @@ def _data_uri(picture: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(written.getvalue()).decode()
 
 
+class PictureRoot:
+    """Where the pictures are, until it does not answer: a dead store is asked once, not for every card."""
+
+    def __init__(self, uri: str) -> None:
+        """Name the root."""
+        self._uri, self._answers = uri, True
+
+    def show(self, image: str, layers: Sequence[Layer]) -> tuple[list[tuple[str, str]], str]:
+        """`pictures_of`, or nothing and a remark that says why."""
+        if self._answers:
+            try:
+                return pictures_of(self._uri, image, layers), ""
+            except PictureProblem as problem:
+                return [], f"picture not shown: {problem.reason}"
+            # A picture in the report is worth no failed selection, whatever a store raises.
+            except Exception as error:
+                logger.warning("gallery: %s: %s: %s", image, type(error).__name__, error)
+                self._answers = False
+        return [], "picture not shown: the store did not answer"
+
+
 def card(
-    image_root_uri: str,
+    root: PictureRoot,
     unique_id: int,
     row: Mapping[str, Any],
     layers: Sequence[Layer],
@@ -237,16 +259,6 @@ def card(
 ) -> Card:
     """Put a card together of a row of records/1; a picture that cannot be shown becomes a remark."""
     question = (row["question"] or next(iter(row["messages"]), "")).replace(PLACEHOLDER, "").strip()
-    shown: list[tuple[str, str]] = []
-    remark = "" if row["image"] else "no picture (text only)"
-    if row["image"]:
-        try:
-            shown = pictures_of(image_root_uri, row["image"], layers)
-        except PictureProblem as problem:
-            remark = f"picture not shown: {problem.reason}"
-        except Exception as error:
-            # Stores have error classes of their own; a picture in the report is worth no failed selection.
-            logger.warning("gallery: %s: %s: %s", row["image"], type(error).__name__, error)
-            remark = "picture not shown: the store did not answer"
+    shown, remark = root.show(row["image"], layers) if row["image"] else ([], "no picture (text only)")
     short, source = shortened(question, _QUESTION_LENGTH), shortened_in_the_middle(row["source"], _SOURCE_LENGTH)
     return Card(unique_id, short, source, numbers, shown, remark, selected)

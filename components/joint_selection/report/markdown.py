@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from components.joint_selection.report.wording import counted_steps, shortened_in_the_middle, tilt_in_words
 from components.joint_selection.summary import Summary
+from free2ds_common.redact import redacted
 from free2ds_common.storage import atomic_writer
 
 _SOURCES_SHOWN, _SOURCE_LENGTH = 20, 80
@@ -26,7 +27,7 @@ def row(cells: Sequence[str]) -> str:
 def write_overview(path: str, summary: Summary) -> None:
     """Write `overview`."""
     with atomic_writer(path, "w") as handle:
-        handle.write(overview(summary))
+        handle.write(redacted(overview(summary)))
 
 
 def overview(summary: Summary) -> str:

@@ -22,6 +22,7 @@ from components.joint_selection.report.wording import (
 from components.joint_selection.selection import Candidates, Selection
 from components.joint_selection.summary import Summary
 from free2ds_common.datasets import Dataset
+from free2ds_common.redact import redacted
 from free2ds_common.storage import atomic_writer
 
 _CLUSTERS_SHOWN = 12
@@ -61,7 +62,7 @@ def write_report(path: str, inputs: Inputs, candidates: Candidates, selection: S
         versions={"Python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     )
     with atomic_writer(path, "w") as handle:
-        handle.write(page)
+        handle.write(redacted(page))
 
 
 def _charts(candidates: Candidates, selection: Selection, summary: Summary) -> dict[str, str]:

@@ -152,7 +152,14 @@ def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path)
             bert_features,
             ("records",),
             ("features",),
-            {"model": "m", "revision": "main", "batch_tokens": 64, "dtype": "auto"},
+            {
+                "model": "m",
+                "revision": "main",
+                "batch_tokens": 64,
+                "dtype": "auto",
+                "require_gpu": False,
+                "gpu_count": "0",
+            },
         ),
         (
             cluster_scoring,

@@ -195,15 +195,35 @@ def test_a_store_that_does_not_answer_costs_pictures_not_the_selection(inputs, m
     class HttpError(Exception):
         """As gcsfs has one: no OSError."""
 
+    asked = []
+
     def refuse(image_root_uri, image):
+        asked.append(image)
         raise HttpError("503")
 
     monkeypatch.setattr("components.joint_selection.report.gallery.load_picture", refuse)
     config = inputs.config()
     run(config)
     assert "picture not shown: the store did not answer" in page_of(config)
-    assert "b.png: HttpError: 503" in caplog.text
+    assert f"{asked[0]}: HttpError: 503" in caplog.text
+    assert len(asked) == 1, "a dead store is not asked for every card"
     assert len(chosen_ids(config)) == 10
+
+
+def test_credentials_of_the_picture_root_are_in_no_output(make_inputs):
+    inputs = make_inputs()
+    inputs.records_manifest = {
+        "counts": {"read": 40, "written": 40, "dropped": 0, "rejected": 0},
+        "reject_reasons": {},
+        "dataset_uri": "https://me:hunter2@store.example/d.json?token=s3cr3t",
+    }
+    root = f"file://{inputs.folder}/images?X-Amz-Signature=s1gn3d"
+    config = inputs.write().config(image_root_uri=root, overview=str(inputs.folder / "overview.md"))
+    run(config)
+    for path in (config.report, config.summary, config.overview, f"{config.scores}/_manifest.json"):
+        text = Path(path).read_text(encoding="utf-8")
+        assert [secret for secret in ("hunter2", "s3cr3t", "s1gn3d") if secret in text] == [], path
+    assert "store.example/d.json" in page_of(config)
 
 
 def test_clusters(inputs):

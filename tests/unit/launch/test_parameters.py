@@ -118,6 +118,10 @@ def test_a_parameter_file_yields_to_the_command_line(package, write, tmp_path):
             [*REQUIRED, "--param", "gpu_count=1.0"],
             "gpu_count: got '1.0', wanted a whole number such as 1, or 0 for non",
         ),
+        (
+            [*REQUIRED, "--param", "llava_model=/m/{{$.x}}"],
+            "llava_model: got '/m/{{$.x}}', which holds {{$, a placehold",
+        ),
         ([*REQUIRED, "--param", "require_gpu=yes"], "require_gpu: got 'yes', wanted true or false."),
         ([*REQUIRED, "--param", "require_gpu=1"], "require_gpu: got 1, wanted true or false."),
         ([*REQUIRED, "--param", "gpu_type=gpu"], "gpu_type: got 'gpu', wanted a resource such as nvidia"),

@@ -65,12 +65,13 @@ def test_a_folder_that_is_no_model(package, values, tmp_path):
 
 def test_a_store_that_does_not_answer(package, values, monkeypatch):
     class Store:
-        def exists(self, path):
-            raise OSError("403 Forbidden")
+        def info(self, path):
+            assert path == "b/config.json"
+            raise PermissionError("403 Forbidden")
 
     real = preflight.filesystem
     monkeypatch.setattr(preflight, "filesystem", lambda uri: (Store(), "b") if "gs:" in uri else real(uri))
-    with pytest.raises(StageError, match=r"^llava_model: gs://b/m cannot be read \(403 Forbidden\)\."):
+    with pytest.raises(StageError, match=r"^gs://b/m: may not be read"):
         check_inputs(package, {**values, "llava_model": "gs://b/m"})
 
 
