@@ -62,7 +62,7 @@ def run(config: IngestConfig) -> StageResult:
                     written += 1
                     with_image += checked.image is not None
                     unnamed_pictures += checked.image is None and PLACEHOLDER in (checked.question or "")
-                    without_question += checked.question is None
+                    without_question += checked.image is not None and checked.question is None
                     rows.append({"unique_id": written, **vars(checked)})
                     if len(rows) == ROWS_PER_WRITE:
                         writer.write(rows)
@@ -98,7 +98,7 @@ def run(config: IngestConfig) -> StageResult:
         )
     if without_question:
         logger.warning(
-            "%d records have no human turn that a gpt turn directly follows; no model will look at their pictures",
+            "%d records with a picture have no human turn that a gpt turn directly follows; no model looks at them",
             without_question,
         )
     if pictures.of_one_colour:

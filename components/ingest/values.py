@@ -52,9 +52,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _float(digits: str) -> float:
-    """A number that is finite."""
-    if math.isinf(value := float(digits)):
+    """A number that became neither infinity nor zero."""
+    value = float(digits)
+    if math.isinf(value):
         raise _RefusedError("number_not_finite", f"holds {digits[:40]}, which is larger than any number here")
+    if not value and digits.lower().partition("e")[0].strip("-0."):
+        raise _RefusedError("number_too_small", f"holds {digits[:40]}, which is nearer to 0 than any number here")
     return value
 
 

@@ -6,12 +6,15 @@ import json
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from components.ingest import values
 from components.ingest.config import IngestConfig
 from components.ingest.stage import run
+from components.ingest.values import ValueEnd
 from free2ds_common.datasets import open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.schemas import RECORDS
@@ -35,7 +38,16 @@ RECORD = st.fixed_dictionaries(
 ) | st.fixed_dictionaries({"messages": st.lists(CHAT_TURN, min_size=1, max_size=3)}, optional=OTHERS)
 # Values that Python cannot read, or would change.
 POISON = st.sampled_from(
-    ["NaN", "-Infinity", "1e999", "1" * 5000, '{"]": 1, "]": 1}', "[" * 2000 + "]" * 2000, '"' + "x" * (9 << 20) + '"']
+    [
+        "NaN",
+        "-Infinity",
+        "1e999",
+        "1e-999",
+        "1" * 5000,
+        '{"]": 1, "]": 1}',
+        "[" * 2000 + "]" * 2000,
+        '"' + "x" * (9 << 20) + '"',
+    ]
 )
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 JSON = st.recursive(
@@ -159,3 +171,24 @@ def test_what_is_rejected_and_what_is_written_are_all_the_records_in_order(drawn
             record, poison = drawn[line["index"]]
             kept = texts[line["index"]]
             assert line["record"] == (record if poison is None else kept if len(kept) < 8 << 20 else kept[:1000])
+
+
+@given(
+    JSON,
+    st.sampled_from([",", "]", " ,", "\n]", "\r\n", "\t]"]),
+    st.integers(1, 40),
+    st.sampled_from([1, 2, 3, 7, 4096]),
+    st.sampled_from([None, 1]),
+    st.booleans(),
+)
+@example(["\\\\"], "]", 40, 3, None, True)
+@example(['"]'], "]", 40, 3, None, True)
+@settings(max_examples=300, deadline=None, database=None)
+def test_a_value_that_is_stepped_over_ends_where_its_text_does(value, behind, piece, window, indent, ascii_only):
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
+    whole, ending = text + behind + '"[{', ValueEnd()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(values, "_WINDOW", window)
+        starts = range(0, len(whole), piece)
+        found = ((start, ending.find(whole[start : start + piece], 0)) for start in starts)
+        assert next(start + end for start, end in found if end is not None) == len(text)

@@ -113,6 +113,7 @@ REFUSED = [
     ('{"id": NaN}', "number_not_finite", "holds NaN, which is not JSON"),
     ('{"id": [-Infinity]}', "number_not_finite", "holds -Infinity, which is not JSON"),
     ('{"id": -1e999}', "number_not_finite", "holds -1e999, which is larger than any number here"),
+    ('{"id": -1.5E-999}', "number_too_small", "holds -1.5E-999, which is nearer to 0 than any number here"),
     (f'{{"id": {NUMBER}}}', "number_too_long", "Exceeds the limit"),
     (NUMBER, "number_too_long", "Exceeds the limit"),
     ('{"a": {"b": 1, "b": 1}}', "duplicate_keys", "has the key 'b' twice in one object"),
@@ -134,6 +135,11 @@ def test_a_record_that_python_would_misread_costs_only_itself(
     assert (before, after) == ({"id": 1}, {"id": 2})
     assert (broken.text, broken.reason) == (text, reason)
     assert detail in broken.detail
+
+
+def test_zeros_and_the_extreme_numbers_are_read(tmp_path):
+    numbers = "0.0, -0e-999, 0E+5, 5e-324, 1.7976931348623157e308"
+    assert read(written(tmp_path, f"[{numbers}]")) == [0.0, 0.0, 0.0, 5e-324, 1.7976931348623157e308]
 
 
 def test_a_number_that_a_chunk_cuts_is_judged_whole(tmp_path, monkeypatch):
@@ -210,6 +216,15 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path):
     for name in (tmp_path / "pipe", tmp_path / "link", "/dev/zero"):
         with pytest.raises(StageError, match=f"^{name}: is a pipe or a device"):
             read(name)
+
+
+@pytest.mark.parametrize("blank", ["\x0b", "\x0c", "\u2028", "\u00a0"])
+def test_what_json_does_not_count_as_blank(tmp_path, blank):
+    items = read(written(tmp_path, f'{{"id": 1}}\n{blank}{{"id": 2}}'))
+    assert items[0] == {"id": 1}
+    assert (items[1].text, items[1].reason) == (f'{blank}{{"id": 2}}', "not_json")
+    with pytest.raises(StageError, match="neither a JSON list"):
+        read(written(tmp_path, f"{blank}[1]"))
 
 
 def test_chat_messages_on_one_line(tmp_path):

@@ -295,11 +295,12 @@ def test_odd_unicode_survives(place):
 
 
 def test_records_that_no_model_will_be_asked_about_are_warned_about(place, caplog):
-    silent = record(1)
-    del silent["conversations"][1]
-    result = place.run([silent, record(2)])
+    place.picture("a.png", two_colours())
+    silent, silent_text = record(1, "a.png"), record(2)
+    del silent["conversations"][1], silent_text["conversations"][1]
+    result = place.run([silent, silent_text, record(3, "a.png")])
     assert result.metadata["records_without_question"] == 1
-    assert "1 records have no human turn that a gpt turn directly follows" in caplog.text
+    assert "1 records with a picture have no human turn that a gpt turn directly follows" in caplog.text
 
 
 def test_no_warning_without_cause(place, caplog):
