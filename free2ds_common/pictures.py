@@ -208,9 +208,12 @@ def check_picture(data: bytes, name: str, budget: "PixelBudget") -> bool:
             if picture.mode in _WIDE_MODES:
                 lowest, highest = _range(picture)
                 return lowest == highest
+            if picture.has_transparency_data:
+                # Channel by channel: no copy of the whole picture. Where only the last differs it draws the picture.
+                channels = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+                return all(lowest == highest for lowest, highest in map(_ends, channels.getextrema()))
             # Gray and RGB become RGB without a change of value.
-            as_it_is = picture.mode in ("L", "RGB") and not _has_alpha(picture)
-            return is_one_colour(picture if as_it_is else _as_rgb(picture))
+            return is_one_colour(picture if picture.mode in ("L", "RGB") else _as_rgb(picture))
 
     return _decoding(name, check)
 
@@ -260,19 +263,23 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in _WIDE_MODES:
         return _eight_bits(picture).convert("RGB")
     rgb = picture.convert("RGB")
-    if not _has_alpha(picture) or not is_one_colour(rgb):
+    if not picture.has_transparency_data or not is_one_colour(rgb):
         return rgb
-    rgba = picture.convert("RGBA")
-    lowest, highest = rgba.getchannel("A").getextrema()
+    alpha = (picture if "A" in picture.getbands() else picture.convert("RGBA")).getchannel("A")
+    lowest, highest = _ends(alpha.getextrema())
     if lowest == highest:
         return rgb
-    shade = cast(int, rgb.crop((0, 0, 1, 1)).convert("L").getpixel((0, 0)))
-    ground = Image.new("RGBA", rgba.size, "black" if shade > _LIGHT else "white")
-    return Image.alpha_composite(ground, rgba).convert("RGB")
+    corner = rgb.crop((0, 0, 1, 1))
+    shade, _ = _ends(corner.convert("L").getextrema())
+    colour = cast(tuple[int, ...], corner.getpixel((0, 0)))
+    rgb.paste("black" if shade > _LIGHT else "white", (0, 0, *rgb.size))
+    rgb.paste(colour, (0, 0, *rgb.size), alpha)
+    return rgb
 
 
-def _has_alpha(picture: Image.Image) -> bool:
-    return bool(picture.has_transparency_data)
+def _ends(extrema: object) -> tuple[float, float]:
+    """The lowest and the highest value of one channel."""
+    return cast(tuple[float, float], extrema)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -293,13 +300,11 @@ def _range(picture: Image.Image) -> tuple[float, float]:
         ValueError: It holds infinity or NaN.
     """
     if picture.mode != "F":
-        lowest, highest = picture.convert("I").getextrema()
+        return _ends(picture.convert("I").getextrema())
     # The sum is finite only if all values are: no 100 million float32 reach the end of float64.
-    elif math.isfinite(sum(memoryview(picture.tobytes()).cast("f"))):
-        lowest, highest = picture.getextrema()
-    else:
+    if not math.isfinite(sum(memoryview(picture.tobytes()).cast("f"))):
         raise ValueError("holds values that are not numbers")
-    return cast(float, lowest), cast(float, highest)
+    return _ends(picture.getextrema())
 
 
 Result = TypeVar("Result")

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 FETCH_THREADS = 32
 # Threads of their own: glibc keeps what a thread has freed for that thread, and decoded pictures are large.
 DECODE_THREADS = min(8, os.cpu_count() or 1)
-# One of the largest accepted size, which takes up to 700 MB, or several smaller ones.
+# One of the largest accepted size, which takes 0.1 to 1.2 GB, or several smaller ones.
 PIXELS_AT_A_TIME = MAX_PIXELS
 # Of the pictures of one colour.
 NAMES_KEPT, NAMES_SHOWN = 20, 3
