@@ -29,6 +29,8 @@ MAX_ASPECT_RATIO = 100
 _WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 # Folders whose names are remembered to say what a missing picture may have meant, and names of each.
 _LISTED_FOLDERS, _LISTED_NAMES = 8, 100_000
+# Nobody decodes a URL more often.
+_DECODINGS = 8
 # Below this a JPEG is decoded as it is.
 _DRAFT_PIXELS = 1 << 20
 _DRAFT_SCALE = 8
@@ -116,10 +118,12 @@ def _quoted(relative: str, image: str) -> str:
         PictureProblem: A server that decodes twice would leave the root.
     """
     decoded = relative
-    while (once_more := unquote(decoded)) != decoded:
-        decoded = once_more
+    for _ in range(_DECODINGS):
+        decoded = unquote(decoded)
     try:
         clean_path(decoded)
+        if decoded != unquote(decoded):
+            raise OutsideRootError(relative)
     except OutsideRootError:
         raise PictureProblem("image_outside_root", f"{image!r} is not a path below the image root") from None
     return quote(relative)
