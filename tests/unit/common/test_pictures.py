@@ -441,7 +441,16 @@ def test_names_on_an_http_root(root, server, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["%2e%2e/secret", "%252e%252e/secret", "..%2fsecret", "coco/%2E./%2e%2E/secret", "%2fsecret", "a%5cb", "%00"],
+    [
+        "%2e%2e/secret",
+        "%252e%252e/secret",
+        "..%2fsecret",
+        "coco/%2E./%2e%2E/secret",
+        "%2fsecret",
+        "a%5cb",
+        "%00",
+        "%" + "25" * 9 + "2e.jpg",
+    ],
 )
 def test_escapes_from_an_http_root_are_not_asked_for(server, name):
     assert problem(read_picture_bytes, server[0], name) == (
