@@ -178,6 +178,7 @@ def test_image_and_source(fields, image, source):
         (record(("h", "q"), picture="a.jpg", image=""), "image_key_unknown", "has picture"),
         (record(("h", "q"), video="a.mp4"), "not_a_picture", "has video; only pictures are read"),
         (record(("h", "q"), videos=["a.mp4"], image="a.jpg"), "not_a_picture", "has videos"),
+        (record(("h", "q"), Video="a.mp4"), "not_a_picture", "has Video"),
         (record(("h", "q"), audio_path="a.wav"), "not_a_picture", "has audio_path"),
         (record(("h", "<video>\nq")), "not_a_picture", "a human turn holds <video>"),
         (record(("h", "q"), ("g", "a"), ("h", "Listen: <audio>")), "not_a_picture", "a human turn holds <audio>"),
@@ -233,6 +234,7 @@ def test_who_speaks_and_what_is_said(turn):
         ({"images": None}, None),
         ({"image": "a.jpg", "images": []}, "a.jpg"),
         ({"image": "a.jpg", "image_path": "/data/a.jpg"}, "a.jpg"),
+        ({"video_id": "v7", "audio_features": [1], "picture_of": "a cat"}, None),
         ({"image_id": 7, "image_size": [2, 3], "video": None, "videos": [], "image_path": "", "audio": {}}, None),
     ],
 )
