@@ -173,10 +173,29 @@ def test_a_jpeg_is_checked_to_its_end_with_fewer_pixels(size):
 
 
 def test_a_jpeg_with_one_odd_spot_that_fewer_pixels_do_not_show(monkeypatch):
-    monkeypatch.setattr(pictures, "is_one_colour", lambda picture: picture.width < 1500 or is_one_colour(picture))
+    widths = []
+    monkeypatch.setattr(
+        pictures,
+        "is_one_colour",
+        lambda picture: widths.append(picture.width) or picture.width < 1500 or is_one_colour(picture),
+    )
     picture = Image.new("L", (1500, 1000), 128)
     picture.paste(200, (8, 8, 16, 16))
     assert check_picture(encoded(picture, "JPEG"), "n", PixelBudget(9)) is False
+    assert widths == [188, 1500]  # an eighth, rounded up
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "I;16"])
+def test_a_check_copies_no_picture_to_rgb(monkeypatch, mode):
+    monkeypatch.delattr(pictures, "_as_rgb")
+    assert check_picture(encoded(Image.new(mode, (3, 2))), "n", PixelBudget(9)) is True
+
+
+def test_one_colour_with_a_transparent_one():
+    """All of it is transparent: the colour stays, as the method has it."""
+    data = encoded(Image.new("L", (3, 2), 5), transparency=5)
+    assert check_picture(data, "n", PixelBudget(9)) is True
+    assert decode_picture(data, "n").getpixel((0, 0)) == (5, 5, 5)
 
 
 def test_pixel_budget():
