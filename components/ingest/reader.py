@@ -6,12 +6,13 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, cast
 
+from components.ingest.values import BLANKS, DECODER, BrokenRecord, ValueEnd, parse, parse_line, too_large
 from free2ds_common.errors import StageError
 from free2ds_common.storage import ByteSource, open_binary
 
@@ -19,26 +20,18 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 CHUNK_BYTES = 4 << 20
+# Of one record. The longest conversations that people publish have some hundred kilobytes.
+MAX_RECORD_BYTES = 8 << 20
+# What is kept of a larger one.
+_HEAD = 1000
 GZIP_MAGIC = b"\x1f\x8b"
-_DECODER = json.JSONDecoder()
-_BLANKS = " \t\r\n"
+_BLANK_BYTES = BLANKS.encode()
+_BLANKS = re.compile(r"[ \t\r\n]*")
+_LINE_END = re.compile(rb"\n[ \t\r\n]*")
 # A JSON error this close to the end of what was read may only mean that the rest is still to come: "tru" of true,
 # "-Infinit" of -Infinity, "\ud83" of an escape.
 _CUT_TOKEN = 16
 _LOOK_AT_LINES = 16
-
-
-@dataclass(frozen=True)
-class BrokenLine:
-    """A line of a JSON lines file that is not JSON.
-
-    Attributes:
-        text: The line; bytes that are not UTF-8 as backslash escapes.
-        detail: What is wrong with it.
-    """
-
-    text: str
-    detail: str
 
 
 class _Hashing(io.RawIOBase):
@@ -82,7 +75,10 @@ class DatasetReader:
         self._stream: IO[bytes] = cast(IO[bytes], gzip.GzipFile(fileobj=buffered) if packed else buffered)
         self._head = self._read(CHUNK_BYTES)
         ended = len(self._head) < CHUNK_BYTES
-        self._head = self._head.removeprefix(codecs.BOM_UTF8)
+        self._head = self._head.removeprefix(codecs.BOM_UTF8).lstrip(_BLANK_BYTES)
+        while not self._head and not ended:
+            block = self._read(CHUNK_BYTES)
+            self._head, ended = block.lstrip(_BLANK_BYTES), len(block) < CHUNK_BYTES
         self.is_list = self._starts_a_list(ended)
 
     @property
@@ -102,22 +98,22 @@ class DatasetReader:
         Args:
             ended: Whether the head is the whole file.
         """
-        if not self._head.strip():
+        if not self._head:
             raise StageError(f"{self.uri}: is empty, wanted a JSON list of records or one JSON object a line.")
-        start = self._head.lstrip()[:40].decode(errors="replace")
-        *whole_lines, rest = self._head.split(b"\n")
-        lines = [line for line in (*whole_lines, *([rest] if ended else [])) if line.strip()]
+        start = self._head[:40].decode(errors="replace")
+        *whole_lines, rest = _LINE_END.split(self._head)
+        lines = [line for line in (*whole_lines, *([rest] if ended else [])) if line]
         if start[0] == "[":
             # A list, unless it is only a useless first line of JSON lines.
-            first_two = [_parse_line(line) for line in lines[:2]]
-            return [type(value) for value in first_two] != [list, dict]
-        whole = _parse_line(self._head) if ended else None
-        if isinstance(whole, dict) and not (len(lines) == 1 and "conversations" in whole):
+            first_two = [parse_line(line) for line in lines[:2]]
+            return not (len(first_two) == 2 and isinstance(first_two[0], list) and _is_object(first_two[1]))
+        whole = parse_line(self._head) if ended else None
+        if isinstance(whole, dict) and not (len(lines) == 1 and {"conversations", "messages"} & whole.keys()):
             raise StageError(f"{self.uri}: holds one JSON object, wanted a list of records or one record a line.")
-        if ended and not isinstance(whole, (dict, BrokenLine)):
+        if ended and not isinstance(whole, (dict, BrokenRecord)):
             raise StageError(f"{self.uri}: is JSON but not a list of records; it starts with {start!r}.")
         # Several lines decide, so that one broken line does not condemn a file of JSON lines.
-        if any(isinstance(_parse_line(line), dict) for line in lines[:_LOOK_AT_LINES]):
+        if any(_is_object(parse_line(line)) for line in lines[:_LOOK_AT_LINES]):
             return False
         if not lines and start[0] == "{":
             return False  # a first line longer than what was read
@@ -126,7 +122,7 @@ class DatasetReader:
         )
 
     def __iter__(self) -> Iterator[object]:
-        """Yield the records as parsed JSON; `BrokenLine` for a line of JSON lines that is not JSON.
+        """Yield the records as parsed JSON; `BrokenRecord` for one that cannot be parsed, or is too large.
 
         Raises:
             StageError: The list is not JSON, or the file breaks off.
@@ -140,16 +136,16 @@ class DatasetReader:
             yield chunk
 
     def _line_items(self) -> Iterator[object]:
-        rest: list[bytes] = []
+        line = _Line()
         for chunk in itertools.chain(self._chunks(), [b"\n"]):
-            first, *others = chunk.split(b"\n")
-            rest.append(first)
-            if not others:
-                continue
-            for line in (b"".join(rest), *others[:-1]):
-                if line.strip():
-                    yield _parse_line(line)
-            rest = [others[-1]]
+            # A run of blank lines is one end of a line.
+            first, *others = _LINE_END.split(chunk.lstrip(_BLANK_BYTES) if not line.size else chunk)
+            line.add(first)
+            for other in others:
+                if line.size:
+                    yield line.value()
+                line = _Line()
+                line.add(other)
 
     def _list_items(self) -> Iterator[object]:
         text = _Text(self.uri, self._chunks())
@@ -165,6 +161,32 @@ class DatasetReader:
             text.expect("]")
         if text.next_character():
             raise text.error("wanted nothing after the list")
+
+
+class _Line:
+    """One line of JSON lines, of which no more than a record may have is in memory.
+
+    Attributes:
+        size: Bytes so far.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._pieces: list[bytes] = []
+
+    def add(self, piece: bytes) -> None:
+        """Append bytes."""
+        self.size += len(piece)
+        self._pieces.append(piece)
+        if self.size > MAX_RECORD_BYTES:
+            self._pieces = [b"".join(self._pieces)[:_HEAD]]
+
+    def value(self) -> object:
+        """The parsed line."""
+        line = b"".join(self._pieces)
+        if self.size > MAX_RECORD_BYTES:
+            return too_large(line.decode("utf-8", errors="backslashreplace"), MAX_RECORD_BYTES)
+        return parse_line(line)
 
 
 class _Text:
@@ -203,10 +225,10 @@ class _Text:
     def next_character(self) -> str:
         """The next character that is not blank, which stays; "" at the end."""
         while True:
-            while self._at < len(self._text):
-                if (character := self._text[self._at]) not in _BLANKS:
-                    return character
-                self._at += 1
+            blanks = _BLANKS.match(self._text, self._at)
+            self._at = blanks.end() if blanks else self._at
+            if self._at < len(self._text):
+                return self._text[self._at]
             if not self._more():
                 return ""
 
@@ -222,31 +244,55 @@ class _Text:
         while True:
             start = self._at
             try:
-                value, end = _DECODER.raw_decode(self._text, start)
+                value, end = DECODER.raw_decode(self._text, start)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _CUT_TOKEN
+                if cut and len(self._text) - start > MAX_RECORD_BYTES:
+                    return self._step_over()
                 if cut and self._more():
                     continue
                 self._at += error.pos - start  # `_more` moves both
                 raise self.error(f"wanted JSON ({error.msg})") from None
-            except (ValueError, RecursionError) as error:
-                raise self.error(f"wanted JSON that can be read ({error})") from None
+            # Python can or may not read it, or only not this part of it; the list goes on behind it.
+            except (ValueError, RecursionError):
+                return self._step_over()
             # A number at the end may go on in the next chunk: 1 as 12, 1.5e- as 1.5e-07.
             if end > len(self._text) - _CUT_TOKEN and self._more():
                 continue
             self._at += end - start
             self._values += 1
+            # A character has at most four bytes.
+            if end - start > MAX_RECORD_BYTES // 4 and len(self._text[self._at - (end - start) : self._at].encode()) > (
+                MAX_RECORD_BYTES
+            ):
+                return too_large(self._text[self._at - (end - start) :][:_HEAD], MAX_RECORD_BYTES)
             return value
 
+    def _step_over(self) -> object:
+        """Find where a value ends without parsing it; parsed afterwards if it is of a record's size."""
+        ending, size = ValueEnd(), 0
+        pieces: list[str] = []
+        while True:
+            end = ending.find(self._text, self._at)
+            piece = self._text[self._at : len(self._text) if end is None else end]
+            size += len(piece.encode())
+            pieces.append(piece)
+            if size > MAX_RECORD_BYTES:
+                pieces = ["".join(pieces)[:_HEAD]]
+            self._at += len(piece)
+            if end is not None:
+                self._values += 1
+                text = "".join(pieces)
+                return too_large(text, MAX_RECORD_BYTES) if size > MAX_RECORD_BYTES else parse(text)
+            if not self._more():
+                raise self.error("wanted the end of a record")
 
-def _parse_line(line: bytes) -> object:
-    """The JSON value of one line, or a `BrokenLine`."""
-    try:
-        value: object = json.loads(line.decode("utf-8"))
-    # ValueError: not UTF-8, not JSON, or a number with thousands of digits.
-    except (ValueError, RecursionError) as error:
-        return BrokenLine(line.decode("utf-8", errors="backslashreplace").strip(), str(error))
-    return value
+
+def _is_object(value: object) -> bool:
+    """Whether a line holds an object, one that may not be read included."""
+    if isinstance(value, BrokenRecord):
+        return value.reason != "not_json" and value.text.startswith("{")
+    return isinstance(value, dict)
 
 
 @contextmanager

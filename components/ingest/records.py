@@ -4,8 +4,10 @@ import hashlib
 import itertools
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from components.ingest.values import TOO_DEEP
 from free2ds_common.storage import OutsideRootError, clean_path
 
 PLACEHOLDER = "<image>"
@@ -13,10 +15,15 @@ TEXT_ONLY_SOURCE = "text-only"
 NO_FOLDER_SOURCE = "images"
 # Python parses and writes JSON by recursion, and gives up at about 990 levels, fewer where its stack is deeper already.
 MAX_NESTING = 500
-TOO_DEEP = "nested_too_deeply"
+HUMAN, GPT, SYSTEM = "human", "gpt", "system"
+# LLaVA's words and those of chat templates.
+SPEAKERS: Mapping[str, str] = {HUMAN: HUMAN, "user": HUMAN, GPT: GPT, "assistant": GPT, SYSTEM: SYSTEM}
 
 _PLACEHOLDERS = re.compile("<image>|<Image>")
-_LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+# A record is rejected where one of these keys holds anything: it would pass for a record without a picture.
+_OTHER_MEDIA = re.compile(r"(video|audio|sound|speech)s?([_-]?(path|file|name|url|uri)s?)?", re.IGNORECASE)
+_OTHER_PICTURES = re.compile(r"(image|img|picture|photo)s?([_-]?(path|file|filename|name|url|uri)s?)?", re.IGNORECASE)
+_MEDIA_PLACEHOLDER = re.compile("<(video|audio)>")
 
 
 class RecordProblem(Exception):
@@ -58,18 +65,24 @@ def check_record(record: object) -> CheckedRecord:
         raise RecordProblem(TOO_DEEP, f"is nested {levels} levels deep, at most {MAX_NESTING} are read")
     if not isinstance(record, dict):
         raise RecordProblem("not_an_object", f"is {_kind(record)}, wanted an object")
-    turns = _turns(record.get("conversations"))
-    messages = [clean_message(value) for speaker, value in turns if speaker == "human"]
+    try:
+        key = record_key(record)
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise RecordProblem("lone_surrogate", f"holds {half!r}, half of a character, which is no Unicode") from None
+    turns = _turns(record)
+    messages = [clean_message(value) for speaker, value in turns if speaker == HUMAN]
     if not messages:
-        raise RecordProblem("no_human_turn", f"none of the {len(turns)} turns is from human")
-    image = _image(record.get("image"))
+        raise RecordProblem("no_human_turn", f"none of the {len(turns)} turns is from human or user")
+    image = _image(record)
+    _refuse_other_media(record, turns, image)
     return CheckedRecord(
-        record_key=record_key(record),
+        record_key=key,
         image=image,
         source=_source(record.get("source"), image),
         question=question(turns),
         messages=messages,
-        raw=json.dumps(record, separators=(",", ":")),
+        raw=json.dumps(record, separators=(",", ":"), allow_nan=False),
     )
 
 
@@ -83,23 +96,27 @@ def nesting(value: object) -> int:
 
 
 def record_key(record: object) -> str:
-    """Hex sha256 of the record's canonical JSON: sorted keys, no spaces, UTF-8 (lone surrogates passed through)."""
+    """Hex sha256 of the record's canonical JSON: sorted keys, no spaces, UTF-8.
+
+    Raises:
+        UnicodeEncodeError: It holds a lone surrogate.
+    """
     canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def question(turns: list[tuple[str, str]]) -> str | None:
     """The value of the first human turn that is directly followed by a gpt turn, or None.
 
     Args:
-        turns: (from, value), in order.
+        turns: (speaker, value) in order; the speaker is human, gpt or system.
 
     Source:
         docs/method.md, section 1.
     """
     for (speaker, value), (next_speaker, _) in itertools.pairwise(turns):
-        if speaker == "human" and next_speaker == "gpt":
-            return _valid_text(value)
+        if speaker == HUMAN and next_speaker == GPT:
+            return value
     return None
 
 
@@ -109,52 +126,107 @@ def clean_message(value: str) -> str:
     Source:
         docs/method.md, section 4.
     """
-    return _valid_text(_PLACEHOLDERS.sub("", value).strip())
+    return _PLACEHOLDERS.sub("", value).strip()
 
 
-def _turns(conversations: object) -> list[tuple[str, str]]:
-    """The turns as (from, value). Every value must be text, whoever says it."""
-    if not isinstance(conversations, list) or not conversations:
-        raise RecordProblem("conversations_missing", f"conversations is {_kind(conversations)}, wanted a list of turns")
+def _turns(record: Mapping[str, object]) -> list[tuple[str, str]]:
+    """The turns as (speaker, value), from `conversations` or `messages`. Every value must be text, whoever says it."""
+    given = {key: record[key] for key in ("conversations", "messages") if record.get(key) not in (None, [])}
+    if not given:
+        raise RecordProblem(
+            "conversations_missing",
+            f"conversations is {_kind(record.get('conversations'))} and messages is {_kind(record.get('messages'))}, "
+            "wanted a list of turns in one of them",
+        )
     turns = []
-    for number, turn in enumerate(conversations):
-        if not isinstance(turn, dict) or not isinstance(turn.get("from"), str):
-            raise RecordProblem("turn_malformed", f"turn {number} is no object with a text in `from`")
-        if not isinstance(turn.get("value"), str):
-            raise RecordProblem("value_not_string", f"the value of turn {number} is {_kind(turn.get('value'))}")
-        turns.append((turn["from"], turn["value"]))
-    return turns
+    for key, listed in given.items():
+        if not isinstance(listed, list):
+            raise RecordProblem("conversations_missing", f"{key} is {_kind(listed)}, wanted a list of turns")
+        turns.append([_turn(number, turn) for number, turn in enumerate(listed)])
+    if any(other != turns[0] for other in turns):
+        raise RecordProblem("keys_disagree", "conversations and messages hold different turns")
+    return turns[0]
 
 
-def _image(image: object) -> str | None:
-    """The path of the picture in normal form, or None for a text-only record."""
-    if image is None or image == "":
-        return None
+def _turn(number: int, turn: object) -> tuple[str, str]:
+    """One turn as (speaker, value): `from` and `value` as LLaVA writes it, or `role` and `content`."""
+    if not isinstance(turn, dict):
+        raise RecordProblem("turn_malformed", f"turn {number} is no object")
+    said_by = [turn[key] for key in ("from", "role") if turn.get(key) is not None]
+    if not said_by or not all(isinstance(name, str) for name in said_by):
+        raise RecordProblem("turn_malformed", f"turn {number} is no object with a text in `from` or `role`")
+    for name in said_by:
+        if name not in SPEAKERS:
+            raise RecordProblem("unknown_role", f"turn {number} is from {name[:100]!r}, wanted one of {[*SPEAKERS]}")
+    values = [turn[key] for key in ("value", "content") if turn.get(key) is not None]
+    if isinstance(turn.get("content"), list):
+        raise RecordProblem("content_parts", f"the content of turn {number} is a list of parts, wanted a text")
+    for value in values or [None]:
+        if not isinstance(value, str):
+            raise RecordProblem("value_not_string", f"the value of turn {number} is {_kind(value)}")
+    speakers = {SPEAKERS[name] for name in said_by}
+    if len(speakers) > 1 or len(set(values)) > 1:
+        raise RecordProblem("keys_disagree", f"turn {number} has from and role, or value and content, that differ")
+    return speakers.pop(), values[0]
+
+
+def _image(record: Mapping[str, object]) -> str | None:
+    """The path of the picture in normal form, from `image` or `images`; None for a text-only record."""
+    images = record.get("images")
+    if images is not None and not isinstance(images, list):
+        raise RecordProblem("image_not_string", f"images is {_kind(images)}, wanted a list of one path")
+    if images and len(images) > 1:
+        raise RecordProblem("image_list", f"images is a list of {len(images)}, wanted one path")
+    given = [_path(image) for image in (*_one_or_none(record.get("image")), *(images or []))]
+    if len(set(given)) > 1:
+        raise RecordProblem("keys_disagree", f"image is {given[0]!r}, images holds {given[1]!r}")
+    return given[0] if given else None
+
+
+def _one_or_none(value: object) -> list[object]:
+    """Null and "" are no value."""
+    return [] if value is None or value == "" else [value]
+
+
+def _path(image: object) -> str:
+    """A picture's path in normal form."""
     if isinstance(image, list):
         raise RecordProblem("image_list", f"image is a list of {len(image)}, wanted one path")
     if not isinstance(image, str):
         raise RecordProblem("image_not_string", f"image is {_kind(image)}, wanted a path")
     try:
-        path = clean_path(image)
+        return clean_path(image)
     except OutsideRootError:
         raise RecordProblem("image_outside_root", f"{image!r} is not a path below the image root") from None
-    if _LONE_SURROGATES.search(path):
-        raise RecordProblem("image_missing", f"{image!r} is not valid Unicode and names no file")
-    return path
+
+
+def _refuse_other_media(record: Mapping[str, object], turns: list[tuple[str, str]], image: str | None) -> None:
+    """Refuse a record whose pictures, videos or sounds stand where they are not looked for.
+
+    Raises:
+        RecordProblem: There are some.
+    """
+    for key, value in record.items():
+        if value in (None, "", False) or value in ([], {}):
+            continue
+        if _OTHER_MEDIA.fullmatch(key):
+            raise RecordProblem("not_a_picture", f"has {key}; only pictures are read")
+        if image is None and _OTHER_PICTURES.fullmatch(key) and key not in ("image", "images"):
+            raise RecordProblem("image_key_unknown", f"has {key}, wanted the picture's path in image or images")
+    for speaker, value in turns:
+        found = _MEDIA_PLACEHOLDER.search(value) if speaker == HUMAN else None
+        # With its closing tag it is HTML.
+        if found and f"</{found[1]}>" not in value:
+            raise RecordProblem("not_a_picture", f"a human turn holds {found[0]}; only pictures are read")
 
 
 def _source(source: object, image: str | None) -> str:
     """The record's own `source`, else its picture's first folder (coco, gqa, ...), else a fixed word."""
     if isinstance(source, str) and source.strip():
-        return _valid_text(source)
+        return source
     if image is None:
         return TEXT_ONLY_SOURCE
     return image.split("/")[0] if "/" in image else NO_FOLDER_SOURCE
-
-
-def _valid_text(text: str) -> str:
-    """The text with lone surrogates, which neither Parquet nor a tokenizer takes, as U+FFFD; `raw` keeps them."""
-    return _LONE_SURROGATES.sub("\ufffd", text)
 
 
 def _kind(value: object) -> str:

@@ -2,21 +2,22 @@
 
 import logging
 import os
-import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from types import TracebackType
 from typing import Any
 
 from components.ingest.config import IngestConfig
-from components.ingest.reader import BrokenLine, DatasetReader, open_records
-from components.ingest.records import PLACEHOLDER, TOO_DEEP, CheckedRecord, RecordProblem, check_record
+from components.ingest.reader import DatasetReader, open_records
+from components.ingest.records import PLACEHOLDER, CheckedRecord, RecordProblem, check_record
 from components.ingest.rejects import RejectLog
+from components.ingest.values import TOO_DEEP, BrokenRecord
 from free2ds_common.datasets import DatasetWriter
 from free2ds_common.errors import StageError
 from free2ds_common.outcomes import IMAGE_FAILURES
-from free2ds_common.pictures import PictureProblem, decode_picture, read_picture_bytes
+from free2ds_common.pictures import MAX_PIXELS, PictureProblem, PixelBudget, check_picture, read_picture_bytes
 from free2ds_common.result import Counts, StageResult, check_reject_fraction, exceeds
 from free2ds_common.runlog import Progress
 from free2ds_common.schemas import RECORDS
@@ -26,8 +27,12 @@ logger = logging.getLogger(__name__)
 
 # Pictures on an object store take tens of milliseconds each, most of it waiting.
 FETCH_THREADS = 32
-# A picture of the largest accepted size takes 700 MB while it is decoded, so few at a time.
+# Threads of their own: glibc keeps what a thread has freed for that thread, and decoded pictures are large.
 DECODE_THREADS = min(8, os.cpu_count() or 1)
+# One of the largest accepted size, which takes 0.1 to 1.2 GB, or several smaller ones.
+PIXELS_AT_A_TIME = MAX_PIXELS
+# Of the pictures of one colour.
+NAMES_KEPT, NAMES_SHOWN = 20, 3
 # Records that wait for the checks of their pictures.
 WINDOW = 16 * FETCH_THREADS
 ROWS_PER_WRITE = 1000
@@ -49,14 +54,15 @@ def run(config: IngestConfig) -> StageResult:
     with open_records(config.dataset_uri) as reader, DatasetWriter(config.records, RECORDS) as writer:
         logger.info("reading %s (%s)", config.dataset_uri, "JSON list" if reader.is_list else "JSON lines")
         progress = Progress(None, "records", logger)
-        read = written = with_image = unnamed_pictures = 0
+        read = written = with_image = unnamed_pictures = without_question = 0
         rows: list[dict[str, Any]] = []
-        with RejectLog(config.rejects) as rejects:
-            for record, checked in _checked_in_order(reader, config.image_root_uri):
+        with RejectLog(config.rejects) as rejects, _Pictures(config.image_root_uri) as pictures:
+            for record, checked in _checked_in_order(reader, pictures):
                 if isinstance(checked, CheckedRecord):
                     written += 1
                     with_image += checked.image is not None
                     unnamed_pictures += checked.image is None and PLACEHOLDER in (checked.question or "")
+                    without_question += checked.image is not None and checked.question is None
                     rows.append({"unique_id": written, **vars(checked)})
                     if len(rows) == ROWS_PER_WRITE:
                         writer.write(rows)
@@ -80,6 +86,9 @@ def run(config: IngestConfig) -> StageResult:
             "records_with_image": with_image,
             "records_text_only": written - with_image,
             "placeholder_without_image": unnamed_pictures,
+            "records_without_question": without_question,
+            "pictures_of_one_colour": pictures.of_one_colour,
+            "names_of_pictures_of_one_colour": pictures.names_of_one_colour,
         }
         writer.manifest.update({**details, "counts": vars(counts)})
     logger.info("read %d = written %d + rejected %d %s", read, written, counts.rejected, reasons or "")
@@ -87,9 +96,25 @@ def run(config: IngestConfig) -> StageResult:
         logger.warning(
             "%d records ask about %s but name no picture; they count as text-only", unnamed_pictures, PLACEHOLDER
         )
+    if without_question:
+        logger.warning(
+            "%d records with a picture have no human turn that a gpt turn directly follows; no model looks at them",
+            without_question,
+        )
+    if pictures.of_one_colour:
+        names = [repr(name) for name in pictures.names_of_one_colour[:NAMES_SHOWN]]
+        logger.warning(
+            "%d pictures have one colour only, where no model can look at anything: %s",
+            pictures.of_one_colour,
+            ", ".join(names) + (", ..." if pictures.of_one_colour > len(names) else ""),
+        )
     return StageResult(
         counts=counts,
-        metrics={"records_with_image": with_image, "records_text_only": written - with_image},
+        metrics={
+            "records_with_image": with_image,
+            "records_text_only": written - with_image,
+            "pictures_of_one_colour": pictures.of_one_colour,
+        },
         metadata=details,
     )
 
@@ -126,44 +151,38 @@ def _require_usable(config: IngestConfig, counts: Counts, reasons: dict[str, int
 
 
 def _checked_in_order(
-    reader: DatasetReader, image_root_uri: str
+    reader: DatasetReader, pictures: "_Pictures"
 ) -> Iterator[tuple[object, CheckedRecord | RecordProblem]]:
     """Each record with its check, in input order, while threads look at the pictures of the records behind it."""
     waiting: deque[tuple[object, CheckedRecord | RecordProblem]] = deque()
-    with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="picture") as pool:
-        pictures = _Pictures(image_root_uri, pool)
 
-        def oldest() -> tuple[object, CheckedRecord | RecordProblem]:
-            record, checked = waiting.popleft()
-            if isinstance(checked, CheckedRecord) and checked.image is not None:
-                checked = pictures.problem(checked.image) or checked
-            return record, checked
+    def oldest() -> tuple[object, CheckedRecord | RecordProblem]:
+        record, checked = waiting.popleft()
+        if isinstance(checked, CheckedRecord) and checked.image is not None:
+            checked = pictures.problem(checked.image) or checked
+        return record, checked
 
-        try:
-            for record in reader:
-                checked = _check(record)
-                if isinstance(checked, CheckedRecord) and checked.image is not None:
-                    pictures.look_at(checked.image)
-                waiting.append((record, checked))
-                if len(waiting) >= WINDOW:
-                    yield oldest()
-            while waiting:
-                yield oldest()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for record in reader:
+        checked = _check(record)
+        if isinstance(checked, CheckedRecord) and checked.image is not None:
+            pictures.look_at(checked.image)
+        waiting.append((record, checked))
+        if len(waiting) >= WINDOW:
+            yield oldest()
+    while waiting:
+        yield oldest()
 
 
 def _as_it_came(record: object, problem: RecordProblem) -> object:
     """What the reject log keeps of a record: all of it, unless it is too deep to be written."""
-    if isinstance(record, BrokenLine):
+    if isinstance(record, BrokenRecord):
         return record.text
     return None if problem.reason == TOO_DEEP else record
 
 
 def _check(record: object) -> CheckedRecord | RecordProblem:
-    if isinstance(record, BrokenLine):
-        return RecordProblem("not_json", record.detail)
+    if isinstance(record, BrokenRecord):
+        return RecordProblem(record.reason, record.detail)
     try:
         return check_record(record)
     except RecordProblem as problem:
@@ -171,32 +190,54 @@ def _check(record: object) -> CheckedRecord | RecordProblem:
 
 
 class _Pictures:
-    """Every distinct picture is read and decoded once; what is wrong with it is remembered."""
+    """Every distinct picture is read and decoded once; what was found is remembered. Use as a context manager.
 
-    def __init__(self, image_root_uri: str, pool: ThreadPoolExecutor) -> None:
-        self._root, self._pool = image_root_uri, pool
-        self._decoding = threading.BoundedSemaphore(DECODE_THREADS)
-        self._results: dict[str, Future[RecordProblem | None] | RecordProblem | None] = {}
+    Attributes:
+        of_one_colour: Usable pictures so far that have one colour only.
+        names_of_one_colour: The first `NAMES_KEPT` of them, in input order.
+    """
+
+    def __init__(self, image_root_uri: str) -> None:
+        self.of_one_colour = 0
+        self.names_of_one_colour: list[str] = []
+        self._root = image_root_uri
+        self._fetching = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
+        self._decoding = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+        self._budget = PixelBudget(PIXELS_AT_A_TIME)
+        self._results: dict[str, Future[RecordProblem | bool] | RecordProblem | None] = {}
+
+    def __enter__(self) -> "_Pictures":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # First those that hand over to the others.
+        self._fetching.shutdown(cancel_futures=True)
+        self._decoding.shutdown(cancel_futures=True)
 
     def look_at(self, image: str) -> None:
         """Start to check a picture, unless it is known."""
         if not self._results:
             require_folder("image_root_uri", self._root)
         if image not in self._results:
-            self._results[image] = self._pool.submit(self._try, image)
+            self._results[image] = self._fetching.submit(self._try, image)
 
     def problem(self, image: str) -> RecordProblem | None:
         """What is wrong with a picture that `look_at` was given."""
         result = self._results[image]
         if isinstance(result, Future):
-            result = self._results[image] = result.result()
+            found = result.result()
+            if found is True:
+                self.of_one_colour += 1
+                self.names_of_one_colour += [image] if len(self.names_of_one_colour) < NAMES_KEPT else []
+            result = self._results[image] = None if isinstance(found, bool) else found
         return result
 
-    def _try(self, image: str) -> RecordProblem | None:
+    def _try(self, image: str) -> RecordProblem | bool:
+        """What is wrong with a picture, or whether it has one colour only."""
         try:
             data = read_picture_bytes(self._root, image)
-            with self._decoding:
-                decode_picture(data, image)
+            return self._decoding.submit(check_picture, data, image, self._budget).result()
         except PictureProblem as problem:
             return RecordProblem(problem.reason, problem.detail)
-        return None

@@ -1,7 +1,7 @@
 """Writes what later stages and people read: the scores, the two selections, the summary."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,8 @@ from free2ds_common.redact import redacted_values
 from free2ds_common.schemas import SCORES
 from free2ds_common.storage import atomic_writer
 
+# What every record of a selection is numbered by.
+UNIQUE_ID = "unique_id"
 _WRITE_ROWS = 50_000
 
 
@@ -54,6 +56,8 @@ def _score_columns(inputs: Inputs, candidates: Candidates, selection: Selection,
 def write_records(path: str, dataset: Dataset, wanted: np.ndarray) -> None:
     """Write the wanted records in input order, untouched but for unique_id; the data set is read again as a stream.
 
+    A record's own unique_id stays, as original_unique_id.
+
     Args:
         path: JSON list to write.
         dataset: records/1.
@@ -66,12 +70,22 @@ def write_records(path: str, dataset: Dataset, wanted: np.ndarray) -> None:
             inside = np.flatnonzero(wanted[row : row + len(batch)])
             for place in inside.tolist():
                 record = json.loads(batch.column(1)[place].as_py())
-                record["unique_id"] = batch.column(0)[place].as_py()
+                if UNIQUE_ID in record:
+                    record[_unused_name(record)] = record[UNIQUE_ID]
+                record[UNIQUE_ID] = batch.column(0)[place].as_py()
                 # ASCII: half of a surrogate pair stays what it was in the input.
-                handle.write(("\n" if first else ",\n") + json.dumps(record))
+                handle.write(("\n" if first else ",\n") + json.dumps(record, allow_nan=False))
                 first = False
             row += len(batch)
         handle.write("\n]\n")
+
+
+def _unused_name(record: Mapping[str, object]) -> str:
+    """Where a record's own unique_id goes: nothing is lost, however often a record went through a selection."""
+    name = f"original_{UNIQUE_ID}"
+    while name in record:
+        name = f"original_{name}"
+    return name
 
 
 def write_summary(path: str, summary: Summary) -> None:

@@ -1,6 +1,7 @@
 """`python -m components.ingest`."""
 
 import json
+import os
 
 import pytest
 
@@ -51,6 +52,7 @@ def test_run(arguments, tmp_path, capsys):
         "rejected": 0,
         "records_with_image": 0,
         "records_text_only": 1,
+        "pictures_of_one_colour": 0,
     }
     assert open_dataset(tmp_path / "records", RECORDS).num_rows == 1
 
@@ -71,6 +73,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, capsys, content):
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert "Traceback" not in error
+
+
+def test_a_pipe_as_data_set_is_refused_at_once(arguments, tmp_path, capsys):
+    given = arguments("")
+    os.mkfifo(tmp_path / "pipe")
+    given[1] = str(tmp_path / "pipe")
+    assert main(given) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/pipe: is a pipe or a device. Give a JSON or JSONL file.\n"
 
 
 def test_missing_option(capsys):

@@ -1,8 +1,12 @@
 """One picture: opened, or a fixed word why not."""
 
+import contextlib
 import errno
+import http.server
 import io
+import math
 import os
+import threading
 import zipfile
 
 import fsspec
@@ -11,7 +15,16 @@ from PIL import Image
 
 from free2ds_common import pictures
 from free2ds_common.outcomes import IMAGE_FAILURES
-from free2ds_common.pictures import FORMATS, PictureProblem, decode_picture, load_picture, read_picture_bytes
+from free2ds_common.pictures import (
+    FORMATS,
+    PictureProblem,
+    PixelBudget,
+    check_picture,
+    decode_picture,
+    is_one_colour,
+    load_picture,
+    read_picture_bytes,
+)
 
 
 def encoded(picture, kind="PNG", **options):
@@ -50,6 +63,168 @@ def test_formats(kind):
 )
 def test_every_mode_becomes_rgb(picture, expected):
     assert decode_picture(encoded(picture), "n").getpixel((0, 0)) == expected
+
+
+def wide(mode, values):
+    picture = Image.new(mode, (len(values), 1))
+    for place, value in enumerate(values):
+        picture.putpixel((place, 0), value)
+    return picture
+
+
+def grays(data):
+    picture = decode_picture(data, "n")
+    return [picture.getpixel((place, 0)) for place in range(picture.width)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF"), ("I", "TIFF"), ("F", "TIFF"), ("I;16", "PPM")],
+)
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([100, 300, 500], [0, 128, 255]),  # (300 - 100) / 400 * 255 = 127.5
+        ([0, 1, 65535], [0, 0, 255]),
+        ([60000, 60001, 60001], [0, 255, 255]),
+        ([700, 700, 700], [0, 0, 0]),
+    ],
+)
+def test_more_than_8_bits_are_scaled_by_range(mode, kind, values, expected):
+    assert grays(encoded(wide(mode, values), kind)) == [(value, value, value) for value in expected]
+
+
+def test_values_below_zero_and_tiny_ones():
+    assert grays(encoded(wide("I", [-(2**31), 0, 2**31 - 1]), "TIFF")) == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+    assert grays(encoded(wide("F", [-1e-30, 0, 1e-30]), "TIFF")) == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+    assert grays(encoded(wide("F", [-3e38, 0, 3e38]), "TIFF")) == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 1])
+def test_values_that_are_no_numbers(value, place):
+    data = encoded(wide("F", [value, 1.0] if place == 0 else [1.0, value]), "TIFF")
+    assert problem(decode_picture, data, "a.tif") == ("image_unreadable", "a.tif: holds values that are not numbers")
+    assert problem(check_picture, data, "a.tif", PixelBudget(9))[0] == "image_unreadable"
+
+
+def drawn_in_alpha(mode, colour, alphas):
+    picture = Image.new(mode, (len(alphas), 1))
+    for place, alpha in enumerate(alphas):
+        picture.putpixel((place, 0), (*colour, alpha))
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected"),
+    [
+        (drawn_in_alpha("RGBA", (0, 0, 0), [0, 255, 102]), [(255,) * 3, (0,) * 3, (153,) * 3]),
+        (drawn_in_alpha("LA", (0,), [0, 255, 255]), [(255,) * 3, (0,) * 3, (0,) * 3]),
+        (drawn_in_alpha("RGBA", (200, 0, 0), [0, 255, 255]), [(255,) * 3, (200, 0, 0), (200, 0, 0)]),
+        (drawn_in_alpha("RGBA", (255, 255, 255), [0, 255, 102]), [(0,) * 3, (255,) * 3, (102,) * 3]),  # light, on black
+        (drawn_in_alpha("RGBA", (9, 9, 9), [0, 0, 0]), [(9,) * 3] * 3),
+        (drawn_in_alpha("RGBA", (9, 9, 9), [77, 77, 77]), [(9,) * 3] * 3),
+    ],
+)
+def test_what_only_transparency_draws_is_laid_on_a_ground(picture, expected):
+    assert grays(encoded(picture)) == expected
+
+
+def test_what_only_a_transparent_palette_entry_draws():
+    picture = wide("P", [0, 1, 1])
+    picture.putpalette([0, 0, 0, 0, 0, 0])
+    assert grays(encoded(picture, transparency=0)) == [(255,) * 3, (0,) * 3, (0,) * 3]
+
+
+def test_transparency_is_dropped_where_there_is_more_than_one_colour():
+    picture = drawn_in_alpha("RGBA", (0, 0, 0), [0, 255, 128])
+    picture.putpixel((0, 0), (0, 0, 1, 0))
+    assert grays(encoded(picture)) == [(0, 0, 1), (0, 0, 0), (0, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("picture", "kind", "one_colour"),
+    [
+        (Image.new("RGB", (3, 1), "red"), "PNG", True),
+        (wide("L", [7, 7, 7]), "PNG", True),
+        (wide("L", [7, 7, 8]), "PNG", False),
+        (wide("I;16", [700, 700, 700]), "PNG", True),
+        (wide("I;16", [700, 700, 701]), "PNG", False),
+        (wide("F", [0.1, 0.1, 0.2]), "TIFF", False),
+        (drawn_in_alpha("RGBA", (0, 0, 0), [0, 255, 255]), "PNG", False),
+        (drawn_in_alpha("RGBA", (0, 0, 0), [0, 0, 0]), "PNG", True),
+        (Image.new("CMYK", (3, 1), (1, 2, 3, 4)), "TIFF", True),
+    ],
+)
+def test_a_picture_of_one_colour(picture, kind, one_colour):
+    data = encoded(picture, kind)
+    assert check_picture(data, "n", PixelBudget(9)) is one_colour
+    assert is_one_colour(decode_picture(data, "n")) is one_colour
+
+
+@pytest.mark.parametrize("size", [(1500, 1000), (40, 30)])
+def test_a_jpeg_is_checked_to_its_end_with_fewer_pixels(size):
+    noise = encoded(Image.effect_noise(size, 80), "JPEG")
+    assert check_picture(noise, "n", PixelBudget(9)) is False
+    assert check_picture(encoded(Image.new("RGB", size, "red"), "JPEG"), "n", PixelBudget(9)) is True
+    for length in (len(noise) - 100, len(noise) * 2 // 3, len(noise) // 10):
+        assert problem(check_picture, noise[:length], "n", PixelBudget(9))[0] == "image_unreadable"
+        assert problem(decode_picture, noise[:length], "n")[0] == "image_unreadable"
+
+
+def test_a_jpeg_with_one_odd_spot_that_fewer_pixels_do_not_show(monkeypatch):
+    widths = []
+    monkeypatch.setattr(
+        pictures,
+        "is_one_colour",
+        lambda picture: widths.append(picture.width) or picture.width < 1500 or is_one_colour(picture),
+    )
+    picture = Image.new("L", (1500, 1000), 128)
+    picture.paste(200, (8, 8, 16, 16))
+    assert check_picture(encoded(picture, "JPEG"), "n", PixelBudget(9)) is False
+    assert widths == [188, 1500]  # an eighth, rounded up
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "I;16"])
+def test_a_check_copies_no_picture_to_rgb(monkeypatch, mode):
+    monkeypatch.delattr(pictures, "_as_rgb")
+    assert check_picture(encoded(Image.new(mode, (3, 2))), "n", PixelBudget(9)) is True
+
+
+def test_one_colour_with_a_transparent_one():
+    """All of it is transparent: the colour stays, as the method has it."""
+    data = encoded(Image.new("L", (3, 2), 5), transparency=5)
+    assert check_picture(data, "n", PixelBudget(9)) is True
+    assert decode_picture(data, "n").getpixel((0, 0)) == (5, 5, 5)
+
+
+def test_pixel_budget():
+    budget, waited = PixelBudget(100), threading.Event()
+
+    def third():
+        with budget.taken(20):
+            waited.set()
+
+    with budget.taken(45), contextlib.ExitStack() as inner:
+        inner.enter_context(budget.taken(45))
+        thread = threading.Thread(target=third)
+        thread.start()
+        assert not waited.wait(0.05)
+        inner.close()
+        assert waited.wait(10)
+        thread.join()
+    with budget.taken(1000):  # alone, since nothing else is under way
+        pass
+    with budget.taken(100):
+        pass
+
+
+def test_a_failure_gives_its_pixels_back():
+    budget = PixelBudget(100)
+    data = encoded(Image.effect_noise((64, 64), 50))
+    assert problem(check_picture, data[:-100], "n", budget)[0] == "image_unreadable"
+    with budget.taken(100):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -244,6 +419,108 @@ def test_object_store():
         "image_outside_root",
         "'../other' is not a path below the image root",
     )
+
+
+@pytest.fixture
+def server(root):
+    """Serves `root` at /root and the secret beside it; says what was asked for."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(root.parent))
+
+        def log_message(self, *arguments):
+            asked.append(self.path)
+
+    asked = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{listening.server_port}/root", asked
+        listening.shutdown()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a#b.jpg",
+        "a?b=c.jpg",
+        "a%20b.jpg",
+        "100%.jpg",
+        "a b.jpg",
+        "ü 1.jpg",
+        "a+b&c.jpg",
+        "[a];'\"<>^`{|}.jpg",
+        "a~:.jpg",
+    ],
+)
+def test_names_on_an_http_root(root, server, name):
+    (root / "coco" / name).write_bytes(name.encode())
+    assert read_picture_bytes(server[0], f"coco/{name}") == name.encode()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "%2e%2e/secret",
+        "%252e%252e/secret",
+        "..%2fsecret",
+        "coco/%2E./%2e%2E/secret",
+        "%2fsecret",
+        "a%5cb",
+        "%00",
+        "%" + "25" * 9 + "2e.jpg",
+    ],
+)
+def test_escapes_from_an_http_root_are_not_asked_for(server, name):
+    assert problem(read_picture_bytes, server[0], name) == (
+        "image_outside_root",
+        f"{name!r} is not a path below the image root",
+    )
+    assert server[1] == []
+
+
+def test_a_local_name_with_percent_signs_is_only_a_name(root):
+    (root / "%2e%2e").write_bytes(b"a")
+    assert read_picture_bytes(str(root), "%2e%2e") == b"a"
+
+
+@pytest.mark.parametrize(
+    ("there", "asked"),
+    [
+        ("coco/B.JPG", "coco/b.jpg"),
+        ("coco/b.jpg", "COCO/B.jpg"),
+        ("coco/u\u0308.jpg", "coco/\u00fc.jpg"),
+        ("coco/\u00dc.jpg", "coco/u\u0308.jpg"),
+        ("Stra\u00dfe/a.jpg", "strasse/a.jpg"),
+    ],
+)
+def test_a_name_that_differs_in_case_or_unicode_form_is_told(root, there, asked):
+    (root / there).parent.mkdir(exist_ok=True)
+    (root / there).write_bytes(b"a")
+    assert problem(read_picture_bytes, str(root), asked) == (
+        "image_missing",
+        f"no file at {root}/{asked}; {there!a} is there, whose name differs only in case or Unicode form",
+    )
+
+
+def test_no_name_alike_is_told_that_lies_outside_or_is_no_file(root, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "A.jpg").write_bytes(b"a")
+    (root / "Link").symlink_to(tmp_path / "other")
+    (root / "Folder.jpg").mkdir()
+    for asked in ("link/a.jpg", "folder.jpg", "coco/none.jpg", "none/a.jpg"):
+        assert problem(read_picture_bytes, str(root), asked) == ("image_missing", f"no file at {root}/{asked}")
+
+
+def test_a_folder_is_listed_once_and_not_to_its_end(root, monkeypatch):
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(pictures.os, "scandir", lambda folder: listed.append(folder) or scandir(folder))
+    for number in range(5):
+        problem(read_picture_bytes, str(root), f"coco/{number}.jpg")
+    assert listed == [f"{root}/coco"]
+    monkeypatch.setattr(pictures, "_LISTED_NAMES", 0)
+    pictures._names_alike.cache_clear()
+    assert problem(read_picture_bytes, str(root), "coco/A.jpg")[1] == f"no file at {root}/coco/A.jpg"
 
 
 def test_root_inside_an_archive(tmp_path):

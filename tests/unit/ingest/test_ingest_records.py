@@ -1,6 +1,7 @@
 """What makes a record usable, and the columns taken from it."""
 
 import hashlib
+import json
 
 import pytest
 
@@ -10,6 +11,10 @@ from components.ingest.records import RecordProblem, check_record, nesting, ques
 def record(*turns, **others):
     names = {"h": "human", "g": "gpt", "s": "system"}
     return {"id": "x", **others, "conversations": [{"from": names[turn[0]], "value": turn[1]} for turn in turns]}
+
+
+def chat(role, content):
+    return {"role": role, "content": content}
 
 
 def nested(levels):
@@ -138,7 +143,45 @@ def test_image_and_source(fields, image, source):
         (record(("h", "q"), image=[]), "image_list", "a list of 0"),
         (record(("h", "q"), image="/etc/passwd"), "image_outside_root", "'/etc/passwd'"),
         (record(("h", "q"), image="a/../../b.jpg"), "image_outside_root", "'a/../../b.jpg'"),
-        (record(("h", "q"), image="\ud800.jpg"), "image_missing", "not valid Unicode"),
+        (record(("h", "q"), image="\ud800.jpg"), "lone_surrogate", r"holds '\\ud800', half of a character"),
+        (record(("h", "a\ud83db")), "lone_surrogate", r"holds '\\ud83d'"),
+        (record(("h", "q"), **{"\udc00": 1}), "lone_surrogate", r"holds '\\udc00'"),
+        (record(("h", "q"), images="a.jpg"), "image_not_string", "images is a text, wanted a list of one path"),
+        (record(("h", "q"), images=[None]), "image_not_string", "image is missing or null"),
+        (record(("h", "q"), images=[{"path": "a.jpg"}]), "image_not_string", "image is an object"),
+        (record(("h", "q"), images=["a.jpg", "b.jpg"]), "image_list", "images is a list of 2"),
+        (record(("h", "q"), images=[["a.jpg"]]), "image_list", "image is a list of 1"),
+        (record(("h", "q"), images=["../b.jpg"]), "image_outside_root", "'../b.jpg'"),
+        (
+            record(("h", "q"), images=["a.jpg"], image="b.jpg"),
+            "keys_disagree",
+            "image is 'b.jpg', images holds 'a.jpg'",
+        ),
+        (record(("h", "q"), messages=[chat("user", "other")]), "keys_disagree", "conversations and messages hold"),
+        (
+            {"messages": [chat("user", [{"type": "image"}])]},
+            "content_parts",
+            "the content of turn 0 is a list of parts",
+        ),
+        ({"messages": [chat("user", None)]}, "value_not_string", "the value of turn 0 is missing or null"),
+        ({"messages": "hello"}, "conversations_missing", "messages is a text, wanted a list of turns"),
+        ({"messages": [], "conversations": None}, "conversations_missing", "messages is an empty list"),
+        ({"messages": [chat("system", "s"), chat("assistant", "a")]}, "no_human_turn", "from human or user"),
+        ({"messages": [{**chat("user", "q"), "from": "gpt"}]}, "keys_disagree", "turn 0 has from and role"),
+        ({"messages": [{**chat("user", "q"), "value": "p"}]}, "keys_disagree", "turn 0 has from and role"),
+        ({"messages": [chat("user", "q"), chat("tool", "a")]}, "unknown_role", "turn 1 is from 'tool'"),
+        ({"messages": [chat("User", "q")]}, "unknown_role", "turn 0 is from 'User'"),
+        ({"conversations": [{"from": "observation", "value": "q"}]}, "unknown_role", "turn 0 is from 'observation'"),
+        (record(("h", "q"), image_path="a.jpg"), "image_key_unknown", "has image_path"),
+        (record(("h", "q"), Image="a.jpg"), "image_key_unknown", "has Image"),
+        (record(("h", "q"), imgUrls=["a.jpg"]), "image_key_unknown", "has imgUrls"),
+        (record(("h", "q"), picture="a.jpg", image=""), "image_key_unknown", "has picture"),
+        (record(("h", "q"), video="a.mp4"), "not_a_picture", "has video; only pictures are read"),
+        (record(("h", "q"), videos=["a.mp4"], image="a.jpg"), "not_a_picture", "has videos"),
+        (record(("h", "q"), Video="a.mp4"), "not_a_picture", "has Video"),
+        (record(("h", "q"), audio_path="a.wav"), "not_a_picture", "has audio_path"),
+        (record(("h", "<video>\nq")), "not_a_picture", "a human turn holds <video>"),
+        (record(("h", "q"), ("g", "a"), ("h", "Listen: <audio>")), "not_a_picture", "a human turn holds <audio>"),
     ],
 )
 def test_rejected(value, reason, detail):
@@ -147,11 +190,66 @@ def test_rejected(value, reason, detail):
     assert caught.value.reason == reason
 
 
-def test_lone_surrogates_are_kept_in_raw_and_replaced_in_text():
-    checked = check_record(record(("h", "a\ud83db"), ("g", "\udc00"), source="\ud800"))
-    assert checked.question == "a\ufffdb"
-    assert checked.messages == ["a\ufffdb"]
-    assert checked.source == "\ufffd"
-    assert '"a\\ud83db"' in checked.raw
-    assert '"\\udc00"' in checked.raw
-    assert len(checked.record_key) == 64
+def test_chat_messages_are_read_like_conversations():
+    original = {
+        "messages": [
+            chat("system", "Be brief."),
+            chat("user", "<image>What?"),
+            chat("assistant", "A cat."),
+            chat("user", "Why?"),
+        ],
+        "images": ["coco/a.jpg"],
+    }
+    checked = check_record(original)
+    assert checked.question == "<image>What?"
+    assert checked.messages == ["What?", "Why?"]
+    assert checked.image == "coco/a.jpg"
+    assert checked.source == "coco"
+    assert json.loads(checked.raw) == original
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"from": "user", "value": "q"},
+        {"role": "human", "content": "q"},
+        {"from": "human", "content": "q"},
+        {"from": "human", "value": "q", "role": "user", "content": "q"},
+        {"from": "human", "value": "q", "role": None, "weight": 1},
+    ],
+)
+def test_who_speaks_and_what_is_said(turn):
+    checked = check_record({"conversations": [turn, {"from": "assistant", "value": "a"}]})
+    assert checked.question == "q"
+    assert checked.messages == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "image"),
+    [
+        ({"images": ["./a//b.jpg"]}, "a/b.jpg"),
+        ({"images": ["a.jpg"], "image": None}, "a.jpg"),
+        ({"images": ["a.jpg"], "image": "./a.jpg"}, "a.jpg"),
+        ({"images": []}, None),
+        ({"images": None}, None),
+        ({"image": "a.jpg", "images": []}, "a.jpg"),
+        ({"image": "a.jpg", "image_path": "/data/a.jpg"}, "a.jpg"),
+        ({"video_id": "v7", "audio_features": [1], "picture_of": "a cat"}, None),
+        ({"image_id": 7, "image_size": [2, 3], "video": None, "videos": [], "image_path": "", "audio": {}}, None),
+    ],
+)
+def test_where_the_picture_is_named(fields, image):
+    assert check_record(record(("h", "q"), **fields)).image == image
+
+
+def test_two_keys_that_say_the_same():
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    both = {"conversations": turns, "messages": [chat("user", "q"), chat("assistant", "a")]}
+    assert check_record(both).question == "q"
+
+
+@pytest.mark.parametrize(
+    "turns", [[("h", "Is <video src=x></video> HTML, and <video>?")], [("h", "q"), ("g", "<video> is a tag")]]
+)
+def test_html_and_answers_may_name_the_tag(turns):
+    assert len(check_record(record(*turns)).messages) == 1

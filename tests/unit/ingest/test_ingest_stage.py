@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import threading
+import time
 from pathlib import Path
 
 import fsspec
@@ -286,11 +287,105 @@ def test_placeholder_without_a_picture_is_counted(place, caplog):
 
 def test_odd_unicode_survives(place):
     odd = record(1)
-    odd["conversations"][0]["value"] = "half \ud83d, nul \x00, line \u2028, joined 👩\u200d🚀"
+    odd["conversations"][0]["value"] = "nul \x00, line \u2028, joined 👩\u200d🚀"
     place.run([odd])
     row = place.rows()[0]
     assert json.loads(row["raw"]) == odd
-    assert row["question"] == "half \ufffd, nul \x00, line \u2028, joined 👩\u200d🚀"
+    assert row["question"] == "nul \x00, line \u2028, joined 👩\u200d🚀"
+
+
+def test_records_that_no_model_will_be_asked_about_are_warned_about(place, caplog):
+    place.picture("a.png", two_colours())
+    silent, silent_text = record(1, "a.png"), record(2)
+    del silent["conversations"][1], silent_text["conversations"][1]
+    result = place.run([silent, silent_text, record(3, "a.png")])
+    assert result.metadata["records_without_question"] == 1
+    assert "1 records with a picture have no human turn that a gpt turn directly follows" in caplog.text
+
+
+def test_no_warning_without_cause(place, caplog):
+    place.picture("a.png", two_colours())
+    place.run([record(1, "a.png")])
+    assert [line.message for line in caplog.records if line.levelname == "WARNING"] == []
+
+
+def two_colours():
+    picture, data = Image.new("RGB", (8, 6), "red"), io.BytesIO()
+    picture.putpixel((3, 2), (0, 0, 9))
+    picture.save(data, "PNG")
+    return data.getvalue()
+
+
+def test_pictures_of_one_colour_are_counted_once_each_and_named(place, caplog, monkeypatch):
+    monkeypatch.setattr(stage, "NAMES_KEPT", 2)
+    names = [place.picture(f"{number}.png") for number in range(4)]
+    place.picture("two.png", two_colours())
+    place.picture("strip.png", png((1000, 1)))
+    result = place.run(
+        [record(number, name) for number, name in enumerate([*names, *names, "two.png", "strip.png"])],
+        max_reject_fraction=1,
+    )
+    assert result.metrics["pictures_of_one_colour"] == 4
+    manifest = open_dataset(place.records, RECORDS).manifest
+    assert manifest["pictures_of_one_colour"] == 4
+    assert manifest["names_of_pictures_of_one_colour"] == ["0.png", "1.png"]
+    warnings = [line.message for line in caplog.records if line.levelname == "WARNING"]
+    assert warnings == ["4 pictures have one colour only, where no model can look at anything: '0.png', '1.png', ..."]
+
+
+def test_the_values_of_a_record_come_out_as_they_came_in(place):
+    """Each line would come out as another value; the last two are read."""
+    good = json.dumps(record(1))[:-1]
+    lines = [
+        f'{good}, "extra": 1e999}}',
+        f'{good}, "extra": [NaN]}}',
+        f'{good}, "extra": -Infinity}}',
+        f'{good}, "extra": {"1" * 5000}}}',
+        f'{good}, "id": 2}}',
+        f'{good}, "extra": {{"a": 1, "\\u0061": 2}}}}',
+        f'{good}, "extra": "\\ud83d"}}',
+        f'{good}, "extra": "\\ud83d\\ude00"}}',
+        f'{good}, "extra": {"1" * 4000}}}',
+    ]
+    reasons = ["number_not_finite"] * 3 + ["number_too_long", "duplicate_keys", "duplicate_keys", "lone_surrogate"]
+    for content in ("\n".join(lines), f"[{','.join(lines)}]"):
+        place.run(content, max_reject_fraction=1)
+        assert [(line["index"], line["reason"]) for line in place.rejected()] == list(enumerate(reasons))
+        assert [line["record"] for line in place.rejected()][:6] == lines[:6]
+        assert [json.loads(row["raw"])["extra"] for row in place.rows()] == ["😀", int("1" * 4000)]
+
+
+@pytest.mark.parametrize("layout", ["list", "lines"])
+def test_a_record_that_is_too_deep_to_be_parsed_costs_only_itself(place, layout):
+    good = json.dumps(record(1))
+    deep = f'{good[:-1]}, "extra": {"[" * 5000}"]}}"{"]" * 5000}}}'
+    content = f"[{good}, {deep} ,{good}]" if layout == "list" else f"{good}\n{deep}\n{good}\n"
+    assert place.run(content, max_reject_fraction=0.5).counts == Counts(read=3, written=2, rejected=1)
+    assert place.rejected() == [
+        {"index": 1, "reason": "nested_too_deeply", "detail": "is nested deeper than can be read", "record": deep}
+    ]
+
+
+def test_no_more_pixels_are_decoded_at_a_time_than_the_budget_has(place, monkeypatch):
+    monkeypatch.setattr(stage, "PIXELS_AT_A_TIME", 100)
+    monkeypatch.setattr(stage, "DECODE_THREADS", 8)
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def check(data, name, budget):
+        pixels = 60 if name == "0.png" else 45
+        with budget.taken(pixels):
+            with lock:
+                now[0] += pixels
+                most[0] = max(most[0], now[0])
+            time.sleep(0.002)
+            with lock:
+                now[0] -= pixels
+        return False
+
+    monkeypatch.setattr(stage, "check_picture", check)
+    names = [place.picture(f"{number}.png") for number in range(16)]
+    assert place.run([record(number, name) for number, name in enumerate(names)]).counts.written == 16
+    assert most[0] <= 100
 
 
 def test_object_store(tmp_path):
@@ -329,6 +424,6 @@ def test_example_data(tmp_path):
     )
     result = run(config)
     assert result.counts == Counts(read=60, written=60)
-    assert result.metrics == {"records_with_image": 54, "records_text_only": 6}
+    assert result.metrics == {"records_with_image": 54, "records_text_only": 6, "pictures_of_one_colour": 0}
     rows = open_dataset(config.records, RECORDS).table(["raw"]).to_pylist()
     assert [json.loads(row["raw"]) for row in rows] == records
