@@ -80,7 +80,8 @@ def test_a_pipe_as_data_set_is_refused_at_once(arguments, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     given[1] = str(tmp_path / "pipe")
     assert main(given) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}/pipe: is a pipe or a device. Give a JSON or JSONL file.\n"
+    sentence = f"error: {tmp_path}/pipe: is a pipe, a socket or a device, wanted a regular file.\n"
+    assert capsys.readouterr().err == sentence
 
 
 def test_missing_option(capsys):

@@ -214,7 +214,7 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     for name in (tmp_path / "pipe", tmp_path / "link", "/dev/zero"):
-        with pytest.raises(StageError, match=f"^{name}: is a pipe or a device"):
+        with pytest.raises(StageError, match=f"^{name}: is a pipe, a socket or a device"):
             read(name)
 
 
