@@ -17,6 +17,7 @@ FEWEST_WITH_IOU = 0.9
 # The two models' shares of one outcome are further apart than this: worth a warning. Both saw the same pictures and
 # questions, so that a tenth more failures of one of them is its own doing.
 LARGEST_DIFFERENCE = 0.1
+_NAMED_PICTURES = 5
 
 
 def refuse_text_alone(inputs: Inputs, verdict: Verdict) -> None:
@@ -54,6 +55,7 @@ def doubts(settings: DrawSettings, inputs: Inputs, candidates: Candidates, selec
     return (
         *_few_compared(settings, inputs, candidates),
         *_different_models(inputs),
+        *_pictures_of_one_colour(inputs),
         *small_strata(settings, candidates, selection),
     )
 
@@ -84,6 +86,14 @@ def _different_models(inputs: Inputs) -> Iterator[str]:
             f"{ports} differ by more than {LARGEST_DIFFERENCE:.0%} of the records with a picture: {'; '.join(apart)}. "
             "Something may be wrong with one of the models."
         )
+
+
+def _pictures_of_one_colour(inputs: Inputs) -> Iterator[str]:
+    """What ingest saw while it decoded them: a model looks at nothing there."""
+    manifest = inputs.dataset.manifest
+    if count := manifest.get("pictures_of_one_colour", 0):
+        names = ", ".join(manifest.get("names_of_pictures_of_one_colour", [])[:_NAMED_PICTURES])
+        yield f"{count:,} pictures are of one colour, so there is nothing to look at (the first: {names})."
 
 
 def small_strata(settings: DrawSettings, candidates: Candidates, selection: Selection) -> tuple[str, ...]:

@@ -301,3 +301,15 @@ def test_pictures_are_found_whatever_the_batches(inputs, monkeypatch, rows):
     monkeypatch.setattr("components.joint_selection.records._IMAGE_BATCH_ROWS", rows)
     _, records = read_records(inputs.config().records)
     assert np.flatnonzero(~records.has_picture).tolist() == [3, 4, 5]
+
+
+@without_report
+def test_pictures_of_one_colour_are_a_warning(all_pictures):
+    names = [f"{number}.png" for number in range(6)]
+    all_pictures.records_manifest = {"pictures_of_one_colour": 1234, "names_of_pictures_of_one_colour": names}
+    assert warnings_of(all_pictures) == [
+        "1,234 pictures are of one colour, so there is nothing to look at "
+        "(the first: 0.png, 1.png, 2.png, 3.png, 4.png)."
+    ]
+    all_pictures.records_manifest = {"pictures_of_one_colour": 0, "names_of_pictures_of_one_colour": []}
+    assert warnings_of(all_pictures) == []
