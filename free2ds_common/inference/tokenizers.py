@@ -197,7 +197,8 @@ def require_fitting_vocabulary(folder: Path, size: int, vocab_size: int) -> None
     Raises:
         StageError: It has more tokens than rows, or so few that it is another model's, or cut off.
     """
-    if size > vocab_size or size < (1 - _SPARE_SHARE) * vocab_size - _SPARE_ROWS:
+    spare = _SPARE_SHARE * vocab_size + min(_SPARE_ROWS, vocab_size // 4)
+    if not vocab_size - spare <= size <= vocab_size:
         raise StageError(
             f"{folder}: the tokenizer has {size} tokens, but config.json's vocab_size is {vocab_size}. One of them is "
             "another model's, or a file is not whole. Copy the whole model folder."
