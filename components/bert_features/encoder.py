@@ -181,7 +181,7 @@ def load_encoder(folder: Path, dtype: str, device: torch.device | None = None) -
     require_believable_depth(folder, entries, len(stored))
     options = {"add_pooling_layer": False} if kind in ("bert", "roberta", "xlm-roberta") else {}
     with loading(folder, "a BERT encoder"):
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         require_token_ids(folder, config.to_dict(), config.vocab_size)
         _require_fitting_weights(folder, config, stored, options)
         model, found = AutoModel.from_pretrained(

@@ -34,7 +34,7 @@ from tests.support.checkpoints import (
 
 def long_answers(model):
     """Answers that EOS does not end, so that each has a map."""
-    return answers_of(dataclasses.replace(model, eos_token_ids=frozenset()), max_new_tokens=4)
+    return answers_of(dataclasses.replace(model, eos_token_ids=frozenset()), max_new_tokens=2)
 
 
 TEXTS = (
@@ -52,13 +52,15 @@ TEXTS = (
 
 
 @pytest.fixture(scope="module", params=["llama's", "the library's defaults"])
-def original(request, tmp_path_factory):
-    """LLaVA with tokenizer.model, with a normaliser as Llama's and as the examples'."""
+def tokenizers(request, tmp_path_factory):
+    """tokenizer.model, with a normaliser as Llama's and as the examples', and the tokenizer.json made from it."""
     folder = copy_checkpoint("llava_hf", tmp_path_factory.mktemp("original") / "llava")
     if request.param == "llama's":
         model = folder / "tokenizer.model"
         model.write_bytes(llama_tokenizer(model.read_bytes()))
-    return folder
+    other = tmp_path_factory.mktemp("converted")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(other)
+    return load_tokenizer(folder, "llama", 704), load_tokenizer(other, "llama", 704)
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +163,21 @@ def test_a_tokenizer_with_the_librarys_defaults_gives_the_same_map(tmp_path):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_token_ids_are_sentencepieces(original, tmp_path, text):
-    wanted = load_tokenizer(original, "llama", 704)
-    AutoTokenizer.from_pretrained(original).save_pretrained(tmp_path)
-    found = load_tokenizer(tmp_path, "llama", 704)
-    assert (found.bos_token_id, found.eos_token_id, found.unk_token_id) == (1, 2, 0)
+def test_token_ids_are_sentencepieces(tokenizers, text):
+    wanted, found = tokenizers
     assert found.encode(text) == wanted.encode(text)
+
+
+def test_special_tokens_are_sentencepieces(tokenizers):
+    assert {(loaded.bos_token_id, loaded.eos_token_id, loaded.unk_token_id) for loaded in tokenizers} == {(1, 2, 0)}
+
+
+def test_a_tokenizer_without_the_token_that_begins_a_prompt(llama, tmp_path):
+    folder = resave(llama, tmp_path / "other")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": "<begin>"}))
+    with pytest.raises(StageError, match="no <begin>, which begins every prompt of a Llama"):
+        load_llava(folder, CPU, FP32)
 
 
 @pytest.mark.parametrize("stored", ["head", "embedding", "both"])
@@ -179,13 +190,13 @@ def test_one_matrix_for_both_ends(tmp_path, layout, stored):
     }.get(layout, lambda folder: load_llava(folder, CPU, FP32))
     folder = copy_checkpoint(name, tmp_path / name)
     state, head, embedding = share_embedding(folder)
-    write_single(folder, {**state, embedding: state[head].clone()})
-    wanted = long_answers(load(folder))
     change_config(folder, tie_word_embeddings=True)
     lacking = {"head": [embedding], "embedding": [head], "both": []}[stored]
-    kept = {tensor: values.clone() for tensor, values in state.items() if tensor not in lacking}
-    write_single(folder, kept)
-    assert_same_answers(long_answers(load(folder)), wanted)
+    write_single(folder, {tensor: values.clone() for tensor, values in state.items() if tensor not in lacking})
+    model = load(folder)
+    matrix = state[head]
+    assert torch.equal(model.decoder.get_input_embeddings().weight, matrix)
+    torch.testing.assert_close(model.lm_head(torch.eye(96)), matrix.T)
 
 
 @pytest.mark.parametrize(("name", "load"), [("llava_hf", load_llava), ("mgm", load_mgm)])
