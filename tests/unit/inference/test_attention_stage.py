@@ -386,3 +386,25 @@ def test_some_unknown_words_are_a_warning(config, load_tiny, write_shard, caplog
     config = dataclasses.replace(config, shard=shard, image_root_uri=root)
     run_attention(config, "S", changing(load_tiny, unk_token_id=62), LOGGER)
     assert [m for m in caplog.messages if m.startswith("25% of 20 tokens are unknown words")]
+
+
+@pytest.mark.parametrize(("unknown", "encoded"), [(range(8), False), (range(8, 40), True)])
+def test_unknown_words_are_looked_for_in_the_first_window_and_in_all(config, load_tiny, write_shard, unknown, encoded):
+    """A window is eight records with a batch of one."""
+    rows = [(f"{number}.png", "wwww" if number in unknown else "what") for number in range(40 if encoded else 9)]
+    shard, root = write_shard(rows)
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root, batch_size=1, max_new_tokens=1)
+    calls = []
+
+    def load(*arguments):
+        model = load_tiny(*arguments)
+
+        def encode(pixels):
+            calls.append(1)
+            return model.encode_images(pixels)
+
+        return dataclasses.replace(model, unk_token_id=62, encode_images=encode)
+
+    with pytest.raises(StageError, match="tokens are unknown words"):
+        run_attention(config, "S", load, LOGGER)
+    assert bool(calls) == encoded
