@@ -181,7 +181,7 @@ def load_encoder(folder: Path, dtype: str, device: torch.device | None = None) -
     require_believable_depth(folder, entries, len(stored))
     options = {"add_pooling_layer": False} if kind in ("bert", "roberta", "xlm-roberta") else {}
     with loading(folder, "a BERT encoder"):
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         require_token_ids(folder, config.to_dict(), config.vocab_size)
         _require_fitting_weights(folder, config, stored, options)
         model, found = AutoModel.from_pretrained(
@@ -247,23 +247,41 @@ def _tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBas
     if not tokenizer.is_fast or tokenizer.cls_token_id is None or tokenizer.pad_token_id is None:
         raise StageError(f"{folder}: no fast tokenizer with CLS and padding tokens. Copy the whole model folder.")
     require_fitting_vocabulary(folder, vocabulary_size(tokenizer), config.vocab_size)
-    ids = tokenizer(_PROBE, add_special_tokens=False).input_ids
+    known = tokenizer.get_vocab()
+    # Words that it knows, in capitals: the settings that files disagree about mostly are those of capitals.
+    words = sorted(word for word in known if word.isalpha())
+    text = " ".join([_PROBE, *(word.upper() for word in words[:: max(1, len(words) // 50)])])
+    ids = _encoded(folder, tokenizer, text)
     if (folder / "tokenizer.json").is_file():
-        with loading(folder, "a tokenizer"):
+        try:
             stored = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the tokenizers library raises nothing narrower
+            raise StageError(f"{folder}: tokenizer.json cannot be read ({first_line(error)}).") from error
         stored.no_truncation()
         stored.no_padding()
-        if stored.encode(_PROBE, add_special_tokens=False).ids != ids:
+        if stored.encode(text, add_special_tokens=False).ids != ids:
             raise StageError(
                 f"{folder}: tokenizer.json and the other tokenizer files do not agree on capitals, accents or tokens. "
                 "Copy the whole model folder."
             )
-    known = tokenizer.get_vocab()
     capitals = sum(word != word.lower() for word in known if word[:1] not in "[<")
-    as_small = tokenizer("A", add_special_tokens=False).input_ids == tokenizer("a", add_special_tokens=False).input_ids
+    as_small = _encoded(folder, tokenizer, "A") == _encoded(folder, tokenizer, "a")
     if as_small and "A" in known and "a" in known and capitals > _CAPITALS_SHARE * len(known):
         raise StageError(
             f"{folder}: the vocabulary has words with capitals, but the tokenizer makes them small: "
             "tokenizer_config.json is missing or another model's. Copy the whole model folder."
         )
     return tokenizer
+
+
+def _encoded(folder: Path, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids without special ones.
+
+    Raises:
+        StageError: The tokenizer lacks its own special tokens.
+    """
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise StageError(f"{folder}: the tokenizer does not work ({first_line(error)}).") from error
+    return ids

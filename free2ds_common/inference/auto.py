@@ -89,7 +89,7 @@ def load_auto(folder: Path, device: torch.device, dtype: torch.dtype, system: st
     require_index_metadata(folder)
     require_believable_depth(folder, read_config(folder), len(stored))
     with loading(folder, "an image-text-to-text model"):
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         text = config.get_text_config()
         require_token_ids(folder, text.to_dict(), text.vocab_size)
         _refuse_larger_model(folder, config, stored)

@@ -102,7 +102,10 @@ class ConvertedTokenizer:
             raise _unreadable(folder, error) from error
         vocabulary = self._tokenizer.get_vocab()
         self.size = max(vocabulary.values(), default=-1) + 1
-        self.bos_token_id = vocabulary.get(_special_token(folder, "bos_token", "<s>"))
+        bos = _special_token(folder, "bos_token", "<s>")
+        if bos not in vocabulary:
+            raise StageError(f"{folder}: tokenizer.json has no {bos}, which begins every prompt of a Llama.")
+        self.bos_token_id: int | None = vocabulary[bos]
         self.eos_token_id = vocabulary.get(_special_token(folder, "eos_token", "</s>"))
         self.unk_token_id = vocabulary.get(_special_token(folder, "unk_token", "<unk>"))
 
@@ -176,7 +179,7 @@ def transformers_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "Copy the whole model folder."
         )
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises nothing narrower for a broken file
         raise _unreadable(folder, error) from error
 
@@ -197,7 +200,8 @@ def require_fitting_vocabulary(folder: Path, size: int, vocab_size: int) -> None
     Raises:
         StageError: It has more tokens than rows, or so few that it is another model's, or cut off.
     """
-    if size > vocab_size or size < (1 - _SPARE_SHARE) * vocab_size - _SPARE_ROWS:
+    spare = _SPARE_SHARE * vocab_size + min(_SPARE_ROWS, vocab_size // 4)
+    if not vocab_size - spare <= size <= vocab_size:
         raise StageError(
             f"{folder}: the tokenizer has {size} tokens, but config.json's vocab_size is {vocab_size}. One of them is "
             "another model's, or a file is not whole. Copy the whole model folder."

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sentencepiece import sentencepiece_model_pb2
+from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from examples.models import CLIP_NAME, EOS, train_tokenizer, write_llava, write_mgm
 from examples.scenes import sample_texts
@@ -185,3 +188,75 @@ def assert_same_answers(found, wanted):
     for (_, one), (_, other) in zip(found, wanted, strict=True):
         assert one is not None
         assert torch.equal(one, other)
+
+
+def llama_tokenizer(tokenizer):
+    """A tokenizer.model that leaves texts as they are, as Llama's does; the examples' has the library's defaults."""
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(tokenizer)
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.precompiled_charsmap = b""
+    model.normalizer_spec.remove_extra_whitespaces = False
+    return model.SerializeToString()
+
+
+def resave(folder, target, tokenizer_class=AutoTokenizer):
+    """A folder that the installed transformers writes: tokenizer.json only, and one file for the whole processor."""
+    LlavaForConditionalGeneration.from_pretrained(folder).save_pretrained(target)
+    LlavaProcessor(
+        image_processor=CLIPImageProcessorPil.from_pretrained(folder),
+        tokenizer=tokenizer_class.from_pretrained(folder),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    ).save_pretrained(target)
+    return target
+
+
+def as_transformers_4(folder, legacy):
+    """Turn a re-saved folder into what transformers 4 wrote.
+
+    Args:
+        folder: From `resave`.
+        legacy: Which of its two ways to put the word marker in front of a text.
+    """
+    content = json.loads((folder / "tokenizer.json").read_text())
+    if legacy:
+        content["normalizer"] = {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        }
+        content["pre_tokenizer"] = None
+    else:
+        content["normalizer"] = None
+        content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    for number, token in enumerate(("<image>", "<pad>"), start=640):
+        added = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        content["added_tokens"].append({"id": number, "content": token, "special": True, **added})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    bos = {"content": "<s>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy, "bos_token": {"__type": "AddedToken", **bos}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": bos}))
+    processor = json.loads((folder / "processor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor.pop("image_processor")))
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
+    rope = text.pop("rope_parameters")
+    text |= {"rope_theta": rope["rope_theta"], "rope_scaling": None, "torch_dtype": text.pop("dtype")}
+    config["torch_dtype"] = config.pop("dtype")
+    (folder / "config.json").write_text(json.dumps(config))
+    write_single(folder, {old_name(name): tensor for name, tensor in weights(folder).items()})
+
+
+def share_embedding(folder):
+    """Give a folder one matrix for reading and writing tokens, stored once under the name of either."""
+    state = weights(folder)
+    head = next(name for name in state if "lm_head" in name)
+    embedding = next(name for name in state if "embed_tokens" in name)
+    state[embedding] = state[head]
+    return state, head, embedding

@@ -1,11 +1,13 @@
 import dataclasses
 import itertools
 import json
+import logging
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -22,6 +24,7 @@ from components.bert_features.encoder import Encoder
 from components.bert_features.stage import run
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
+from free2ds_common.inference.device import device_name
 from free2ds_common.schemas import RECORDS, TEXT_TURNS, text_messages_schema
 from tests.support.records import record_row, write_records
 from tests.support.text import minilm_folder
@@ -363,3 +366,159 @@ def another_depth(folder):
 def test_unusable_models(config, bert, tmp_path, change, message):
     with pytest.raises(StageError, match=message):
         run(dataclasses.replace(config, model=broken(bert, tmp_path, change)))
+
+
+def uncased(folder):
+    """A folder's files that are of the tokenizer, with the vocabulary alone left."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    return folder / "vocab.txt"
+
+
+def no_tokenizer(folder):
+    uncased(folder).unlink()
+
+
+def empty_vocabulary(folder):
+    uncased(folder).write_text("")
+
+
+def only_special_tokens(folder):
+    uncased(folder).write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    grow(folder, 200)
+
+
+def cut_vocabulary(folder):
+    uncased(folder)
+    grow(folder, 200)
+
+
+def larger_vocabulary(folder):
+    vocabulary = uncased(folder)
+    vocabulary.write_text(vocabulary.read_text() + "\none\nmore")
+
+
+def pointer(folder):
+    uncased(folder).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+
+
+def other_capitals(folder):
+    """tokenizer.json keeps capitals, tokenizer_config.json does not."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def capitals_without_settings(folder):
+    """vocab.txt of a model that tells capitals apart, without the file that says so."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "A", "a", "What", "The", "what", "the", *"BCDEFGHI"]
+    uncased(folder).write_text("\n".join(words))
+
+
+def no_padding_token(folder):
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+
+
+def grow(folder, rows):
+    """Give the model an embedding of so many rows."""
+    state = load_file(folder / "model.safetensors")
+    state["embeddings.word_embeddings.weight"] = torch.zeros(rows, 16)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            no_tokenizer,
+            r"no tokenizer \(wanted tokenizer.json, tokenizer.model, vocab.txt, .*Copy the whole model folder",
+        ),
+        (empty_vocabulary, r"the tokenizer has \d tokens, but config.json's vocab_size is 19"),
+        (only_special_tokens, "the tokenizer has 5 tokens, but config.json's vocab_size is 200"),
+        (cut_vocabulary, "the tokenizer has 19 tokens, but config.json's vocab_size is 200"),
+        (larger_vocabulary, "the tokenizer has 21 tokens, but config.json's vocab_size is 19"),
+        (pointer, r"vocab\.txt: a Git LFS pointer, not the file\. Run git lfs pull"),
+        (other_capitals, "tokenizer.json and the other tokenizer files do not agree"),
+        (capitals_without_settings, "the vocabulary has words with capitals, but the tokenizer makes them small"),
+        (no_padding_token, "no fast tokenizer with CLS and padding tokens"),
+    ],
+)
+def test_tokenizers_that_are_not_the_models(config, bert, tmp_path, change, message):
+    with pytest.raises(StageError, match=message):
+        run(dataclasses.replace(config, model=broken(bert, tmp_path, change)))
+
+
+@pytest.mark.parametrize("kept", [("tokenizer.json",), ("vocab.txt",), ("tokenizer.json", "tokenizer_config.json")])
+def test_every_layout_of_the_tokenizer_gives_the_same_embeddings(config, bert, tmp_path, kept):
+    run(config)
+    wanted, _ = tables(config)
+
+    def keep(folder):
+        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+            if name not in kept:
+                (folder / name).unlink(missing_ok=True)
+
+    run(dataclasses.replace(config, model=broken(bert, tmp_path, keep)))
+    found, _ = tables(config)
+    assert {text: row["embedding"] for text, row in found.items()} == {
+        text: row["embedding"] for text, row in wanted.items()
+    }
+
+
+def test_names_and_heads_of_older_checkpoints(config, bert, tmp_path):
+    """Pre-training's names, with LayerNorm's gamma and beta, and the layers on top of the encoder."""
+    run(config)
+    wanted, _ = tables(config)
+
+    def rename(folder):
+        state = load_file(folder / "model.safetensors")
+        old = {
+            "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+            for name, t in state.items()
+        }
+        heads = ("cls.predictions.bias", "cls.seq_relationship.weight", "bert.pooler.dense.weight")
+        old |= {name: torch.ones(2) for name in heads} | {"bert.embeddings.position_ids": torch.arange(40)[None]}
+        save_file(old, folder / "model.safetensors", {"format": "pt"})
+
+    run(dataclasses.replace(config, model=broken(bert, tmp_path, rename)))
+    found, _ = tables(config)
+    assert {text: row["embedding"] for text, row in found.items()} == {
+        text: row["embedding"] for text, row in wanted.items()
+    }
+
+
+def test_a_data_set_of_unknown_words_fails_before_the_model_runs(configured, monkeypatch):
+    passes = spy_on_passes(monkeypatch)
+    config = configured([["Welche Farbe hat das Auto ?"], ["red", ""]])
+    with pytest.raises(StageError, match=r"71% of 7 tokens are unknown words \(at most 50% wanted\)"):
+        run(config)
+    assert passes == []
+
+
+def test_unknown_words_after_the_first_window(configured, monkeypatch):
+    monkeypatch.setattr("components.bert_features.batching._FIRST_WINDOW", 1)
+    with pytest.raises(StageError, match="70% of 10 tokens are unknown words"):
+        run(configured([["red blue green"], ["alle meine Entchen schwimmen auf dem See"]]))
+
+
+def test_some_unknown_words_are_a_warning(configured, caplog):
+    result = run(configured([["what Auto is red ?"]]))
+    assert result.metrics["unknown_token_share"] == 0.2
+    assert [message for message in caplog.messages if message.startswith("20% of 5 tokens are unknown words")]
+
+
+def test_a_required_gpu_is_looked_for_first(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StageError, match="require_gpu: there is no GPU here"):
+        run(dataclasses.replace(config, records="/nowhere", model="/nowhere", require_gpu=True))
+
+
+def test_the_device_is_logged_and_recorded(config, caplog):
+    caplog.set_level(logging.INFO)
+    device = device_name(torch.device("cpu"))
+    assert run(config).metadata["device"] == device
+    assert f"{config.model} runs on: {device}" in caplog.messages
+    for name, schema in (("turns", TEXT_TURNS), ("messages", text_messages_schema(16))):
+        assert open_dataset(f"{config.features}/{name}", schema).manifest["device"] == device

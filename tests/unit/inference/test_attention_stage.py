@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from components.llava_attention.config import LlavaAttentionConfig
 from free2ds_common.checkpoints import fingerprint
@@ -12,6 +13,7 @@ from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.inference.attention_stage import run_attention
 from free2ds_common.inference.capture import KeyValueCache
+from free2ds_common.inference.device import device_name
 from free2ds_common.inference.prompts import INSTRUCTION
 from free2ds_common.schemas import attention_schema
 
@@ -293,3 +295,116 @@ def test_wrong_settings(config, load_tiny, write_shard, setting, value, message)
     config = dataclasses.replace(config, shard=shard, image_root_uri=root)
     with pytest.raises(StageError, match=message):
         run_attention(dataclasses.replace(config, **{setting: value}), "S", load_tiny, LOGGER)
+
+
+def test_a_required_gpu_is_looked_for_first(config, load_tiny, tmp_path, monkeypatch):
+    """Before the shard and the model are opened: neither is there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = dataclasses.replace(config, shard="/nowhere", model="/nowhere", require_gpu=True)
+    with pytest.raises(StageError, match="require_gpu: there is no GPU here"):
+        run_attention(config, "S", load_tiny, LOGGER)
+    assert not (tmp_path / "attention").exists()
+
+
+def test_the_device_is_logged_and_recorded(config, load_tiny, write_shard, caplog):
+    caplog.set_level(logging.INFO)
+    shard, root = write_shard([("a.png", "Q?")])
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root)
+    result = run_attention(config, "S", load_tiny, LOGGER)
+    device = device_name(torch.device("cpu"))
+    assert f"{config.model} runs on: {device}" in caplog.messages
+    assert result.metadata["device"] == device
+    assert open_dataset(config.attention, attention_schema()).manifest["device"] == device
+
+
+def broken_for(load, pictures):
+    """A model whose features of pictures of these colours are NaN."""
+
+    def load_broken(*arguments):
+        model = load(*arguments)
+
+        def encode(pixels):
+            features = model.encode_images(pixels)
+            for number, picture in enumerate(pixels["p"]):
+                if round(float(picture.mean()) * 255) in pictures:
+                    features[number] = torch.nan
+            return features
+
+        return dataclasses.replace(model, encode_images=encode, eos_token_ids=frozenset())
+
+    return load_broken
+
+
+@pytest.fixture
+def coloured(config, write_shard, tmp_path):
+    """A config of 20 records, each with a picture of its own shade, two without a picture."""
+    rows = [*((f"{number}.png", "Q?") for number in range(20)), (None, "Q?"), (None, "Q?")]
+    shard, root = write_shard(rows)
+    for number in range(20):
+        Image.new("RGB", (30, 30), (number, number, number)).save(tmp_path / f"images/{number}.png")
+    return dataclasses.replace(config, shard=shard, image_root_uri=root, max_new_tokens=2)
+
+
+def test_no_finite_map_at_all(coloured, load_tiny):
+    with pytest.raises(StageError, match=r"the attention of all 20 answers is NaN or infinite\. float32 may be too"):
+        run_attention(coloured, "S", broken_for(load_tiny, range(20)), LOGGER)
+    with pytest.raises(StageError, match=r"no _manifest\.json"):
+        rows_of(coloured)
+
+
+def test_pictures_that_cannot_be_used_are_no_answers(coloured, load_tiny, tmp_path):
+    for number in range(3):
+        (tmp_path / f"images/{number}.png").unlink()
+    with pytest.raises(StageError, match="the attention of all 17 answers is NaN or infinite"):
+        run_attention(coloured, "S", broken_for(load_tiny, range(20)), LOGGER)
+
+
+@pytest.mark.parametrize(("broken", "warned"), [(range(19), True), (range(1), True), ((), False)])
+def test_some_maps_that_are_not_finite(coloured, load_tiny, caplog, broken, warned):
+    result = run_attention(coloured, "S", broken_for(load_tiny, broken), LOGGER)
+    assert result.metadata["outcomes"].get("non_finite", 0) == len(broken)
+    sentence = f"the attention of {len(broken)} of 20 answers is NaN or infinite"
+    assert any(message.startswith(sentence) for message in caplog.messages) == warned
+
+
+def test_few_maps_that_are_not_finite_are_no_warning(coloured, load_tiny, caplog, monkeypatch):
+    monkeypatch.setattr("free2ds_common.inference.attention_stage.WARN_NON_FINITE_SHARE", 0.051)
+    run_attention(coloured, "S", broken_for(load_tiny, [3]), LOGGER)
+    assert not [message for message in caplog.messages if "NaN" in message]
+
+
+def test_questions_of_unknown_words(config, load_tiny, write_shard):
+    """The model's letters: "w" is 3 + 119 % 60 = 62."""
+    shard, root = write_shard([("a.png", "wwww wwww"), ("b.png", "wwwwwww? ok")])
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root)
+    with pytest.raises(StageError, match=r"model: 75% of 20 tokens are unknown words \(at most 50% wanted\)"):
+        run_attention(config, "S", changing(load_tiny, unk_token_id=62), LOGGER)
+
+
+def test_some_unknown_words_are_a_warning(config, load_tiny, write_shard, caplog):
+    shard, root = write_shard([("a.png", "wwww what"), ("b.png", "is there?!!")])
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root)
+    run_attention(config, "S", changing(load_tiny, unk_token_id=62), LOGGER)
+    assert [m for m in caplog.messages if m.startswith("25% of 20 tokens are unknown words")]
+
+
+@pytest.mark.parametrize(("unknown", "encoded"), [(range(8), False), (range(8, 40), True)])
+def test_unknown_words_are_looked_for_in_the_first_window_and_in_all(config, load_tiny, write_shard, unknown, encoded):
+    """A window is eight records with a batch of one."""
+    rows = [(f"{number}.png", "wwww" if number in unknown else "what") for number in range(40 if encoded else 9)]
+    shard, root = write_shard(rows)
+    config = dataclasses.replace(config, shard=shard, image_root_uri=root, batch_size=1, max_new_tokens=1)
+    calls = []
+
+    def load(*arguments):
+        model = load_tiny(*arguments)
+
+        def encode(pixels):
+            calls.append(1)
+            return model.encode_images(pixels)
+
+        return dataclasses.replace(model, unk_token_id=62, encode_images=encode)
+
+    with pytest.raises(StageError, match="tokens are unknown words"):
+        run_attention(config, "S", load, LOGGER)
+    assert bool(calls) == encoded

@@ -3,7 +3,8 @@ import logging
 import pytest
 import torch
 
-from free2ds_common.inference.device import dtype_name, log_peak_memory, torch_dtype
+from free2ds_common.errors import SettingError
+from free2ds_common.inference.device import choose_device, device_name, dtype_name, log_peak_memory, torch_dtype
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -37,3 +38,34 @@ def test_a_gpus_peak_memory(caplog, monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**29)
     log_peak_memory(logging.getLogger("test"), GPU)
     assert caplog.messages == ["peak GPU memory 1.50 GiB"]
+
+
+def test_the_gpu_goes_before_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device(require_gpu=True) == GPU
+    assert choose_device() == GPU
+
+
+def test_without_a_gpu_the_cpu_unless_one_is_required(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device() == CPU
+    with pytest.raises(SettingError, match=r"^require_gpu: there is no GPU here .* or set require_gpu to false\.$"):
+        choose_device(require_gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("version", "why"), [(None, "this torch is built without CUDA"), ("12.8", "torch sees no GPU")]
+)
+def test_why_there_is_no_gpu(monkeypatch, version, why):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", version)
+    with pytest.raises(SettingError, match=why):
+        choose_device(require_gpu=True)
+
+
+def test_names_of_devices(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card of {device}")
+    assert (device_name(CPU), device_name(GPU)) == ("CPU with 8 threads", "GPU Card of cuda")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert device_name(CPU) == "CPU with 1 thread"
