@@ -54,7 +54,7 @@ def command_line(package: Package) -> argparse.ArgumentParser:
         "images": _image_options(),
         "cluster": _cluster_options(),
     }
-    parser = argparse.ArgumentParser(prog="python pipeline.py", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="free2ds", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, work: Callable[[Package, argparse.Namespace], int], *groups: str) -> argparse.ArgumentParser:
@@ -166,7 +166,7 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
 def _compile(package: Package, arguments: argparse.Namespace) -> int:
     """Write the file that a cluster runs."""
     _released(package, arguments).write(Path(arguments.output))
-    print(f"{arguments.output}: upload it in the Kubeflow Pipelines UI, or use: python pipeline.py submit")
+    print(f"{arguments.output}: upload it in the Kubeflow Pipelines UI, or use: free2ds submit")
     return 0
 
 

@@ -71,7 +71,7 @@ def read_parameters(package: Package, file: str, assignments: Sequence[str]) -> 
     for name in given:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"Did you mean {close[0]}?" if close else "python pipeline.py run --help lists them."
+            hint = f"Did you mean {close[0]}?" if close else "free2ds run --help lists them."
             raise StageError(f"{name}: there is no parameter of this name. {hint}")
     values = {name: typed_value(name, value, known[name].kind) for name, value in given.items()}
     for name, parameter in known.items():

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from free2ds_common import datasets
-from free2ds_common.datasets import MANIFEST, DatasetWriter, open_dataset, sha256_of_file
+from free2ds_common.datasets import MANIFEST, DatasetWriter, open_dataset, open_parts, sha256_of_file
 from free2ds_common.errors import StageError
 from free2ds_common.schemas import RECORDS, TEXT_SCORES, Schema, attention_schema
+from tests.support.records import record_row, write_records
 
 ROWS = [
     {"unique_id": number, "record_key": f"k{number}", "num_turns": number, "text_similarity": number / 8}
@@ -312,3 +313,23 @@ def test_a_folder_on_a_read_only_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.Path, "mkdir", refuse)
     with pytest.raises(StageError, match=f"^{tmp_path}/new: is on a read-only disk"):
         DatasetWriter(tmp_path / "new", TEXT_SCORES)
+
+
+def test_a_full_part_is_written_at_once(tmp_path):
+    """Also when its last row just fills it: nothing waits in memory for the next one."""
+    with DatasetWriter(tmp_path / "d", RECORDS, rows_per_part=2) as writer:
+        writer.write([record_row(1), record_row(2)])
+        assert [path.name for path in (tmp_path / "d").glob("*.parquet")] == ["part-00000.parquet"]
+
+
+def test_a_folder_named_like_a_partition_adds_no_column(tmp_path):
+    folder = tmp_path / "new" / "seed=7"
+    write_records(folder, [record_row(1), record_row(2)])
+    dataset = open_dataset(folder, RECORDS)
+    assert dataset.table(["unique_id"]).column_names == ["unique_id"]
+    assert dataset.take([1], ["unique_id"]).to_pylist() == [{"unique_id": 2}]
+
+
+def test_no_folder_of_a_table_is_refused():
+    with pytest.raises(StageError, match=r"features: no records/1 folder given, wanted at least one\."):
+        open_parts([], RECORDS, (), "features")

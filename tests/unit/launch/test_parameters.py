@@ -56,7 +56,7 @@ def test_a_parameter_file_yields_to_the_command_line(package, write, tmp_path):
         ([*REQUIRED, "--param", "ratoi=1"], "ratoi: there is no parameter of this name. Did you mean ratio?"),
         (
             [*REQUIRED, "--param", "zzz=1"],
-            "zzz: there is no parameter of this name. python pipeline.py run --help list",
+            "zzz: there is no parameter of this name. free2ds run --help list",
         ),
         ([*REQUIRED, "--param", "seed"], "--param: got 'seed', wanted name=value."),
         ([*REQUIRED, "--param", "ratio=half"], "ratio: got 'half', wanted a number."),
@@ -214,6 +214,12 @@ def test_a_folder_that_looks_like_a_hub_id_is_not_for_pods(tmp_path, monkeypatch
     (tmp_path / "owner/name").mkdir(parents=True)
     with pytest.raises(SettingError, match="owner/name is a path of this machine"):
         refuse_local_paths({"bert_model": "owner/name"})
+
+
+def test_every_parameter_is_looked_at():
+    values = {"num_shards": 4, "llava_vision_tower": "", "node_selector": {}, "bert_model": "/models/bert"}
+    with pytest.raises(SettingError, match=r"^bert_model: /models/bert is a path of this machine"):
+        refuse_local_paths(values)
 
 
 def test_what_pods_can_read_is_accepted():
