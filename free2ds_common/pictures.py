@@ -1,4 +1,7 @@
-"""Opening one picture of a data set, or saying in a fixed word why it cannot be used."""
+"""Opening one picture of a data set, or saying in a fixed word why it cannot be used.
+
+One file of more than 300 lines: what may be read, what is decoded and what is refused must stay in step.
+"""
 
 import functools
 import io

@@ -1,4 +1,7 @@
-"""Locations are URIs opened through fsspec: plain paths, gs://, s3://, memory://, https://, hf://."""
+"""Locations are URIs opened through fsspec: plain paths, gs://, s3://, memory://, https://, hf://.
+
+One file of more than 300 lines: paths, reading and writing share what counts as local and what counts as missing.
+"""
 
 import errno
 import os

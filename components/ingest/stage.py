@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from types import TracebackType
@@ -77,7 +77,7 @@ def run(config: IngestConfig) -> StageResult:
         reasons = dict(sorted(rejects.reasons.items()))
         counts = Counts(read=read, written=written, rejected=sum(reasons.values()))
         _require_usable(config, counts, reasons, with_image)
-        details = {
+        details: dict[str, Any] = {
             "dataset_uri": config.dataset_uri,
             "dataset_sha256": reader.sha256,
             "image_root_uri": config.image_root_uri,
@@ -92,22 +92,7 @@ def run(config: IngestConfig) -> StageResult:
         }
         writer.manifest.update({**details, "counts": vars(counts)})
     logger.info("read %d = written %d + rejected %d %s", read, written, counts.rejected, reasons or "")
-    if unnamed_pictures:
-        logger.warning(
-            "%d records ask about %s but name no picture; they count as text-only", unnamed_pictures, PLACEHOLDER
-        )
-    if without_question:
-        logger.warning(
-            "%d records with a picture have no human turn that a gpt turn directly follows; no model looks at them",
-            without_question,
-        )
-    if pictures.of_one_colour:
-        names = [repr(name) for name in pictures.names_of_one_colour[:NAMES_SHOWN]]
-        logger.warning(
-            "%d pictures have one colour only, where no model can look at anything: %s",
-            pictures.of_one_colour,
-            ", ".join(names) + (", ..." if pictures.of_one_colour > len(names) else ""),
-        )
+    _warn(details)
     return StageResult(
         counts=counts,
         metrics={
@@ -117,6 +102,21 @@ def run(config: IngestConfig) -> StageResult:
         },
         metadata=details,
     )
+
+
+def _warn(details: Mapping[str, Any]) -> None:
+    """Say what is odd about the records that are used."""
+    if count := details["placeholder_without_image"]:
+        logger.warning("%d records ask about %s but name no picture; they count as text-only", count, PLACEHOLDER)
+    if count := details["records_without_question"]:
+        logger.warning(
+            "%d records with a picture have no human turn that a gpt turn directly follows; no model looks at them",
+            count,
+        )
+    if count := details["pictures_of_one_colour"]:
+        names = [repr(name) for name in details["names_of_pictures_of_one_colour"][:NAMES_SHOWN]]
+        shown = ", ".join(names) + (", ..." if count > len(names) else "")
+        logger.warning("%d pictures have one colour only, where no model can look at anything: %s", count, shown)
 
 
 def _require_usable(config: IngestConfig, counts: Counts, reasons: dict[str, int], with_image: int) -> None:

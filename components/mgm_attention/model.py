@@ -1,7 +1,7 @@
 """MGM (Mini-Gemini), made of transformers' Llama, CLIP and ConvNeXt, with patch info mining between the encoders."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,37 @@ def _convnext_config(folder: Path, rename: Callable[[str], str | None]) -> ConvN
     )
 
 
+def _require_mgm(folder: Path, stored: Mapping[str, Any]) -> None:
+    """Refuse another architecture, and MGM-HD."""
+    architecture = (stored.get("architectures") or ["none"])[0]
+    if architecture not in ("MGMLlamaForCausalLM", "MiniGeminiLlamaForCausalLM"):
+        raise StageError(f"{folder}: architecture {architecture}, wanted MGMLlamaForCausalLM.")
+    if stored.get("image_grid", 1) != 1 or stored.get("image_global", False):
+        raise StageError(f"{folder}: image_grid {stored.get('image_grid')}: MGM-HD is not supported, use MGM-7B.")
+
+
+def _second_encoder(folder: Path, stored: dict[str, Any], given: str) -> tuple[ConvNextConfig, Path | None]:
+    """The ConvNeXt's config, and its folder where the checkpoint does not hold its weights."""
+    if (config := _convnext_config(folder, parameter_name)) is not None:
+        return config, None
+    aux = original_layout.tower_folder(folder, stored, "vision_tower_aux", given)
+    check_folder(aux)
+    if (config := _convnext_config(aux, _open_clip_name)) is None:
+        raise StageError(f"{aux}: no ConvNeXt of four stages in open_clip's layout. Give MGM's second encoder.")
+    return config, aux
+
+
+def _picture_side(folder: Path, stored: Mapping[str, Any], grid: int) -> int:
+    """Pixels per side of what the second encoder sees."""
+    side = stored.get("image_size_aux", 768)
+    if type(side) is not int or side < 1 or side % (_FIRST_STAGE * grid):
+        raise StageError(
+            f"{folder}: image_size_aux is {side!r}, wanted a multiple of {_FIRST_STAGE * grid}: each of CLIP's "
+            f"{grid} x {grid} patches has its own part of the second encoder's map."
+        )
+    return side
+
+
 def load_mgm(
     folder: Path, device: torch.device, dtype: torch.dtype, vision_tower: str = "", vision_tower_aux: str = ""
 ) -> VisionLanguageModel:
@@ -206,32 +237,16 @@ def load_mgm(
     """
     check_folder(folder)
     stored = read_config(folder)
-    architecture = (stored.get("architectures") or ["none"])[0]
-    if architecture not in ("MGMLlamaForCausalLM", "MiniGeminiLlamaForCausalLM"):
-        raise StageError(f"{folder}: architecture {architecture}, wanted MGMLlamaForCausalLM.")
-    if stored.get("image_grid", 1) != 1 or stored.get("image_global", False):
-        raise StageError(f"{folder}: image_grid {stored.get('image_grid')}: MGM-HD is not supported, use MGM-7B.")
+    _require_mgm(folder, stored)
     original_layout.require_known_entries(folder, stored)
     require_believable_depth(folder, stored, len(stored_shapes(folder)))
     tower = original_layout.tower_folder(folder, stored, "vision_tower", vision_tower)
     check_folder(tower)
     text, clip = original_layout.llama_config(folder, stored), original_layout.clip_config(tower)
-    convnext = _convnext_config(folder, parameter_name)
-    aux: Path | None = None
-    if convnext is None:
-        aux = original_layout.tower_folder(folder, stored, "vision_tower_aux", vision_tower_aux)
-        check_folder(aux)
-        convnext = _convnext_config(aux, _open_clip_name)
-        if convnext is None:
-            raise StageError(f"{aux}: no ConvNeXt of four stages in open_clip's layout. Give MGM's second encoder.")
+    convnext, aux = _second_encoder(folder, stored, vision_tower_aux)
     grid, layer = original_layout.square_grid(tower, clip), stored.get("mm_vision_select_layer", -2)
     original_layout.require_layer(folder, layer, clip)
-    side = stored.get("image_size_aux", 768)
-    if type(side) is not int or side < 1 or side % (_FIRST_STAGE * grid):
-        raise StageError(
-            f"{folder}: image_size_aux is {side!r}, wanted a multiple of {_FIRST_STAGE * grid}: each of CLIP's "
-            f"{grid} x {grid} patches has its own part of the second encoder's map."
-        )
+    side = _picture_side(folder, stored, grid)
     processor = original_layout.clip_processor(tower)
     size: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     original_layout.require_picture_size(tower, processor, side, **size)

@@ -4,6 +4,8 @@
 key-value cache and as the keyword `capture`. The pass stores keys and values, runs the attention and adds the last
 query row's weights on the vision tokens to `row_sum`. Nothing of size length x length is allocated outside the fused
 kernel; after a shared prefix there is one mask of size question x prompt.
+
+One file of more than 300 lines, because the cache and the two kinds of pass know each other's layout.
 """
 
 from abc import ABC, abstractmethod

@@ -3,6 +3,8 @@
 Continuous batching: an answer that reaches EOS leaves the batch at once and another one takes its row. Prefix sharing:
 questions about one picture share its features and, where their prompts are the same up to the end of the picture, the
 keys and values of that prefix.
+
+One file of more than 300 lines, because rows, cache, steps and waiting questions are one state that moves together.
 """
 
 import logging
