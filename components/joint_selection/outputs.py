@@ -56,7 +56,7 @@ def _score_columns(inputs: Inputs, candidates: Candidates, selection: Selection,
 def write_records(path: str, dataset: Dataset, wanted: np.ndarray) -> None:
     """Write the wanted records in input order, untouched but for unique_id; the data set is read again as a stream.
 
-    A record's own unique_id stays, as original_unique_id.
+    A record's own unique_id that is another stays, as original_unique_id.
 
     Args:
         path: JSON list to write.
@@ -70,9 +70,10 @@ def write_records(path: str, dataset: Dataset, wanted: np.ndarray) -> None:
             inside = np.flatnonzero(wanted[row : row + len(batch)])
             for place in inside.tolist():
                 record = json.loads(batch.column(1)[place].as_py())
-                if UNIQUE_ID in record:
+                number = batch.column(0)[place].as_py()
+                if record.setdefault(UNIQUE_ID, number) != number:
                     record[_unused_name(record)] = record[UNIQUE_ID]
-                record[UNIQUE_ID] = batch.column(0)[place].as_py()
+                record[UNIQUE_ID] = number
                 # ASCII: half of a surrogate pair stays what it was in the input.
                 handle.write(("\n" if first else ",\n") + json.dumps(record, allow_nan=False))
                 first = False

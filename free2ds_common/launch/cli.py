@@ -147,7 +147,7 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
     # Here, not at the top: no other command needs these packages.
     from free2ds_common.launch.preflight import check_inputs
 
-    check_inputs(package, values)
+    check_inputs(package, values, only_local=bool(arguments.network))
     released = _released(package, arguments)
     if in_images:
         require_images(released.images, local_only=not arguments.registry)

@@ -157,7 +157,7 @@ def stop_containers(run: str) -> None:
     """End what is left of a run: stopping kfp.local does not stop the containers that it started."""
     client = connect()
     # Again until there is none: one may be just about to start.
-    while found := client.containers.list(all=True, filters={"label": f"{LABEL}={run}"}):
+    while found := client.containers.list(all=True, filters={"label": f"{LABEL}={run}"}, ignore_removed=True):
         for container in found:
             with contextlib.suppress(docker.errors.APIError):  # it is gone by itself just now
                 container.remove(force=True)

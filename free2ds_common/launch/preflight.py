@@ -20,18 +20,20 @@ _CONFIG = "config.json"
 _TIMEOUT_S = 20.0
 
 
-def check_inputs(package: Package, values: Mapping[str, Any]) -> None:
+def check_inputs(package: Package, values: Mapping[str, Any], *, only_local: bool = False) -> None:
     """Look whether the data set, the pictures and the models are there, and whether there are records enough.
 
     Args:
         package: The pipeline; its graph says which parameter is which stage's.
         values: The parameters that are not left at their defaults, paths absolute.
+        only_local: Look at files and folders alone: containers in a network of their own reach other stores than this.
 
     Raises:
         StageError: Something is not there or cannot be read.
     """
     every = {name: parameter.default for name, parameter in package.parameters.items()} | dict(values)
-    _check_dataset(every["dataset_uri"], every["num_samples"])
+    if not only_local or _is_path(every["dataset_uri"]):
+        _check_dataset(every["dataset_uri"], every["num_samples"])
     if every["image_root_uri"]:
         require_folder("image_root_uri", every["image_root_uri"])
     for task in package.stage_tasks:
@@ -39,12 +41,18 @@ def check_inputs(package: Package, values: Mapping[str, Any]) -> None:
         if not issubclass(settings, ModelSettings):
             continue
         revision = every[task.sources["revision"]]
-        _check_model(task.sources["model"], every[task.sources["model"]], revision)
         for field in fields(settings):
-            tower = every[task.sources[field.name]] if field.name.startswith("vision_tower") else ""
-            # Anything else is a name inside the model's folder, or a hub id.
-            if "://" in tower or os.path.isabs(tower):
-                _check_model(task.sources[field.name], tower, revision)
+            place = every[task.sources[field.name]]
+            is_model = field.name == "model"
+            # Any other tower is a name inside the model's folder, or a hub id.
+            is_tower = field.name.startswith("vision_tower") and ("://" in place or os.path.isabs(place))
+            if (is_model or is_tower) and (not only_local or _is_path(place)):
+                _check_model(task.sources[field.name], place, revision)
+
+
+def _is_path(place: str) -> bool:
+    """Whether a place is on this machine, there or not; hub ids are none."""
+    return "://" not in place and (os.path.isabs(place) or os.path.exists(place))
 
 
 def _check_dataset(uri: str, num_samples: int) -> None:

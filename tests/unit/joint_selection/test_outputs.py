@@ -33,6 +33,10 @@ def test_a_number_of_its_own_is_kept(write):
     assert write({"unique_id": "mine"}) == [{"unique_id": 1, "original_unique_id": "mine"}]
 
 
+def test_the_same_number_is_not_kept_twice(write):
+    assert write({"unique_id": 1, "id": "a"}) == [{"unique_id": 1, "id": "a"}]
+
+
 def test_however_often_a_record_was_selected_nothing_is_lost(write):
     assert write({"unique_id": 7, "original_unique_id": "first"}) == [
         {"unique_id": 1, "original_unique_id": "first", "original_original_unique_id": 7}

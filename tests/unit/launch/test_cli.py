@@ -25,7 +25,7 @@ def local_run(monkeypatch):
             return work()
 
         monkeypatch.setattr(cli, "run_locally", run_locally)
-        monkeypatch.setattr(preflight, "check_inputs", lambda package, values: None)
+        monkeypatch.setattr(preflight, "check_inputs", lambda package, values, only_local: None)
         return seen
 
     return install

@@ -112,7 +112,8 @@ def test_stopping_waits_for_containers_that_were_about_to_start(monkeypatch):
 
     class Containers:
         def list(self, **options):
-            assert options == {"all": True, "filters": {"label": "free2ds.run=r"}}
+            # One that goes away while they are listed is no error.
+            assert options == {"all": True, "filters": {"label": "free2ds.run=r"}, "ignore_removed": True}
             return [SimpleNamespace(remove=lambda force, name=name: removed.append(name)) for name in left.pop(0)]
 
     monkeypatch.setattr(containers, "connect", lambda: SimpleNamespace(containers=Containers()))

@@ -104,3 +104,13 @@ def test_a_run_looks_before_it_starts(values, tmp_path, capsys):
     assert pipeline.main(["run", "--output-dir", str(tmp_path / "out"), *options, "--param", "bert_model=/nope"]) == 2
     assert capsys.readouterr().err.startswith("error: bert_model: /nope is no folder.")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_only_containers_reach_is_left_to_them(package, values, monkeypatch):
+    monkeypatch.setattr(preflight, "filesystem", None)
+    far = {"dataset_uri": "gs://b/d.json", "mgm_model": "owner/gone", "bert_model": "s3://b/m", "num_samples": 9}
+    check_inputs(package, {**values, **far}, only_local=True)
+    with pytest.raises(StageError, match=r"^bert_model: /nope is no folder"):
+        check_inputs(package, {**values, **far, "bert_model": "/nope"}, only_local=True)
+    with pytest.raises(StageError, match=r"none\.json: nothing there"):
+        check_inputs(package, {**values, "dataset_uri": "/none.json"}, only_local=True)
