@@ -188,6 +188,16 @@ def decode_picture(data: bytes, name: str) -> Image.Image:
     return _decoding(name, lambda: _as_rgb(_opened(data, name)))
 
 
+def picture_pixels(data: bytes, name: str) -> int:
+    """How many pixels a picture has, by its header; arguments and errors as `decode_picture`."""
+
+    def count() -> int:
+        picture = _opened(data, name)
+        return picture.width * picture.height
+
+    return _decoding(name, count)
+
+
 def check_picture(data: bytes, name: str, budget: "PixelBudget") -> bool:
     """Decode a picture as `decode_picture` does, with less memory where its pixels are not needed.
 

@@ -10,7 +10,14 @@ from PIL import Image
 
 from free2ds_common.inference.generation import PictureGroup, Question
 from free2ds_common.inference.model import Pixels
-from free2ds_common.pictures import PictureProblem, load_picture
+from free2ds_common.pictures import (
+    MAX_PIXELS,
+    PictureProblem,
+    PixelBudget,
+    decode_picture,
+    picture_pixels,
+    read_picture_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,13 @@ def prefetch(
         The groups in order, with pixels.
     """
 
+    budget = PixelBudget(MAX_PIXELS)
+
     def load(image: str) -> Pixels:
-        return preprocess(load_picture(image_root_uri, image))
+        data = read_picture_bytes(image_root_uri, image)
+        # Decoding and preprocessing hold several copies of a picture.
+        with budget.taken(picture_pixels(data, image)):
+            return preprocess(decode_picture(data, image))
 
     source = iter(groups)
     pending: deque[tuple[PictureQuestions, Future[Pixels]]] = deque()

@@ -77,3 +77,16 @@ def test_pictures_are_loaded_in_other_threads(root):
 
     (group,) = prefetch(groups([1]), str(root), thread, 2, None)
     assert not group.pixels["own"]
+
+
+def test_large_pictures_are_decoded_one_at_a_time(root, monkeypatch):
+    """Of 36 pixels two do not fit into 40; a barrier that two pass together must break."""
+    monkeypatch.setattr("free2ds_common.inference.prefetch.MAX_PIXELS", 40)
+    meeting = threading.Barrier(2, timeout=0.2)
+
+    def meet(picture):
+        with pytest.raises(threading.BrokenBarrierError):
+            meeting.wait()
+        return width(picture)
+
+    assert len(list(prefetch(groups([9, 9]), str(root), meet, 2, None))) == 2
