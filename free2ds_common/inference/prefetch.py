@@ -52,7 +52,6 @@ def prefetch(
     Yields:
         The groups in order, with pixels.
     """
-
     budget = PixelBudget(MAX_PIXELS)
 
     def load(image: str) -> Pixels:
