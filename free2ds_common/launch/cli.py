@@ -154,7 +154,7 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
     run = LocalRun(
         package=released,
         values=values,
-        num_shards=values.get("num_shards", package.parameters["num_shards"].default),
+        num_shards=package.with_defaults(values)["num_shards"],
         output_dir=Path(arguments.output_dir).resolve(),
         keep_work=arguments.keep_work,
         in_images=in_images,

@@ -119,6 +119,10 @@ class Package:
         definitions = self.spec["root"]["inputDefinitions"]["parameters"]
         return {name: Parameter.of(definition) for name, definition in definitions.items()}
 
+    def with_defaults(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Every run parameter's value: the given one, else its default, which is None where it is required."""
+        return {name: parameter.default for name, parameter in self.parameters.items()} | dict(values)
+
     @property
     def images(self) -> list[str]:
         """The images of all steps."""

@@ -120,7 +120,7 @@ def check_parameters(package: Package, values: Mapping[str, Any]) -> None:
     Raises:
         SettingError: A stage does not accept a setting; named as the run parameter that it comes from.
     """
-    every = {name: parameter.default for name, parameter in package.parameters.items()} | dict(values)
+    every = package.with_defaults(values)
     _of(ResourceSettings, every).check()
     for task in package.stage_tasks:
         known = dict(task.constants) | {name: every[source] for name, source in task.sources.items()}

@@ -31,7 +31,7 @@ def check_inputs(package: Package, values: Mapping[str, Any], *, only_local: boo
     Raises:
         StageError: Something is not there or cannot be read.
     """
-    every = {name: parameter.default for name, parameter in package.parameters.items()} | dict(values)
+    every = package.with_defaults(values)
     if not only_local or _is_path(every["dataset_uri"]):
         _check_dataset(every["dataset_uri"], every["num_samples"])
     if every["image_root_uri"]:
