@@ -14,7 +14,7 @@ from free2ds_common.settings import (
 )
 
 SAMPLERS = ("gumbel", "reference", "top")
-MISSING_IOU = ("text", "reference", "exclude")
+MISSING_IOU = ("calibrated", "text", "reference", "exclude")
 TEXT_NORMALIZATION = ("reference", "rank")
 STRATIFY = ("", "source")
 
@@ -53,14 +53,15 @@ class DrawSettings(SampleSettings):
         alpha: Weight of the text side, in [0, 1].
         temperature: Temperature of the softmax over the scores, above 0; a low one leans more towards high scores.
         sampler: gumbel (keyed by record), reference (numpy's draw, bit for bit) or top (the highest scores).
-        missing_iou: What ranks a record without an IoU: text (its text score alone), reference (IoU 0) or exclude.
+        missing_iou: What ranks a record without an IoU: calibrated (the combined score at its text quantile among the
+            records with an IoU), text (its text score alone), reference (IoU 0) or exclude.
         text_normalization: reference (min-max) or rank.
     """
 
     alpha: float = 0.5
     temperature: float = 1.0
     sampler: str = "gumbel"
-    missing_iou: str = "text"
+    missing_iou: str = "calibrated"
     text_normalization: str = "reference"
 
     def check(self) -> None:

@@ -118,6 +118,16 @@ class Inputs:
         both: np.ndarray = (self.llava.outcome == _OK) & (self.mgm.outcome == _OK)
         return both
 
+    @property
+    def why_no_iou(self) -> np.ndarray:
+        """Both models' outcomes as one, uint8, (N,), index into `outcomes.ALL`: ok for a record with an IoU.
+
+        Where the models differ, one that is not ok; of two such the first in `outcomes.ALL`, whichever model's it is.
+        """
+        sides = np.stack([side.outcome for side in self.sides])
+        failed = np.where(sides == _OK, len(outcomes.ALL), sides).min(axis=0)
+        return np.where(self.compared, _OK, failed).astype(np.uint8)
+
     def iou(self) -> np.ndarray:
         """IoU of both models' maps, float64, (N,); NaN where one is missing.
 

@@ -79,9 +79,51 @@ def image_score(iou: np.ndarray, missing_iou: str) -> np.ndarray:
     return score
 
 
-def combine(image: np.ndarray, text: np.ndarray, alpha: float) -> np.ndarray:
-    """(1 - alpha) * image + alpha * text; the text side alone where the image side is NaN."""
-    return np.where(np.isnan(image), text, (1 - alpha) * image + alpha * text)
+def combine(image: np.ndarray, text: np.ndarray, alpha: float, missing_iou: str) -> np.ndarray:
+    """(1 - alpha) * image + alpha * text; by the text side where the image side is NaN.
+
+    Args:
+        image: float64, (n,), in [0, 1] or NaN.
+        text: float64, (n,), in [0, 1].
+        alpha: Weight of the text side, in [0, 1].
+        missing_iou: "calibrated" puts a record without an image score where `at_text_quantile` says, as long as any
+            record has one; otherwise its score is that of the text side.
+
+    Returns:
+        float64, (n,), in [0, 1].
+    """
+    missing = np.isnan(image)
+    combined = np.where(missing, text, (1 - alpha) * image + alpha * text)
+    if missing_iou == "calibrated" and not missing.all():
+        combined[missing] = at_text_quantile(text[missing], text[~missing], combined[~missing])
+    return combined
+
+
+def at_text_quantile(text: np.ndarray, known_text: np.ndarray, known_combined: np.ndarray) -> np.ndarray:
+    """The combined scores that stand where these text scores stand, each among those of the records with both.
+
+    The mean of two signals spreads less than one of them, so that a text score is no combined score: side by side, the
+    records with the text score alone crowd both ends. Their quantiles can be compared.
+
+    Args:
+        text: float64, (m,), in [0, 1].
+        known_text: float64, (k,), in [0, 1], at least one; in any order.
+        known_combined: float64, (k,), in [0, 1], of the same records.
+
+    Returns:
+        float64, (m,), in [0, 1], rising with `text`. Equal known text scores stand at their mean rank. Between two of
+        them, and from the outermost to 0 and 1, it goes in a straight line: with combined scores that are the text
+        scores (alpha 1), it is `text`.
+
+    Source:
+        docs/method.md, section 5.
+    """
+    values, sizes = np.unique(known_text, return_counts=True)
+    mean_rank = np.cumsum(sizes) - (sizes + 1) / 2
+    scores = np.interp(mean_rank, np.arange(len(known_combined)), np.sort(known_combined))
+    below, above = [0.0] * bool(values[0] > 0), [1.0] * bool(values[-1] < 1)
+    found: np.ndarray = np.interp(text, [*below, *values, *above], [*below, *scores, *above])
+    return found
 
 
 def softmax(combined: np.ndarray, temperature: float) -> np.ndarray:

@@ -42,6 +42,7 @@ class Selection:
         in_pool: bool, (N,): may be drawn.
         selected: bool, (N,).
         control: bool, (N,): the random control.
+        top: bool, (N,): what the "top" sampler would have drawn.
         edge: float64, (N,); the score at which the "top" sampler would stop in the record's stratum.
         tilt: How far the draw leans.
     """
@@ -53,6 +54,7 @@ class Selection:
     in_pool: np.ndarray
     selected: np.ndarray
     control: np.ndarray
+    top: np.ndarray
     edge: np.ndarray
     tilt: Tilt
 
@@ -77,7 +79,7 @@ def select(settings: DrawSettings, candidates: Candidates) -> Selection:
     image, text, combined = (np.full(count, np.nan) for _ in range(3))
     image[pool] = image_score(candidates.iou[pool], settings.missing_iou)
     text[pool] = text_score(candidates.text_similarity[pool], settings.text_normalization)
-    combined[pool] = scores = combine(image[pool], text[pool], settings.alpha)
+    combined[pool] = scores = combine(image[pool], text[pool], settings.alpha, settings.missing_iou)
     noise = candidates.noise[pool]
     strata = _strata(settings, candidates.source, pool)
     chosen, p = draw(scores, settings.temperature, wanted, settings.sampler, noise, strata, settings.seed)
@@ -97,6 +99,7 @@ def select(settings: DrawSettings, candidates: Candidates) -> Selection:
         in_pool=in_pool,
         selected=_mask(count, pool[chosen]),
         control=_mask(count, pool[control]),
+        top=_mask(count, pool[best]),
         edge=edge,
         # Each stratum's probabilities sum to 1; weighted by its share of the pool they are one distribution.
         tilt=tilt(scores, p * np.bincount(strata)[strata] / len(pool), chosen, best),

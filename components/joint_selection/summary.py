@@ -62,6 +62,21 @@ class SourceCounts:
 
 
 @dataclass(frozen=True)
+class OutcomeCounts:
+    """Records of one outcome, both models' taken together.
+
+    Attributes:
+        pool: Could be drawn.
+        selected: Were drawn.
+        top: Would have been drawn by the "top" sampler.
+    """
+
+    pool: int
+    selected: int
+    top: int
+
+
+@dataclass(frozen=True)
 class Grids:
     """Vision tokens per side.
 
@@ -106,6 +121,7 @@ class Summary:
         all_scores_equal: Whether the draw was uniform.
         tilt: How far it leans.
         outcomes: Of each model: records by outcome.
+        by_outcome: Records of the pool by why they have no IoU; "ok" are those with one.
         sources: Records by source, the largest source first.
         parameters: Settings and ports; summary.json has the settings and the single inputs.
         grids: Of the maps.
@@ -123,6 +139,7 @@ class Summary:
     all_scores_equal: bool
     tilt: Tilt
     outcomes: Mapping[str, Mapping[str, int]]
+    by_outcome: Mapping[str, OutcomeCounts]
     sources: Mapping[str, SourceCounts]
     parameters: JointSelectionConfig
     grids: Grids
@@ -184,6 +201,7 @@ def summarize(
         all_scores_equal=bool(scores.min() == scores.max()),
         tilt=selection.tilt,
         outcomes={side.name: counted(side.outcome) for side in inputs.sides},
+        by_outcome=_by_outcome(inputs.why_no_iou, selection),
         sources={name: SourceCounts(**row) for name, row in sources.items()},
         parameters=config,
         grids=Grids(llava_grid, mgm_grid, inputs.comparison.grid),
@@ -194,6 +212,12 @@ def summarize(
         ),
         code_version=__version__,
     )
+
+
+def _by_outcome(codes: np.ndarray, selection: Selection) -> dict[str, OutcomeCounts]:
+    """Records of the pool by outcome, in the order of `outcomes.ALL`."""
+    pool, selected, top = (counted(codes[mask]) for mask in (selection.in_pool, selection.selected, selection.top))
+    return {word: OutcomeCounts(count, selected.get(word, 0), top.get(word, 0)) for word, count in pool.items()}
 
 
 def _short_name(name: str) -> str:

@@ -12,10 +12,11 @@ from components.joint_selection.inputs import Inputs
 from components.joint_selection.report import charts
 from components.joint_selection.report.gallery import galleries
 from components.joint_selection.report.wording import (
-    MISSING_IOU_WORDS,
     MODEL_NAMES,
     OUTCOME_WORDS,
     counted_steps,
+    missing_in_words,
+    shares_by_outcome,
     shortened,
     tilt_in_words,
 )
@@ -55,7 +56,8 @@ def write_report(path: str, inputs: Inputs, candidates: Candidates, selection: S
         sentences=tilt_in_words(summary),
         model_names=MODEL_NAMES,
         outcome_words=OUTCOME_WORDS,
-        missing_words=MISSING_IOU_WORDS[summary.parameters.missing_iou],
+        missing_words=missing_in_words(summary),
+        outcome_shares=shares_by_outcome(summary),
         charts=_charts(candidates, selection, summary),
         galleries=galleries(summary.parameters.image_root_uri, inputs, candidates, selection),
         clusters=_clusters(inputs.kmeans) if inputs.kmeans else None,

@@ -22,6 +22,7 @@ OUTCOME_WORDS = {
     "image_outside_root": "the picture's path leaves the image root",
 }
 MISSING_IOU_WORDS = {
+    "calibrated": "by the combined score that stands where their text score stands, both among the records with an IoU",
     "text": "by their text score alone",
     "reference": "as if the models had looked at entirely different places, which is the best image score",
     "exclude": "not at all: they cannot be drawn",
@@ -40,6 +41,24 @@ class Step(NamedTuple):
     name: str
     records: int
     reasons: str
+
+
+class OutcomeShares(NamedTuple):
+    """Records of one outcome, both models' taken together.
+
+    Attributes:
+        name: The outcome.
+        records: How many could be drawn.
+        pool: Their share of the pool, as text.
+        selected: Their share of the selection.
+        top: Their share of what the "top" sampler would have drawn.
+    """
+
+    name: str
+    records: int
+    pool: str
+    selected: str
+    top: str
 
 
 def tilt_in_words(summary: Summary) -> list[str]:
@@ -61,6 +80,29 @@ def tilt_in_words(summary: Summary) -> list[str]:
             f"the effective sample size is {tilt.effective_sample_size:.0f} of {summary.pool}."
         )
     return lines
+
+
+def missing_in_words(summary: Summary) -> str:
+    """How records without an IoU are ranked, to follow "are ranked"."""
+    if summary.parameters.missing_iou == "calibrated" and summary.without_iou == summary.pool:
+        return "by their text score alone, since no record has an IoU to calibrate with"
+    return MISSING_IOU_WORDS[summary.parameters.missing_iou]
+
+
+def shares_by_outcome(summary: Summary) -> list[OutcomeShares]:
+    """What part of the pool, of the selection and of the top n each outcome has."""
+    rows = summary.by_outcome
+    selected, top = sum(row.selected for row in rows.values()), sum(row.top for row in rows.values())
+    return [
+        OutcomeShares(
+            "with an IoU" if word == outcomes.OK else word,
+            row.pool,
+            f"{row.pool / summary.pool:.1%}",
+            f"{row.selected / selected:.1%}",
+            f"{row.top / top:.1%}",
+        )
+        for word, row in rows.items()
+    ]
 
 
 def counted_steps(summary: Summary) -> list[Step]:
