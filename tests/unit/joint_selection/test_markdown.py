@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from components.joint_selection.report.markdown import cell, row
@@ -85,6 +86,28 @@ def test_steps_when_nothing_was_rejected_and_ingest_said_nothing(inputs):
         "| of these without an IoU | 4 |  |",
         "| selected | 10 |  |",
     ]
+
+
+def test_shares_by_outcome(make_inputs):
+    """The top 10 by text alone are the four without an IoU and six others; the draw of all 40 is everything."""
+    inputs = make_inputs()
+    inputs.similarity = 0.5 + np.arange(40) / 100
+    inputs.similarity[[3, 4, 5, 7]] = 0.1
+    lines = overview_of(inputs.write(), alpha=1.0, sampler="top").splitlines()
+    start = lines.index("| outcome of both models | could be drawn | of the pool | of the selection | of the top 10 |")
+    assert lines[start + 1 : start + 7] == [
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| with an IoU | 36 | 90.0% | 60.0% | 60.0% |",
+        "| text_only | 3 | 7.5% | 30.0% | 30.0% |",
+        "| eos_only | 1 | 2.5% | 10.0% | 10.0% |",
+        "",
+        "Records without an IoU are ranked by the combined score that stands where their text score stands, both among "
+        "the records with an IoU.",
+    ]
+
+
+def test_where_all_have_an_iou_nothing_is_said_of_those_without(inputs):
+    assert "Records without an IoU" not in overview_of(inputs, missing_iou="exclude")
 
 
 def test_sources_are_cells(make_inputs):

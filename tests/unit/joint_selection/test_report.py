@@ -260,13 +260,40 @@ def test_models_parameters_and_versions(plain):
     assert "24 x 24 positions</td>" in plain
 
 
-def test_records_without_an_iou_are_ranked_by_their_text(plain):
-    assert "by their text score alone (missing_iou = text)" in plain
+def test_records_without_an_iou_stand_where_their_text_stands(plain):
+    words = "by the combined score that stands where their text score stands, both among the records with an IoU"
+    assert f"{words} (missing_iou = calibrated)" in plain
+
+
+def test_without_any_iou_their_text_decides(make_inputs):
+    inputs = make_inputs()
+    inputs.text_only(*range(40))
+    config = inputs.write().config()
+    run(config)
+    words = "by their text score alone, since no record has an IoU to calibrate with (missing_iou = calibrated)"
+    assert words in page_of(config)
+
+
+def test_shares_by_outcome(make_inputs):
+    """40 records, 10 drawn; text alone counts, and those without an IoU have the least typical texts."""
+    inputs = make_inputs()
+    inputs.similarity = 0.5 + np.arange(40) / 100
+    inputs.similarity[[3, 4, 5, 7]] = 0.1
+    config = inputs.write().config(alpha=1.0, sampler="top")
+    run(config)
+    table = page_of(config).partition("<th>both models together</th>")[2].partition("</table>")[0]
+    assert "of the top 10" in table
+    assert re.findall(r'<tr><td>(.*?)</td><td class="n">(.*)</td></tr>', table) == [
+        ("with an IoU", '36</td><td class="n">90.0%</td><td class="n">60.0%</td><td class="n">60.0%'),
+        ("text_only", '3</td><td class="n">7.5%</td><td class="n">30.0%</td><td class="n">30.0%'),
+        ("eos_only", '1</td><td class="n">2.5%</td><td class="n">10.0%</td><td class="n">10.0%'),
+    ]
 
 
 @pytest.mark.parametrize(
     ("policy", "words"),
     [
+        ("text", "by their text score alone (missing_iou = text)"),
         ("reference", "which is the best image score (missing_iou = reference)"),
         ("exclude", "not at all: they cannot be drawn (missing_iou = exclude)"),
     ],

@@ -94,7 +94,7 @@ def test_the_same_seed_is_the_same_draw(written, sampler):
         ({"seed": -1}, "seed: got -1, wanted an integer from 0 to 4294967295"),
         ({"seed": 2**32}, "seed: got 4294967296, wanted an integer from 0 to 4294967295"),
         ({"sampler": "best"}, "sampler: got 'best', wanted one of gumbel, reference, top"),
-        ({"missing_iou": "zero"}, "missing_iou: got 'zero', wanted one of exclude, reference, text"),
+        ({"missing_iou": "zero"}, "missing_iou: got 'zero', wanted one of calibrated, exclude, reference, text"),
         ({"text_normalization": "z"}, "text_normalization: got 'z', wanted one of rank, reference"),
         ({"stratify": "image"}, r"stratify: got 'image', wanted one of '' \(empty\), source"),
         ({"max_reject_fraction": 1.1}, r"max_reject_fraction: got 1\.1, wanted a number in \[0, 1\]"),

@@ -60,11 +60,24 @@ def test_iou_against_python_sets(inputs):
 
 
 def test_combined_is_half_of_each_side_or_the_text_alone(inputs):
-    config = inputs.config()
+    config = inputs.config(missing_iou="text")
     run(config)
     for row in rows_of(config):
         image = row["text_score"] if row["iou"] is None else row["image_score"]
         assert row["combined"] == pytest.approx(0.5 * image + 0.5 * row["text_score"])
+
+
+def test_a_record_without_an_iou_stands_among_the_others_where_its_text_stands(make_inputs):
+    """As typical as its two neighbours' mean: record 20 is 20th by text and so has the 20th combined score."""
+    inputs = make_inputs()
+    inputs.text_only(20)
+    inputs.outcomes[0][7] = "ok"
+    inputs.similarity = np.arange(40) / 40
+    config = inputs.write().config()
+    run(config)
+    rows = rows_of(config)
+    others = sorted((row["combined"] for row in rows if row["iou"] is not None), reverse=True)
+    assert rows[20]["combined"] == pytest.approx((others[19] + others[20]) / 2)
 
 
 @pytest.mark.parametrize("output", ["selected", "random"])
@@ -117,6 +130,7 @@ def test_order_and_shards_do_not_change_the_selection(inputs, make_inputs, shard
 @pytest.mark.parametrize(
     ("policy", "pool", "written", "fourth"),
     [
+        ("calibrated", 40, 10, {"iou": None, "image_score": None}),
         ("text", 40, 10, {"iou": None, "image_score": None}),
         ("reference", 40, 10, {"iou": None, "image_score": 1.0}),
         ("exclude", 36, 9, {"iou": None, "combined": None, "probability": 0.0, "selected": False}),
@@ -188,7 +202,7 @@ def test_records_without_attention_rows_are_ranked_and_counted(inputs):
     row = rows_of(config)[1]
     assert row["llava_outcome"] == "not_scored"
     assert row["iou"] is None
-    assert row["combined"] == row["text_score"]
+    assert row["combined"] is not None
 
 
 def test_too_many_records_without_attention_rows(inputs):

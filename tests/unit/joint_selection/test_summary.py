@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from components.joint_selection.stage import run
@@ -44,6 +45,7 @@ def test_its_entries(result_and_json):
         "all_scores_equal",
         "tilt",
         "outcomes",
+        "by_outcome",
         "sources",
         "parameters",
         "grids",
@@ -106,6 +108,53 @@ def test_its_sources_are_those_of_the_pool(result_and_json):
     """Of 14, 13 and 13 records one of the first source is rejected."""
     _, summary, _ = result_and_json
     assert {name: row["pool"] for name, row in summary["sources"].items()} == {"x": 13, "y": 13, "z": 13}
+
+
+@pytest.fixture
+def mixed(make_inputs):
+    """Every kind of pair of outcomes, and one record that cannot be used."""
+    inputs = make_inputs()
+    pairs = {8: ("ok", "non_finite"), 9: ("image_missing", "eos_only"), 10: ("non_finite", "eos_only")}
+    pairs |= {11: ("eos_only", "non_finite"), 12: ("not_scored", "prompt_too_long")}
+    for record, pair in pairs.items():
+        for side, outcome in enumerate(pair):
+            inputs.outcomes[side][record] = outcome
+    return inputs.write()
+
+
+def test_a_record_has_one_outcome_whichever_models_it_is(mixed):
+    """Records 7, 10 and 11 are eos_only, 8 is non_finite, 12 prompt_too_long; 9 is in no pool."""
+    config = mixed.config(ratio=1.0, missing_iou="text")
+    run(config)
+    assert read_json(config.summary)["by_outcome"] == {
+        "ok": {"pool": 31, "selected": 31, "top": 31},
+        "text_only": {"pool": 3, "selected": 3, "top": 3},
+        "eos_only": {"pool": 3, "selected": 3, "top": 3},
+        "prompt_too_long": {"pool": 1, "selected": 1, "top": 1},
+        "non_finite": {"pool": 1, "selected": 1, "top": 1},
+    }
+
+
+def test_outcomes_of_selection_and_top_n(make_inputs):
+    """Text alone counts: of the ten least typical records three have no picture and one an empty answer."""
+    inputs = make_inputs()
+    inputs.similarity = 0.5 + np.arange(40) / 100
+    inputs.similarity[[3, 4, 5, 7]] = [0.1, 0.2, 0.3, 0.4]
+    config = inputs.write().config(alpha=1.0, seed=3)
+    run(config)
+    chosen = {int(number) for number in chosen_ids(config)}
+    selected = {"text_only": len(chosen & {3, 4, 5}), "eos_only": len(chosen & {7})}
+    assert read_json(config.summary)["by_outcome"] == {
+        "ok": {"pool": 36, "selected": 10 - sum(selected.values()), "top": 6},
+        "text_only": {"pool": 3, "selected": selected["text_only"], "top": 3},
+        "eos_only": {"pool": 1, "selected": selected["eos_only"], "top": 1},
+    }
+
+
+def test_excluded_records_are_in_no_row(mixed):
+    config = mixed.config(missing_iou="exclude")
+    run(config)
+    assert list(read_json(config.summary)["by_outcome"]) == ["ok"]
 
 
 @pytest.mark.parametrize("output", ["selected", "random"])

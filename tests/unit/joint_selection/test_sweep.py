@@ -136,7 +136,7 @@ def test_small_sources_are_counted(scores, monkeypatch):
         (["--alpha", "0,2"], "alpha: got 2, wanted a number in [0, 1]."),
         (["--temperature", "1,0"], "temperature: got 0, wanted a number above 0."),
         (["--sampler", "best"], "sampler: got 'best', wanted one of gumbel, reference, top."),
-        (["--missing-iou", "text,"], "missing_iou: got '', wanted one of exclude, reference, text."),
+        (["--missing-iou", "text,"], "missing_iou: got '', wanted one of calibrated, exclude, reference, text."),
         (["--num-samples", "40"], "num_samples: got 40, but only 39 records can be drawn. Ask for fewer."),
         (["--alpha", "0,x"], "alpha: got '0,x', wanted numbers separated by commas."),
         (["--temperature", ""], "temperature: got '', wanted numbers separated by commas."),

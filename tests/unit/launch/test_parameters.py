@@ -74,7 +74,7 @@ def test_a_parameter_file_yields_to_the_command_line(package, write, tmp_path):
         ([*REQUIRED, "--param", "sampler=best"], "sampler: got 'best', wanted one of gumbel, reference, top."),
         (
             [*REQUIRED, "--param", "missing_iou=zero"],
-            "missing_iou: got 'zero', wanted one of exclude, reference, text.",
+            "missing_iou: got 'zero', wanted one of calibrated, exclude, reference, text.",
         ),
         ([*REQUIRED, "--param", "num_shards=65"], "num_shards: got 65, wanted 1 to 64."),
         ([*REQUIRED, "--param", "max_new_tokens=0"], "max_new_tokens: got 0, wanted a number of at least 1."),
