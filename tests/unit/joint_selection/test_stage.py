@@ -68,7 +68,7 @@ def test_combined_is_half_of_each_side_or_the_text_alone(inputs):
 
 
 def test_a_record_without_an_iou_stands_among_the_others_where_its_text_stands(make_inputs):
-    """As typical as its two neighbours' mean: record 20 is 20th by text and so has the 20th combined score."""
+    """Its text is half-way between those of the 20th and the 21st of the others, and so is its combined score."""
     inputs = make_inputs()
     inputs.text_only(20)
     inputs.outcomes[0][7] = "ok"
