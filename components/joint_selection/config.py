@@ -53,8 +53,8 @@ class DrawSettings(SampleSettings):
         alpha: Weight of the text side, in [0, 1].
         temperature: Temperature of the softmax over the scores, above 0; a low one leans more towards high scores.
         sampler: gumbel (keyed by record), reference (numpy's draw, bit for bit) or top (the highest scores).
-        missing_iou: What ranks a record without an IoU: calibrated (the combined score at its text quantile among the
-            records with an IoU), text (its text score alone), reference (IoU 0) or exclude.
+        missing_iou: What ranks a record without an IoU: calibrated (its text quantile among such records, in combined
+            scores of the others), text (its text score alone), reference (IoU 0) or exclude.
         text_normalization: reference (min-max) or rank.
     """
 

@@ -95,34 +95,31 @@ def combine(image: np.ndarray, text: np.ndarray, alpha: float, missing_iou: str)
     missing = np.isnan(image)
     combined = np.where(missing, text, (1 - alpha) * image + alpha * text)
     if missing_iou == "calibrated" and not missing.all():
-        combined[missing] = at_text_quantile(text[missing], text[~missing], combined[~missing])
+        combined[missing] = at_text_quantile(text[missing], combined[~missing])
     return combined
 
 
-def at_text_quantile(text: np.ndarray, known_text: np.ndarray, known_combined: np.ndarray) -> np.ndarray:
-    """The combined scores that stand where these text scores stand, each among those of the records with both.
+def at_text_quantile(text: np.ndarray, known_combined: np.ndarray) -> np.ndarray:
+    """The combined scores that stand among `known_combined` where each text score stands among `text`.
 
-    The mean of two signals spreads less than one of them, so that a text score is no combined score: side by side, the
-    records with the text score alone crowd both ends. Their quantiles can be compared.
+    The mean of two signals spreads less than one of them, and other records say other things: side by side, records
+    with the text score alone crowd the top or are missing there. By quantiles both kinds have the same scores.
 
     Args:
-        text: float64, (m,), in [0, 1].
-        known_text: float64, (k,), in [0, 1], at least one; in any order.
-        known_combined: float64, (k,), in [0, 1], of the same records.
+        text: float64, (m,), of the records without an image score.
+        known_combined: float64, (k,), at least one, of those with one; in any order.
 
     Returns:
-        float64, (m,), in [0, 1], rising with `text`. Equal known text scores stand at their mean rank. Between two of
-        them, and from the outermost to 0 and 1, it goes in a straight line: with combined scores that are the text
-        scores (alpha 1), it is `text`.
+        float64, (m,), rising with `text`. Equal text scores stand at their mean rank; between two combined scores it
+        goes in a straight line.
 
     Source:
         docs/method.md, section 5.
     """
-    values, sizes = np.unique(known_text, return_counts=True)
-    mean_rank = np.cumsum(sizes) - (sizes + 1) / 2
-    scores = np.interp(mean_rank, np.arange(len(known_combined)), np.sort(known_combined))
-    below, above = [0.0] * bool(values[0] > 0), [1.0] * bool(values[-1] < 1)
-    found: np.ndarray = np.interp(text, [*below, *values, *above], [*below, *scores, *above])
+    _, group, sizes = np.unique(text, return_inverse=True, return_counts=True)
+    quantile = (np.cumsum(sizes) - sizes / 2) / len(text)
+    places = np.arange(len(known_combined)) + 0.5
+    found: np.ndarray = np.interp(quantile * len(known_combined), places, np.sort(known_combined))[group]
     return found
 
 

@@ -22,7 +22,7 @@ OUTCOME_WORDS = {
     "image_outside_root": "the picture's path leaves the image root",
 }
 MISSING_IOU_WORDS = {
-    "calibrated": "by the combined score that stands where their text score stands, both among the records with an IoU",
+    "calibrated": "by their text score among themselves, with the combined scores of the records that have an IoU",
     "text": "by their text score alone",
     "reference": "as if the models had looked at entirely different places, which is the best image score",
     "exclude": "not at all: they cannot be drawn",

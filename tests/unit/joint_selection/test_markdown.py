@@ -93,7 +93,7 @@ def test_shares_by_outcome(make_inputs):
     inputs = make_inputs()
     inputs.similarity = 0.5 + np.arange(40) / 100
     inputs.similarity[[3, 4, 5, 7]] = 0.1
-    lines = overview_of(inputs.write(), alpha=1.0, sampler="top").splitlines()
+    lines = overview_of(inputs.write(), alpha=1.0, sampler="top", missing_iou="text").splitlines()
     start = lines.index("| outcome of both models | could be drawn | of the pool | of the selection | of the top 10 |")
     assert lines[start + 1 : start + 7] == [
         "| --- | ---: | ---: | ---: | ---: |",

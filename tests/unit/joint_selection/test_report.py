@@ -260,8 +260,8 @@ def test_models_parameters_and_versions(plain):
     assert "24 x 24 positions</td>" in plain
 
 
-def test_records_without_an_iou_stand_where_their_text_stands(plain):
-    words = "by the combined score that stands where their text score stands, both among the records with an IoU"
+def test_the_page_says_how_records_without_an_iou_are_ranked(plain):
+    words = "by their text score among themselves, with the combined scores of the records that have an IoU"
     assert f"{words} (missing_iou = calibrated)" in plain
 
 
@@ -279,7 +279,7 @@ def test_shares_by_outcome(make_inputs):
     inputs = make_inputs()
     inputs.similarity = 0.5 + np.arange(40) / 100
     inputs.similarity[[3, 4, 5, 7]] = 0.1
-    config = inputs.write().config(alpha=1.0, sampler="top")
+    config = inputs.write().config(alpha=1.0, sampler="top", missing_iou="text")
     run(config)
     table = page_of(config).partition("<th>both models together</th>")[2].partition("</table>")[0]
     assert "of the top 10" in table

@@ -279,16 +279,15 @@ def test_records_without_an_iou_are_as_many_in_the_top_as_in_the_pool(even_text)
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.2])
-def test_other_texts_give_the_share_that_text_alone_would(ratio):
-    """Those without an IoU have less typical texts: whatever alpha is, as many are in the top as by text alone."""
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_other_texts_do_not_change_the_share(ratio, alpha):
+    """Those without an IoU have less typical texts: as many are in the top as in the pool all the same."""
     made = missing_at_random(even_text=True)
     unlike = dataclasses.replace(
         made, text_similarity=np.where(np.isnan(made.iou), made.text_similarity * 0.6, made.text_similarity)
     )
-    wanted = share_of_top(unlike, alpha=1.0, ratio=ratio, missing_iou="text")
-    assert wanted > 0.5
-    for alpha in (0.0, 0.3, 0.5, 0.7):
-        assert share_of_top(unlike, alpha=alpha, ratio=ratio) == pytest.approx(wanted, abs=0.002)
+    pool = np.isnan(made.iou).mean()
+    assert share_of_top(unlike, alpha=alpha, ratio=ratio) == pytest.approx(pool, abs=0.01)
 
 
 @pytest.mark.parametrize("stratify", ["", "source"])

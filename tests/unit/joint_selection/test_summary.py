@@ -140,7 +140,7 @@ def test_outcomes_of_selection_and_top_n(make_inputs):
     inputs = make_inputs()
     inputs.similarity = 0.5 + np.arange(40) / 100
     inputs.similarity[[3, 4, 5, 7]] = [0.1, 0.2, 0.3, 0.4]
-    config = inputs.write().config(alpha=1.0, seed=3)
+    config = inputs.write().config(alpha=1.0, seed=3, missing_iou="text")
     run(config)
     chosen = {int(number) for number in chosen_ids(config)}
     selected = {"text_only": len(chosen & {3, 4, 5}), "eos_only": len(chosen & {7})}
