@@ -35,10 +35,22 @@ def test_columns(inputs):
         "llava_outcome",
         "mgm_outcome",
         "selected",
+        "id",
+        "image",
+        "position",
+        "question",
+        "num_turns",
+        "cluster",
     ]
     assert [row["unique_id"] for row in rows] == list(range(1, 41))
     assert [row["record_key"] for row in rows] == [inputs.key(number) for number in range(40)]
     assert [row["source"] for row in rows] == (["x", "y", "z"] * 14)[:40]
+    assert [row["id"] for row in rows] == [str(number) for number in range(40)]
+    assert [row["image"] for row in rows[:6]] == ["a.png", "b.png", "a.png", None, None, None]
+    assert [row["position"] for row in rows] == list(range(2, 82, 2))
+    assert rows[5]["question"] == "<image>\nQuestion 5?"
+    assert [row["num_turns"] for row in rows[:4]] == [1, 2, 3, 1]
+    assert [row["cluster"] for row in rows[:8]] == [0, 1, 2, 3, 4, 5, 6, 0]
     assert [row["text_similarity"] for row in rows] == inputs.similarity.tolist()
     assert [row["llava_outcome"] for row in rows] == inputs.outcomes[0]
     assert [row["mgm_outcome"] for row in rows] == inputs.outcomes[1]

@@ -126,7 +126,7 @@ def test_the_graph_stops_at_a_crash(tmp_path):
     compiler.Compiler().compile(crashing, str(tmp_path / "free2ds.yaml"))
     (tmp_path / "arguments.json").write_text("{}")
     with pytest.raises(GraphFailed, match=r"^crash: ValueError: boom. The whole log is in .*run.log.$"):
-        run_graph(tmp_path, tmp_path / "run.log", threads=1)
+        run_graph(tmp_path, tmp_path / "run.log", threads=1, facts={})
     log = (tmp_path / "run.log").read_text()
     assert "Traceback" in log
     assert "Executing task 'never'" not in log
@@ -149,7 +149,7 @@ def test_a_path_with_python3_in_it_reaches_the_stage_unchanged(tmp_path):
 
     compiler.Compiler().compile(echoing, str(work / "free2ds.yaml"))
     (work / "arguments.json").write_text(json.dumps({"path": "/lib/python3/x"}))
-    run_graph(work, work / "run.log", threads=1)
+    run_graph(work, work / "run.log", threads=1, facts={})
     assert json.loads((work / "outputs.json").read_text()) == {"Output": f"/lib/python3/x {sys.prefix}"}
 
 
