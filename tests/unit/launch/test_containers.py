@@ -76,7 +76,11 @@ def test_container_arguments(engine, tmp_path, monkeypatch):
     )
     assert json.loads(json.dumps(arguments)) == arguments
     assert arguments["mounts"] == [{"Type": "bind", "Source": str(tmp_path), "Target": str(tmp_path), "ReadOnly": True}]
-    assert arguments["environment"] == {"STORAGE_EMULATOR_HOST": "http://gcs:9023", "OMP_NUM_THREADS": "3"}
+    assert arguments["environment"] == {
+        "STORAGE_EMULATOR_HOST": "http://gcs:9023",
+        "OMP_NUM_THREADS": "3",
+        "FREE2DS_COMMAND": "free2ds run",
+    }
     assert arguments["user"] == f"{os.getuid()}:{os.getgid()}"
     assert (arguments["network"], arguments["labels"]) == ("mine", {"free2ds.run": "run-1"})
     assert "device_requests" not in arguments
