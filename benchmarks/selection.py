@@ -60,6 +60,8 @@ def write_inputs(folder: Path, records: int, templates: int) -> None:
             columns = [
                 pa.array([number + 1 for number in rows], pa.int64()),
                 pa.array(keys[start : start + 50_000]),
+                pa.array(list(rows)),
+                pa.array([str(number) for number in rows]),
                 pa.array([None if text_only[number] else f"{number % PICTURES}.jpg" for number in rows], pa.string()),
                 pa.array([SOURCES[-1] if text_only[number] else SOURCES[sources[number]] for number in rows]),
                 pa.array(said),
@@ -96,6 +98,7 @@ def write_inputs(folder: Path, records: int, templates: int) -> None:
             pa.array(keys),
             pa.array(np.full(records, 5, np.int32)),
             pa.array(rng.beta(4, 2, records)),
+            pa.array(np.arange(records, dtype=np.int32) % CLUSTERS),
         ]
         writer.write(pa.table(columns, names=TEXT_SCORES.arrow.names))
 

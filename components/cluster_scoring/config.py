@@ -35,7 +35,7 @@ class ClusterScoringConfig(ClusterScoringSettings):
 
     Attributes:
         features: Input folder of bert_features, or several, one per part.
-        scores: Output folder, text_scores/1: one row per record.
+        scores: Output folder, text_scores/2: one row per record.
         kmeans: Output folder, kmeans/1: one row per cluster with centroid, size and typical message; empty for none.
     """
 

@@ -50,7 +50,7 @@ def run(config: ClusterScoringConfig) -> StageResult:
         "faiss_version": faiss.__version__,
         **features.manifest,
     }
-    _write_scores(config.scores, turns, scores, manifest)
+    _write_scores(config.scores, turns, scores, clustering.nearest, manifest)
     if config.kmeans:
         _write_clusters(config.kmeans, clustering, features, turns, manifest)
     metrics = {
@@ -75,12 +75,15 @@ def _cluster(features: Features, turns: Turns, num_clusters: int, settings: Clus
     return Clustering(index.reconstruct_n(0, index.ntotal), objectives, distances, nearest)
 
 
-def _write_scores(folder: str, turns: Turns, scores: np.ndarray, manifest: Mapping[str, object]) -> None:
+def _write_scores(
+    folder: str, turns: Turns, scores: np.ndarray, nearest: np.ndarray, manifest: Mapping[str, object]
+) -> None:
     columns = [
         pa.array(turns.unique_id),
         turns.record_key,
         pa.array(turns.per_record.astype(np.int32)),
         pa.array(scores),
+        pa.array(nearest[turns.message[turns.starts]].astype(np.int32)),
     ]
     with DatasetWriter(folder, TEXT_SCORES) as writer:
         writer.write(pa.table(columns, names=TEXT_SCORES.arrow.names))

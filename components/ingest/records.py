@@ -42,9 +42,10 @@ class RecordProblem(Exception):
 
 @dataclass(frozen=True)
 class CheckedRecord:
-    """The columns of records/1 that come from the record alone; `unique_id` follows once the picture is known."""
+    """The columns of records/2 that come from the record alone; its numbers follow once the picture is known."""
 
     record_key: str
+    id: str | None
     image: str | None
     source: str
     question: str | None
@@ -78,12 +79,20 @@ def check_record(record: object) -> CheckedRecord:
     _refuse_other_media(record, turns, image)
     return CheckedRecord(
         record_key=key,
+        id=_own_id(record.get("id")),
         image=image,
         source=_source(record.get("source"), image),
         question=question(turns),
         messages=messages,
         raw=json.dumps(record, separators=(",", ":"), allow_nan=False),
     )
+
+
+def _own_id(value: object) -> str | None:
+    """A record's own id as text: what is no string as its JSON; None without one."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def nesting(value: object) -> int:

@@ -98,13 +98,13 @@ class JointSelectionConfig(JointSelectionSettings):
     """Join where the two models look with how typical the text is, and draw the records worth training on.
 
     Attributes:
-        records: Input folder, records/1.
+        records: Input folder, records/2.
         llava_attention: Input folders, attention/1 by LLaVA, one per shard.
         mgm_attention: Input folders, attention/1 by MGM, one per shard.
-        text_scores: Input folder, text_scores/1.
+        text_scores: Input folder, text_scores/2.
         kmeans: Input folder, kmeans/1, for the report's section on clusters; empty for none.
         selected: Output file, LLaVA JSON: the chosen records in input order, untouched but for unique_id.
-        scores: Output folder, scores/1, one row per record: every score, both outcomes, probability, selected.
+        scores: Output folder, scores/2, one row per record: every score, both outcomes, probability, selected.
         report: Output file: one self-contained HTML page.
         summary: Output file, JSON: counts, tilt, parameters; its scalars are metrics.
         random: Output file, LLaVA JSON: a random draw of the same size, the control to train against.
@@ -129,7 +129,7 @@ class SweepConfig(SampleSettings):
     """Show what other settings would select from the scores of an earlier run; no model is run.
 
     Attributes:
-        scores: Input folder, scores/1 of an earlier selection.
+        scores: Input folder, scores/2 of an earlier selection.
         alpha: Values of alpha, separated by commas.
         temperature: Values of temperature, separated by commas.
         sampler: Values of sampler, separated by commas.

@@ -3,12 +3,12 @@
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from components.joint_selection.config import JointSelectionConfig
+from components.joint_selection.config import JointSelectionConfig, JointSelectionSettings
 from components.joint_selection.doubts import doubts
 from components.joint_selection.inputs import Inputs, counted
 from components.joint_selection.rejected import Verdict
@@ -16,34 +16,41 @@ from components.joint_selection.scoring import Tilt
 from components.joint_selection.selection import Candidates, Selection, by_source
 from free2ds_common import __version__
 from free2ds_common.result import Counts, StageResult
+from free2ds_common.run_facts import RunFacts
 
 Facts = Mapping[str, Any]
 
 _MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "grid", "max_new_tokens", "capture_version")
 _TEXT_MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "max_tokens", "num_clusters", "faiss_version")
-_OUTPUTS = ("selected", "scores", "report", "summary", "random", "overview")
 # Every artifact carries the metadata, which must not grow with the data set: so many sources, with names so long.
 _SOURCES_IN_METADATA, _NAME_LENGTH = 100, 80
 
 
 @dataclass(frozen=True)
 class Ingest:
-    """What ingest did before, as records/1 says; empty where it says nothing.
+    """What ingest did before, as records/2 says; empty where it says nothing.
 
     Attributes:
         dataset_uri: The data set.
+        dataset_sha256: Of its file, hex.
         counts: Records read, written, dropped and rejected.
         reject_reasons: Rejected records by reason.
     """
 
     dataset_uri: str
+    dataset_sha256: str
     counts: Mapping[str, int]
     reject_reasons: Mapping[str, int]
 
     @classmethod
     def of(cls, manifest: Facts) -> "Ingest":
-        """From the manifest of records/1."""
-        return cls(manifest.get("dataset_uri", ""), manifest.get("counts", {}), manifest.get("reject_reasons", {}))
+        """From the manifest of records/2."""
+        return cls(
+            manifest.get("dataset_uri", ""),
+            manifest.get("dataset_sha256", ""),
+            manifest.get("counts", {}),
+            manifest.get("reject_reasons", {}),
+        )
 
 
 @dataclass(frozen=True)
@@ -123,10 +130,11 @@ class Summary:
         outcomes: Of each model: records by outcome.
         by_outcome: Records of the pool by why they have no IoU; "ok" are those with one.
         sources: Records by source, the largest source first.
-        parameters: Settings and ports; summary.json has the settings and the single inputs.
+        parameters: Settings and ports; summary.json has the settings, for the ports are gone after the run.
         grids: Of the maps.
         models: What was scored with.
         code_version: Of free2ds.
+        run: When and how it was made; nothing in it decides the selection.
     """
 
     counts: Counts
@@ -145,15 +153,12 @@ class Summary:
     grids: Grids
     models: Models
     code_version: str
+    run: RunFacts
 
     @property
     def named_parameters(self) -> dict[str, str | int | float]:
-        """Settings and single inputs by name: what decides the result, and fits a table."""
-        return {
-            name: value
-            for name, value in asdict(self.parameters).items()
-            if isinstance(value, str | int | float) and name not in _OUTPUTS
-        }
+        """Settings by name: what decides the result. No ports: their folders are gone after a run."""
+        return {field.name: getattr(self.parameters, field.name) for field in fields(JointSelectionSettings)}
 
     def as_json(self) -> dict[str, Any]:
         """The content of summary.json."""
@@ -163,7 +168,7 @@ class Summary:
         """What the stage returns: scalars as metrics, everything else as metadata, of the sources the largest ones."""
         metrics = {name: float(value) for name, value in asdict(self.tilt).items()}
         metrics |= {"pool": float(self.pool), "without_iou": float(self.without_iou)}
-        metadata = {name: value for name, value in self.as_json().items() if name not in ("counts", "tilt")}
+        metadata = {name: value for name, value in self.as_json().items() if name not in ("counts", "tilt", "run")}
         metadata["sources"] = {
             _short_name(name): asdict(row) for name, row in itertools.islice(self.sources.items(), _SOURCES_IN_METADATA)
         }
@@ -173,7 +178,12 @@ class Summary:
 
 
 def summarize(
-    config: JointSelectionConfig, inputs: Inputs, verdict: Verdict, candidates: Candidates, selection: Selection
+    config: JointSelectionConfig,
+    inputs: Inputs,
+    verdict: Verdict,
+    candidates: Candidates,
+    selection: Selection,
+    run: RunFacts,
 ) -> Summary:
     """Put the summary together.
 
@@ -183,6 +193,7 @@ def summarize(
         verdict: What of it cannot be used.
         candidates: What was drawn from.
         selection: What was drawn.
+        run: When and how.
     """
     scores = selection.combined[selection.in_pool]
     read, written, rejected = len(candidates.iou), int(selection.selected.sum()), int(verdict.rejected.sum())
@@ -211,6 +222,7 @@ def summarize(
             text=_facts(inputs.text.manifest, _TEXT_MODEL_FACTS),
         ),
         code_version=__version__,
+        run=run,
     )
 
 

@@ -59,6 +59,17 @@ def test_by_hand(tmp_path):
     assert (result.counts.read, result.counts.written) == (4, 4)
 
 
+def test_the_cluster_of_a_record_is_that_of_its_first_turn(tmp_path):
+    # Two clusters: 0 and 1 near 0, and 100. The second record begins with 100 and goes on with 0.
+    embeddings = np.array([[0], [1], [100]], dtype=np.float32)
+    config = config_for(tmp_path, write_features(tmp_path / "f", embeddings, [[0, 2], [2, 0], [1]]), clusters=2)
+    run(config)
+    first, second, third = open_dataset(config.scores, TEXT_SCORES).table().column("cluster").to_pylist()
+    # Said near 0: 0, 0 and 1.
+    assert centroids_of(config, 1)[[first, second], 0].tolist() == pytest.approx([1 / 3, 100])
+    assert third == first
+
+
 def test_a_repeated_message_weighs_as_often_as_it_is_said(tmp_path):
     # (0) three times and (4) once: the mean is 1, not 2. Squared distances 1 and 9, similarities 8/9 and 0.
     embeddings = np.array([[0], [4]], dtype=np.float32)

@@ -101,8 +101,7 @@ def test_shares_by_outcome(make_inputs):
         "| text_only | 3 | 7.5% | 30.0% | 30.0% |",
         "| eos_only | 1 | 2.5% | 10.0% | 10.0% |",
         "",
-        "Records without an IoU are ranked by the combined score that stands where their text score stands, both among "
-        "the records with an IoU.",
+        "Records without an IoU are ranked by their text score alone.",
     ]
 
 

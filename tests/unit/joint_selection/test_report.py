@@ -306,3 +306,37 @@ def test_or_as_missing_iou_says(inputs, policy, words):
 
 def test_placeholders_are_not_shown(plain):
     assert "&lt;image&gt;" not in plain
+
+
+def test_no_result_names_a_folder_of_the_inputs(inputs):
+    """They are gone after a run."""
+    config = inputs.config(kmeans=inputs.write_kmeans([40]))
+    run(config)
+    for path in (config.summary, config.report, f"{config.scores}/_manifest.json"):
+        text = Path(path).read_text(encoding="utf-8")
+        assert [name for name in (config.records, config.text_scores, config.kmeans) if f"{name}" in text] == []
+
+
+def test_the_report_says_when_and_how_it_was_made(inputs, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("FREE2DS_STARTED", "2001-09-09T01:46:40+00:00")
+    monkeypatch.setenv("FREE2DS_COMMAND", "free2ds run --x <y>")
+    inputs.records_manifest = {"dataset_uri": "gs://b/d.json", "dataset_sha256": "abc"}
+    config = inputs.write().config()
+    run(config)
+    page = page_of(config)
+    for name, value in (
+        ("started", "2001-09-09T01:46:40+00:00"),
+        ("command", "free2ds run --x &lt;y&gt;"),
+        ("threads per stage", "3"),
+        ("data set", "gs://b/d.json"),
+        ("its sha256", "abc"),
+    ):
+        assert f"<tr><th>{name}</th><td>{value}</td></tr>" in page
+
+
+def test_a_run_without_a_command_shows_none(inputs, monkeypatch):
+    monkeypatch.delenv("FREE2DS_COMMAND", raising=False)
+    config = inputs.config()
+    run(config)
+    assert "<th>command</th>" not in page_of(config)

@@ -10,7 +10,7 @@ from free2ds_common.errors import StageError
 from tests.support.selection import Inputs, chosen_ids, ids_after, rows_of
 
 pytestmark = pytest.mark.usefixtures("without_report")
-# Another value, and the columns of scores/1 that it changes; all others stay as they are.
+# Another value, and the columns of scores/2 that it changes; all others stay as they are.
 EFFECTS = {
     "seed": (7, {"selected"}),
     "ratio": (0.5, {"selected"}),

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from components.joint_selection.stage import run
-from free2ds_common.datasets import MANIFEST
+from free2ds_common.datasets import MANIFEST, DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.result import Counts
+from free2ds_common.schemas import TEXT_SCORES
 from tests.support.selection import chosen_ids, ids_after, read_json, rows_of
 
 pytestmark = pytest.mark.usefixtures("without_report")
@@ -35,10 +36,22 @@ def test_columns(inputs):
         "llava_outcome",
         "mgm_outcome",
         "selected",
+        "id",
+        "image",
+        "position",
+        "question",
+        "num_turns",
+        "cluster",
     ]
     assert [row["unique_id"] for row in rows] == list(range(1, 41))
     assert [row["record_key"] for row in rows] == [inputs.key(number) for number in range(40)]
     assert [row["source"] for row in rows] == (["x", "y", "z"] * 14)[:40]
+    assert [row["id"] for row in rows] == [str(number) for number in range(40)]
+    assert [row["image"] for row in rows[:6]] == ["a.png", "b.png", "a.png", None, None, None]
+    assert [row["position"] for row in rows] == list(range(2, 82, 2))
+    assert rows[5]["question"] == "<image>\nQuestion 5?"
+    assert [row["num_turns"] for row in rows[:4]] == [1, 2, 3, 1]
+    assert [row["cluster"] for row in rows[:8]] == [0, 1, 2, 3, 4, 5, 6, 0]
     assert [row["text_similarity"] for row in rows] == inputs.similarity.tolist()
     assert [row["llava_outcome"] for row in rows] == inputs.outcomes[0]
     assert [row["mgm_outcome"] for row in rows] == inputs.outcomes[1]
@@ -262,3 +275,33 @@ def test_an_overview_is_written_where_one_is_wanted(inputs):
     config = inputs.config(overview=str(inputs.folder / "overview.md"))
     run(config)
     assert Path(config.overview).read_text().startswith("# Free2DS selection\n")
+
+
+def test_a_record_without_a_text_score_has_neither_turns_nor_cluster(inputs):
+    inputs.write()
+    config = inputs.config(max_reject_fraction=1.0)
+    rows = open_dataset(config.text_scores, TEXT_SCORES).table().to_pylist()
+    with DatasetWriter(config.text_scores, TEXT_SCORES) as writer:
+        writer.write(rows[1:])
+    run(config)
+    assert [(row["num_turns"], row["cluster"]) for row in rows_of(config)[:2]] == [(None, None), (2, 1)]
+
+
+@pytest.mark.parametrize(("length", "kept"), [(200, "ü" * 200), (201, "ü" * 199 + "…")])
+def test_a_long_question_is_shortened(inputs, length, kept):
+    inputs.question = "ü" * length
+    config = inputs.write().config()
+    run(config)
+    assert rows_of(config)[0]["question"] == kept
+
+
+def test_when_and_how_it_ran_does_not_change_the_scores(inputs, monkeypatch):
+    config, found = inputs.config(), []
+    for threads, started in (("1", "2001-09-09T01:46:40+00:00"), ("4", "2002-09-09T01:46:40+00:00")):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        monkeypatch.setenv("FREE2DS_STARTED", started)
+        monkeypatch.setenv("FREE2DS_COMMAND", f"free2ds run {threads}")
+        run(config)
+        found.append({path.name: path.read_bytes() for path in Path(config.scores).iterdir()})
+        assert read_json(config.summary)["run"]["threads"] == int(threads)
+    assert found[0] == found[1]
