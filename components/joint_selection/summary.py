@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from components.joint_selection.chance import Chance, chance
 from components.joint_selection.config import JointSelectionConfig
 from components.joint_selection.doubts import doubts
 from components.joint_selection.inputs import Inputs, counted
@@ -105,6 +106,7 @@ class Summary:
         without_iou: How many of them have no IoU.
         all_scores_equal: Whether the draw was uniform.
         tilt: How far it leans.
+        chance: What of that is the settings' doing and what this draw's luck; in metadata only as metrics.
         outcomes: Of each model: records by outcome.
         sources: Records by source, the largest source first.
         parameters: Settings and ports; summary.json has the settings and the single inputs.
@@ -122,6 +124,7 @@ class Summary:
     without_iou: int
     all_scores_equal: bool
     tilt: Tilt
+    chance: Chance
     outcomes: Mapping[str, Mapping[str, int]]
     sources: Mapping[str, SourceCounts]
     parameters: JointSelectionConfig
@@ -144,9 +147,9 @@ class Summary:
 
     def as_result(self) -> StageResult:
         """What the stage returns: scalars as metrics, everything else as metadata, of the sources the largest ones."""
-        metrics = {name: float(value) for name, value in asdict(self.tilt).items()}
+        metrics = {name: float(value) for name, value in asdict(self.tilt).items()} | self.chance.metrics
         metrics |= {"pool": float(self.pool), "without_iou": float(self.without_iou)}
-        metadata = {name: value for name, value in self.as_json().items() if name not in ("counts", "tilt")}
+        metadata = {name: value for name, value in self.as_json().items() if name not in ("counts", "tilt", "chance")}
         metadata["sources"] = {
             _short_name(name): asdict(row) for name, row in itertools.islice(self.sources.items(), _SOURCES_IN_METADATA)
         }
@@ -183,6 +186,7 @@ def summarize(
         without_iou=int(np.isnan(candidates.iou[selection.in_pool]).sum()),
         all_scores_equal=bool(scores.min() == scores.max()),
         tilt=selection.tilt,
+        chance=chance(config, candidates.source, selection),
         outcomes={side.name: counted(side.outcome) for side in inputs.sides},
         sources={name: SourceCounts(**row) for name, row in sources.items()},
         parameters=config,

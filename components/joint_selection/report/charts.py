@@ -2,13 +2,14 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from components.joint_selection.chance import CurvePoint
 from components.joint_selection.report.wording import shortened_in_the_middle
 from components.joint_selection.summary import SourceCounts
 
@@ -115,6 +116,35 @@ def composition(sources: Mapping[str, SourceCounts]) -> str:
     axes.set_xlabel("share of records")
     axes.legend(frameon=False, fontsize=8)
     return _svg(figure, "Composition by source")
+
+
+def temperatures(curve: Sequence[CurvePoint], by_chance: float, pool: int, present: float | None) -> str:
+    """Expected overlap with the top n, and effective sample size, over the temperature.
+
+    Args:
+        curve: By temperature.
+        by_chance: Overlap of a uniform draw.
+        pool: Records that could be drawn.
+        present: The temperature of this run, or None.
+    """
+    figure = Figure(figsize=(8.4, 2.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    at = [point.temperature for point in curve]
+    overlap = [point.overlap for point in curve]
+    size = [point.effective_sample_size / pool for point in curve]
+    for one, values, label in zip(
+        axes, (overlap, size), ("expected share in the top n", "effective sample size / pool"), strict=True
+    ):
+        one.plot(at, values, color=POOL_COLOUR, lw=1.8)
+        one.set_xscale("log")
+        one.set_ylim(0, 1.04)
+        one.set_xlabel("temperature")
+        one.set_ylabel(label)
+        if present is not None:
+            one.plot([present], [values[at.index(present)]], "o", color=SELECTED_COLOUR, label="this run")
+    axes[0].axhline(by_chance, color=POOL_COLOUR, lw=1, ls="--", label="a random draw")
+    axes[0].legend(frameon=False, fontsize=8)
+    return _svg(figure, "Overlap and effective sample size over the temperature")
 
 
 def clusters(sizes: np.ndarray) -> str:
