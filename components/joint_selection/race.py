@@ -212,9 +212,9 @@ class Race:
         """Variance of a sum because shares that are no whole numbers are rounded at random, with a fixed total."""
         part = self.pool.shares % 1
         variance = part * (1 - part)
-        if (total := variance.sum()) < _PRECISION:
+        if (total := float(variance.sum())) < _PRECISION:
             return 0.0
-        rounded = np.count_nonzero(variance > _PRECISION)
+        rounded = int(np.count_nonzero(variance > _PRECISION))
         return float(variance @ np.square(slope - slope @ variance / total)) * rounded / max(1, rounded - 1)
 
 
