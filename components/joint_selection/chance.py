@@ -198,7 +198,7 @@ def _pool_of(selection: Selection) -> Pool:
 
 def _expected(settings: DrawSettings, source: pa.DictionaryArray, selection: Selection, pool: Pool) -> Expected:
     codes = source.indices.to_numpy()[selection.in_pool][pool.order]
-    race = Race.certain(pool) if settings.sampler == "top" else Race.at(pool, settings.temperature, start=grid(pool))
+    race = Race.certain(pool) if settings.sampler == "top" else Race.at(pool, settings.temperature)
     inclusion = np.zeros(len(selection.in_pool))
     inclusion[np.flatnonzero(selection.in_pool)[pool.order]] = race.inclusion
     means, deviations = race.counts(codes, len(source.dictionary))

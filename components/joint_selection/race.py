@@ -122,23 +122,21 @@ class Race:
         inclusion: float64, (entries,): probability to be drawn.
         density: float64, (entries,): of an arrival just when the draw is full, but for a factor of the stratum.
         variance: float64, (entries,): what a record adds to the variance of a sum, per squared distance from the slope.
-        time: float64, (strata,): logarithm of when it is full; 0 where that is not needed.
     """
 
     pool: Pool
     inclusion: np.ndarray
     density: np.ndarray
     variance: np.ndarray
-    time: np.ndarray
 
     @classmethod
     def certain(cls, pool: Pool) -> "Race":
         """The deterministic top n."""
         nothing = np.zeros(len(pool.score))
-        return cls(pool, pool.best / pool.records, nothing, nothing, np.zeros(len(pool.starts)))
+        return cls(pool, pool.best / pool.records, nothing, nothing)
 
     @classmethod
-    def at(cls, pool: Pool, temperature: float, start: Pool | None = None) -> "Race":
+    def at(cls, pool: Pool, temperature: float) -> "Race":
         """The draw at a temperature.
 
         A stratum that gives one record at most is exact. Elsewhere the time at which the draw is full is taken as
@@ -147,19 +145,13 @@ class Race:
         Args:
             pool: Who takes part.
             temperature: Above 0.
-            start: The same pool with fewer entries: where to start looking for the time.
 
         Source:
-            Rosen 1997, On sampling with probability proportional to size (order sampling with exponential times).
+            Rosén 1997, On sampling with probability proportional to size (order sampling with exponential times).
         """
         with np.errstate(over="ignore"):
             relative = (pool.score - pool.spread(pool.score[pool.edge])) / temperature
-        time = np.zeros(len(pool.starts))
-        if start is not None and len(start.score) < len(pool.score):
-            with np.errstate(over="ignore", invalid="ignore"):
-                moved = (pool.score[pool.edge] - start.score[start.edge]) / temperature
-                time = np.nan_to_num(cls.at(start, temperature).time + moved)
-        time = _full_at(pool, relative, np.clip(time, _EARLIEST, _LATEST))
+        time = _full_at(pool, relative)
         rate = np.exp(np.minimum(relative + pool.spread(time), _CERTAIN))
         waiting = np.exp(-rate)
         inclusion, density = -np.expm1(-rate), rate * waiting
@@ -173,7 +165,7 @@ class Race:
             everyone = pool.spread(pool.shares >= pool.sizes - _PRECISION)
             inclusion = np.where(everyone, 1.0, inclusion)
             density, variance = (np.where(everyone, 0.0, other) for other in (density, variance))
-        return cls(pool, inclusion, density, variance, time)
+        return cls(pool, inclusion, density, variance)
 
     def best(self) -> tuple[float, float]:
         """Mean and standard deviation of how many of the deterministic top n are drawn."""
@@ -218,7 +210,7 @@ class Race:
         return float(variance @ np.square(slope - slope @ variance / total)) * rounded / max(1, rounded - 1)
 
 
-def _full_at(pool: Pool, relative: np.ndarray, time: np.ndarray) -> np.ndarray:
+def _full_at(pool: Pool, relative: np.ndarray) -> np.ndarray:
     """The logarithm of when as many records as each stratum gives are expected to have arrived.
 
     Newton's steps in the logarithm; halving where one would leave what is known to hold the answer.
@@ -226,8 +218,11 @@ def _full_at(pool: Pool, relative: np.ndarray, time: np.ndarray) -> np.ndarray:
     Args:
         pool: Who takes part.
         relative: float64, (entries,): logarithm of each rate over that of the stratum's edge.
-        time: float64, (strata,): where to start.
+
+    Returns:
+        float64, (strata,).
     """
+    time = np.zeros(len(pool.starts))
     low, high = np.full(len(time), _EARLIEST), np.full(len(time), _LATEST)
     for _ in range(_ROUNDS):
         rate = np.exp(np.minimum(relative + pool.spread(time), _CERTAIN))

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from components.joint_selection.chance import CurvePoint
 from components.joint_selection.report.wording import shortened_in_the_middle
@@ -20,6 +21,7 @@ matplotlib.rcParams["text.parse_math"] = False
 
 POOL_COLOUR, SELECTED_COLOUR = "#8a9bb0", "#d9622b"
 _INK = "#010203"  # replaced by currentColor
+_TEMPERATURES = (1e-6, 1e4)
 _MAX_SOURCES, _MAX_LETTERS = 15, 44
 _SHARE_COLOURS = LinearSegmentedColormap.from_list("share", [POOL_COLOUR, SELECTED_COLOUR])
 
@@ -129,7 +131,9 @@ def temperatures(curve: Sequence[CurvePoint], by_chance: float, pool: int, prese
     """
     figure = Figure(figsize=(8.4, 2.6), layout="constrained")
     axes = figure.subplots(1, 2)
-    at = [point.temperature for point in curve]
+    # A temperature beyond what an axis can show is at its end.
+    at = np.clip([point.temperature for point in curve], *_TEMPERATURES)
+    place = next((number for number, point in enumerate(curve) if point.temperature == present), None)
     overlap = [point.overlap for point in curve]
     size = [point.effective_sample_size / pool for point in curve]
     for one, values, label in zip(
@@ -137,11 +141,14 @@ def temperatures(curve: Sequence[CurvePoint], by_chance: float, pool: int, prese
     ):
         one.plot(at, values, color=POOL_COLOUR, lw=1.8)
         one.set_xscale("log")
+        # Not powers of ten in formulas: those are not parsed here.
+        one.xaxis.set_major_formatter("{x:g}")
+        one.xaxis.set_minor_formatter(NullFormatter())
         one.set_ylim(0, 1.04)
         one.set_xlabel("temperature")
         one.set_ylabel(label)
-        if present is not None:
-            one.plot([present], [values[at.index(present)]], "o", color=SELECTED_COLOUR, label="this run")
+        if place is not None:
+            one.plot([at[place]], [values[place]], "o", color=SELECTED_COLOUR, label="this run")
     axes[0].axhline(by_chance, color=POOL_COLOUR, lw=1, ls="--", label="a random draw")
     axes[0].legend(frameon=False, fontsize=8)
     return _svg(figure, "Overlap and effective sample size over the temperature")

@@ -310,6 +310,17 @@ def test_the_curve_and_the_command_for_half(plain_config, plain):
     assert 'aria-label="Overlap and effective sample size over the temperature"' in section
     assert f"<code>--param temperature={wanted:g}</code>" in section
     assert [label for label in (">this run<", ">a random draw<") if label not in section] == []
+    # Numbers at its axis, where matplotlib would write formulas.
+    assert [label for label in (">0.001<", ">0.1<", ">10<") if label not in section] == []
+    assert "$" not in section
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [1e-300, 1e300])
+def test_any_temperature_is_on_the_curve(inputs, temperature):
+    config = inputs.config(temperature=temperature)
+    run(config)
+    assert ">this run<" in page_of(config)
 
 
 def test_no_temperature_for_half_is_said(inputs):
