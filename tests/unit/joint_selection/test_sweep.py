@@ -102,6 +102,7 @@ def test_expectations_do_not_depend_on_the_seed(scores):
     assert first.tilt != second.tilt
     assert (first.chance, first.expected_overlap) == (second.chance, second.expected_overlap)
     assert first.expected_sources == second.expected_sources
+    assert as_markdown(first) == as_markdown(second), "nothing of one draw is printed"
 
 
 def test_expectations_are_those_of_the_stage(written, scores):
