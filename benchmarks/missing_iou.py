@@ -84,7 +84,7 @@ def of_signals(iou: np.ndarray, similarity: np.ndarray) -> Candidates:
 
 def share_of_top(many: Sequence[Candidates], settings: DrawSettings) -> float:
     """The mean share of the top n that has no IoU."""
-    return float(np.mean([np.isnan(one.iou[select(settings, one).top]).mean() for one in many]))
+    return float(np.mean([np.isnan(one.iou[select(settings, one).best]).mean() for one in many]))
 
 
 def table(title: str, many: Sequence[Candidates], normalizations: Sequence[str]) -> dict[str, float]:

@@ -42,7 +42,8 @@ class Selection:
         in_pool: bool, (N,): may be drawn.
         selected: bool, (N,).
         control: bool, (N,): the random control.
-        top: bool, (N,): what the "top" sampler would have drawn.
+        best: bool, (N,): what the "top" sampler would have drawn.
+        stratum: int64, (N,); each is drawn from on its own; -1 outside the pool.
         edge: float64, (N,); the score at which the "top" sampler would stop in the record's stratum.
         tilt: How far the draw leans.
     """
@@ -54,7 +55,8 @@ class Selection:
     in_pool: np.ndarray
     selected: np.ndarray
     control: np.ndarray
-    top: np.ndarray
+    best: np.ndarray
+    stratum: np.ndarray
     edge: np.ndarray
     tilt: Tilt
 
@@ -91,6 +93,8 @@ def select(settings: DrawSettings, candidates: Candidates) -> Selection:
     np.minimum.at(lowest, strata[best], scores[best])
     edge = np.full(count, np.nan)
     edge[pool] = lowest[strata]
+    stratum = np.full(count, -1)
+    stratum[pool] = strata
     return Selection(
         image_score=image,
         text_score=text,
@@ -99,7 +103,8 @@ def select(settings: DrawSettings, candidates: Candidates) -> Selection:
         in_pool=in_pool,
         selected=_mask(count, pool[chosen]),
         control=_mask(count, pool[control]),
-        top=_mask(count, pool[best]),
+        best=_mask(count, pool[best]),
+        stratum=stratum,
         edge=edge,
         # Each stratum's probabilities sum to 1; weighted by its share of the pool they are one distribution.
         tilt=tilt(scores, p * np.bincount(strata)[strata] / len(pool), chosen, best),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from components.joint_selection.chance import Chance, chance
 from components.joint_selection.config import JointSelectionConfig, JointSelectionSettings
 from components.joint_selection.doubts import doubts
 from components.joint_selection.inputs import Inputs, counted
@@ -127,6 +128,7 @@ class Summary:
         without_iou: How many of them have no IoU.
         all_scores_equal: Whether the draw was uniform.
         tilt: How far it leans.
+        chance: What of that is the settings' doing and what this draw's luck; in metadata only as metrics.
         outcomes: Of each model: records by outcome.
         by_outcome: Records of the pool by why they have no IoU; "ok" are those with one.
         sources: Records by source, the largest source first.
@@ -146,6 +148,7 @@ class Summary:
     without_iou: int
     all_scores_equal: bool
     tilt: Tilt
+    chance: Chance
     outcomes: Mapping[str, Mapping[str, int]]
     by_outcome: Mapping[str, OutcomeCounts]
     sources: Mapping[str, SourceCounts]
@@ -166,9 +169,10 @@ class Summary:
 
     def as_result(self) -> StageResult:
         """What the stage returns: scalars as metrics, everything else as metadata, of the sources the largest ones."""
-        metrics = {name: float(value) for name, value in asdict(self.tilt).items()}
+        metrics = {name: float(value) for name, value in asdict(self.tilt).items()} | self.chance.metrics
         metrics |= {"pool": float(self.pool), "without_iou": float(self.without_iou)}
-        metadata = {name: value for name, value in self.as_json().items() if name not in ("counts", "tilt", "run")}
+        left_out = ("counts", "tilt", "chance", "run")
+        metadata = {name: value for name, value in self.as_json().items() if name not in left_out}
         metadata["sources"] = {
             _short_name(name): asdict(row) for name, row in itertools.islice(self.sources.items(), _SOURCES_IN_METADATA)
         }
@@ -211,6 +215,7 @@ def summarize(
         without_iou=int(np.isnan(candidates.iou[selection.in_pool]).sum()),
         all_scores_equal=bool(scores.min() == scores.max()),
         tilt=selection.tilt,
+        chance=chance(config, candidates.source, selection),
         outcomes={side.name: counted(side.outcome) for side in inputs.sides},
         by_outcome=_by_outcome(inputs.why_no_iou, selection),
         sources={name: SourceCounts(**row) for name, row in sources.items()},
@@ -228,7 +233,7 @@ def summarize(
 
 def _by_outcome(codes: np.ndarray, selection: Selection) -> dict[str, OutcomeCounts]:
     """Records of the pool by outcome, in the order of `outcomes.ALL`."""
-    pool, selected, top = (counted(codes[mask]) for mask in (selection.in_pool, selection.selected, selection.top))
+    pool, selected, top = (counted(codes[mask]) for mask in (selection.in_pool, selection.selected, selection.best))
     return {word: OutcomeCounts(count, selected.get(word, 0), top.get(word, 0)) for word, count in pool.items()}
 
 

@@ -18,6 +18,7 @@ _SOURCES_SHOWN, _SOURCE_LENGTH = 20, 80
 # What would end a cell or start markup. Not the underscore: within a word, where names have it, it means nothing.
 _MARKUP = re.compile(r"[\\|`*<\[]")
 LEFT, RIGHT = "---", "---:"
+_CHANCE = ("lift", "lift of 95% of draws")
 
 
 def cell(text: str, max_length: int) -> str:
@@ -44,13 +45,13 @@ def overview(summary: Summary) -> str:
     lines += [row(("step", "records", "reasons")), row((LEFT, RIGHT, LEFT))]
     lines += [row((step.name, f"{step.records:,}", step.reasons)) for step in counted_steps(summary)]
     lines += _outcome_table(summary)
-    lines += ["", row(("source", "pool", "selected", "random control")), row((LEFT, RIGHT, RIGHT, RIGHT))]
+    lines += ["", row(("source", "pool", "selected", "random control", *_CHANCE)), row((LEFT, *[RIGHT] * 5))]
     sources = list(summary.sources.items())
     for name, counts in sources[:_SOURCES_SHOWN]:
         numbers = (f"{count:,}" for count in (counts.pool, counts.selected, counts.random))
-        lines.append(row((cell(name, _SOURCE_LENGTH), *numbers)))
+        lines.append(row((cell(name, _SOURCE_LENGTH), *numbers, *_chance_of(summary, name))))
     if len(sources) > _SOURCES_SHOWN:
-        lines.append(f"| {len(sources) - _SOURCES_SHOWN} more | | | |")
+        lines.append(f"| {len(sources) - _SOURCES_SHOWN} more | | | | | |")
     return "\n".join(lines) + "\n"
 
 
@@ -68,3 +69,10 @@ def _outcome_table(summary: Summary) -> list[str]:
     if summary.without_iou:
         lines += ["", f"Records without an IoU are ranked {missing_in_words(summary)}."]
     return lines
+
+
+def _chance_of(summary: Summary, source: str) -> tuple[str, str]:
+    """A source's lift in this draw, and in 95 % of draws; empty for one that is not in the pool."""
+    if (found := summary.chance.sources.get(source)) is None:
+        return "", ""
+    return f"{found.lift_drawn:.2f}", f"{found.lift.low:.2f} to {found.lift.high:.2f}"

@@ -16,6 +16,7 @@ from components.joint_selection.report.wording import (
     OUTCOME_WORDS,
     counted_steps,
     missing_in_words,
+    plus_minus,
     shares_by_outcome,
     shortened,
     tilt_in_words,
@@ -50,6 +51,7 @@ def write_report(path: str, inputs: Inputs, candidates: Candidates, selection: S
         lstrip_blocks=True,
     )
     environment.filters["count"] = "{:,}".format
+    environment.filters["plus_minus"] = plus_minus
     page = environment.get_template(_TEMPLATE).render(
         summary=summary,
         steps=counted_steps(summary),
@@ -78,7 +80,13 @@ def _charts(candidates: Candidates, selection: Selection, summary: Summary) -> d
         "combined": charts.distribution(combined, combined[selected], "combined score"),
         "signals": charts.iou_against_text(iou, text, selected),
         "sources": charts.composition(summary.sources),
+        "temperatures": _temperatures(summary),
     }
+
+
+def _temperatures(summary: Summary) -> str:
+    present = None if summary.parameters.sampler == "top" else summary.parameters.temperature
+    return charts.temperatures(summary.chance.curve, summary.chance.overlap_random.expected, summary.pool, present)
 
 
 @dataclass(frozen=True)

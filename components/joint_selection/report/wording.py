@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from components.joint_selection.chance import Expectation
 from components.joint_selection.inputs import LLAVA, MGM
 from components.joint_selection.summary import Summary
 from free2ds_common import outcomes
@@ -67,8 +68,7 @@ def tilt_in_words(summary: Summary) -> list[str]:
     lines = [
         f"Selected {written} of {summary.pool} records that could be drawn.",
         f"Mean combined score: {tilt.mean_combined_selected:.4f} selected, {tilt.mean_combined_pool:.4f} in the pool.",
-        f"{tilt.overlap_with_top:.1%} of the selection is in the deterministic top {written}; "
-        f"a purely random draw would have {tilt.overlap_by_chance:.1%}.",
+        _overlap_in_words(summary),
     ]
     if summary.all_scores_equal:
         lines.append("All scores are equal: the draw is uniform.")
@@ -79,6 +79,7 @@ def tilt_in_words(summary: Summary) -> list[str]:
             f"The most probable record is {tilt.weight_ratio:.3g} times as likely as the least probable one; "
             f"the effective sample size is {tilt.effective_sample_size:.0f} of {summary.pool}."
         )
+        lines += _temperature_in_words(summary)
     return lines
 
 
@@ -103,6 +104,40 @@ def shares_by_outcome(summary: Summary) -> list[OutcomeShares]:
         )
         for word, row in rows.items()
     ]
+
+
+def _overlap_in_words(summary: Summary) -> str:
+    """What this draw has of the top n, what its settings have on average, and what a random draw has."""
+    chance, parameters = summary.chance, summary.parameters
+    parts = [f"{chance.overlap_drawn:.1%} of the selection is in the deterministic top {summary.counts.written}"]
+    if parameters.sampler != "top":
+        parts.append(f"this setting expects {in_words(chance.overlap)}")
+    parts.append(f"a purely random draw expects {in_words(chance.overlap_random)}")
+    return "; ".join(parts) + "."
+
+
+def _temperature_in_words(summary: Summary) -> list[str]:
+    """The setting that would have the wanted overlap, to be pasted; nothing where none would."""
+    chance = summary.chance
+    if chance.wanted_temperature is None:
+        return []
+    return [
+        f"For {chance.wanted_overlap:.0%} of the top {summary.counts.written} on average: "
+        f"--param temperature={chance.wanted_temperature:g} (now {summary.parameters.temperature:g})."
+    ]
+
+
+def in_words(share: Expectation) -> str:
+    """A share with its interval."""
+    interval = f" (95% of draws: {share.low:.1%} to {share.high:.1%})" if share.spread else ""
+    return f"{share.expected:.1%}{interval}"
+
+
+def plus_minus(share: Expectation) -> str:
+    """A share with its interval, in percent, where there is little room."""
+    spread = 100 * share.spread
+    digits = 0 if spread >= 1 or not spread else 1
+    return f"{100 * share.expected:.{digits}f}" + (f" ± {max(spread, 0.1):.{digits}f}" if spread else "") + " %"
 
 
 def counted_steps(summary: Summary) -> list[Step]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from components.joint_selection.stage import run
-from tests.support.selection import Inputs, chosen_ids, page_of, rows_of
+from tests.support.selection import Inputs, chosen_ids, page_of, read_json, rows_of
 
 HOSTILE = "<script>alert('{0}')</script>\"{0}\"&"
 ESCAPED = "&lt;script&gt;alert(&#39;{0}&#39;)&lt;/script&gt;&#34;{0}&#34;&amp;"
@@ -340,3 +340,62 @@ def test_a_run_without_a_command_shows_none(inputs, monkeypatch):
     config = inputs.config()
     run(config)
     assert "<th>command</th>" not in page_of(config)
+
+
+def tile_of(page):
+    """The tile on the top n, without markup."""
+    found = re.search(r'<div class="tile">(<b>\d+ %</b>of this selection.*?)</div>', page)
+    return re.sub(r"<[^>]*>", " ", found[1]).strip()
+
+
+def test_the_tile_says_what_this_draw_has_and_what_chance_makes_of_it(plain_config, plain):
+    found = read_json(plain_config.summary)["chance"]
+    spread = round(50 * (found["overlap"]["high"] - found["overlap"]["low"]))
+    assert tile_of(plain) == (
+        f"{100 * found['overlap_drawn']:.0f} % of this selection in the top 10 by score; "
+        f"this setting expects {100 * found['overlap']['expected']:.0f} ± {spread} %, a random draw 25 ± 25 %"
+    )
+
+
+def test_the_tile_of_top_expects_nothing(inputs):
+    config = inputs.config(sampler="top")
+    run(config)
+    assert tile_of(page_of(config)) == "100 % of this selection in the top 10 by score, a random draw 25 ± 25 %"
+
+
+def test_the_curve_and_the_command_for_half(plain_config, plain):
+    section = plain[
+        plain.index("<h3>Other temperatures on the same scores</h3>") : plain.index("<h2>Distributions</h2>")
+    ]
+    wanted = read_json(plain_config.summary)["chance"]["wanted_temperature"]
+    assert 'aria-label="Overlap and effective sample size over the temperature"' in section
+    assert f"<code>--param temperature={wanted:g}</code>" in section
+    assert [label for label in (">this run<", ">a random draw<") if label not in section] == []
+    # Numbers at its axis, where matplotlib would write formulas.
+    assert [label for label in (">0.001<", ">0.1<", ">10<") if label not in section] == []
+    assert "$" not in section
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [1e-300, 1e300])
+def test_any_temperature_is_on_the_curve(inputs, temperature):
+    config = inputs.config(temperature=temperature)
+    run(config)
+    assert ">this run<" in page_of(config)
+
+
+def test_no_temperature_for_half_is_said(inputs):
+    config = inputs.config(ratio=0.75, sampler="top")
+    run(config)
+    assert "No temperature on the curve gives 50 %." in page_of(config)
+    assert ">this run<" not in page_of(config)
+
+
+def test_sources_have_lifts(plain_config, plain):
+    found = read_json(plain_config.summary)
+    for name, row in found["chance"]["sources"].items():
+        pool, selected, lift = found["sources"][name]["pool"], row["selected"], row["lift"]
+        cells = [f"{row['lift_drawn']:.2f}", f"{selected['expected']:.1f}"]
+        cells += [f"{selected['low']:.0f} to {selected['high']:.0f}", f"{lift['low']:.2f} to {lift['high']:.2f}"]
+        line = re.search(rf'<tr><td>{name}</td><td class="n">{pool}</td>.*?</tr>', plain, re.DOTALL)[0]
+        assert re.findall(r'<td class="n">(.*?)</td>', line)[3:] == cells

@@ -264,7 +264,7 @@ def of_signals(iou, similarity):
 
 def share_of_top(made, **changes):
     """The share of the top n that has no IoU."""
-    return np.isnan(made.iou[select(DrawSettings(**changes), made).top]).mean()
+    return np.isnan(made.iou[select(DrawSettings(**changes), made).best]).mean()
 
 
 @pytest.mark.parametrize("even_text", [True, False])
@@ -294,6 +294,6 @@ def test_other_texts_do_not_change_the_share(ratio, alpha):
 def test_the_top_is_what_the_top_sampler_takes(stratify):
     made = candidates(source=pa.array(["a", "b"] * 20).dictionary_encode())
     settings = DrawSettings(num_samples=9, stratify=stratify)
-    assert select(settings, made).top.tolist() == (
+    assert select(settings, made).best.tolist() == (
         select(dataclasses.replace(settings, sampler="top"), made).selected.tolist()
     )

@@ -45,6 +45,7 @@ def test_its_entries(result_and_json):
         "without_iou",
         "all_scores_equal",
         "tilt",
+        "chance",
         "outcomes",
         "by_outcome",
         "sources",
@@ -189,8 +190,11 @@ def test_its_parameters_are_settings_and_no_ports(result_and_json):
 def test_the_result_has_scalars_as_metrics_and_everything_else_as_metadata(result_and_json):
     result, summary, _ = result_and_json
     assert vars(result.counts) == summary["counts"]
-    assert result.metrics == {**summary["tilt"], "pool": 39, "without_iou": 4}
-    assert result.metadata == {name: value for name, value in summary.items() if name not in ("counts", "tilt", "run")}
+    chance = {name: value for name, value in result.metrics.items() if name not in summary["tilt"]}
+    assert {name for name in chance if "overlap" not in name} == {"pool", "without_iou"}
+    assert result.metrics == {**summary["tilt"], **chance, "pool": 39, "without_iou": 4}
+    elsewhere = ("counts", "tilt", "chance", "run")
+    assert result.metadata == {name: value for name, value in summary.items() if name not in elsewhere}
 
 
 @pytest.fixture
