@@ -40,6 +40,7 @@ SAME_CLUSTERING = (
     "max_tokens",
     "num_clusters",
     "num_iterations",
+    "order",
     "seed",
 )
 

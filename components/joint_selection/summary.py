@@ -22,7 +22,20 @@ from free2ds_common.run_facts import RunFacts
 Facts = Mapping[str, Any]
 
 _MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "grid", "max_new_tokens", "capture_version")
-_TEXT_MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "max_tokens", "num_clusters", "faiss_version")
+_TEXT_MODEL_FACTS = (
+    "model",
+    "revision",
+    "model_fingerprint",
+    "dtype",
+    "max_tokens",
+    "num_clusters",
+    "num_clusters_asked",
+    "distinct_messages",
+    "order",
+    "iterations_run",
+    "faiss_version",
+    "numpy_version",
+)
 # Every artifact carries the metadata, which must not grow with the data set: so many sources, with names so long.
 _SOURCES_IN_METADATA, _NAME_LENGTH = 100, 80
 

@@ -143,7 +143,8 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
     """Run the whole pipeline on this machine."""
     given = read_parameters(package, arguments.params_file, arguments.param)
     # A machine without a GPU takes longer and does the same; on a cluster it would be a step in the wrong place.
-    values = {"require_gpu": False, **with_absolute_paths(given)}
+    # Small data sets are tried out here, for which the method's 1000 clusters are too many.
+    values = {"require_gpu": False, "num_clusters": 0, **with_absolute_paths(given)}
     in_images = arguments.runner == "docker"
     if not in_images and (arguments.registry or arguments.network):
         raise StageError("--registry and --network: only --runner docker uses images. Add it, or leave them out.")

@@ -144,6 +144,9 @@ def print_results(output_dir: Path, seconds: float) -> None:
         f"\nFinished in {seconds:.0f} s: {summary['counts']['written']} of {summary['pool']} usable records selected, "
         f"{rejected} records unusable, {summary['without_iou']} ranked without comparing where the models look."
     )
+    print(_of_clusters(summary["models"]["text"]))
+    for warning in summary["warnings"]:
+        print(f"warning: {warning}")
     made = summary["run"]
     if made["command"]:
         print(f"Command: {made['command']}")
@@ -154,3 +157,10 @@ def print_results(output_dir: Path, seconds: float) -> None:
     print(f"Results in {output_dir}:")
     for file_name, meaning in RESULTS.values():
         print(f"  {file_name:<15} {meaning}")
+
+
+def _of_clusters(text: Mapping[str, Any]) -> str:
+    """How many clusters the text side has, and why so many."""
+    asked = text["num_clusters_asked"]
+    why = f"num_clusters={asked}" if asked else "num_clusters=0: a 39th, at most 1000"
+    return f"Text: {text['num_clusters']:,} clusters of {text['distinct_messages']:,} distinct messages ({why})."

@@ -114,7 +114,7 @@ def _clusters(kmeans: Dataset) -> _Clusters:
     sizes = table.column("num_turns").to_numpy()
     texts = table.column("typical_message").to_pylist()
     order = np.argsort(-sizes, kind="stable")
-    # Equal embeddings of different texts may leave a cluster without a message.
+    # FAISS splits a large cluster where one is empty; of a text said many times, one half stays without a message.
     filled = order[sizes[order] > 0]
 
     def shown(rows: np.ndarray) -> list[tuple[int, str]]:

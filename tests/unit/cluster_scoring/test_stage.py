@@ -15,12 +15,13 @@ from free2ds_common.schemas import TEXT_SCORES, TEXT_TURNS, kmeans_schema
 from tests.support.text import MANIFEST_ENTRIES, write_features
 
 
-def config_for(tmp_path, *features, clusters=3, iterations=20, seed=42):
+def config_for(tmp_path, *features, clusters=3, iterations=20, seed=42, order="key"):
     return ClusterScoringConfig(
         features=features,
         num_clusters=clusters,
         num_iterations=iterations,
         seed=seed,
+        order=order,
         scores=str(tmp_path / "scores"),
         kmeans=str(tmp_path / "kmeans"),
     )
@@ -91,7 +92,7 @@ def test_equals_faiss_on_the_full_duplicated_matrix(tmp_path, seed):
     distances, _ = kmeans.index.search(full, 1)
     wanted = similarity(distances[:, 0])
     bounds = np.cumsum([0, *map(len, said)])
-    config = config_for(tmp_path, write_features(tmp_path / "f", embeddings, said), seed=seed)
+    config = config_for(tmp_path, write_features(tmp_path / "f", embeddings, said), seed=seed, order="reference")
     run(config)
     found = scores_of(config)
     for record in range(800):
@@ -315,7 +316,8 @@ def test_gathered_rows_come_in_the_order_asked_for_across_blocks_and_parts(tmp_p
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("num_clusters", 0, "num_clusters: got 0"),
+        ("num_clusters", -1, "num_clusters: got -1, wanted a number of at least 0"),
+        ("order", "file", "order: got 'file', wanted one of key, reference"),
         ("num_iterations", 0, "num_iterations: got 0"),
         ("seed", -1, "seed: got -1"),
         ("features", ["/nowhere"], "no _manifest.json"),
@@ -340,7 +342,7 @@ def test_clusters_without_a_message_are_kept_and_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr("components.cluster_scoring.stage.train", lambda *_: (index, [1.0]))
     embeddings = np.array([[0], [4], [1]], dtype=np.float32)
     config = config_for(tmp_path, write_features(tmp_path / "f", embeddings, [[0], [0, 1], [2]]), clusters=3)
-    run(config)
+    run(dataclasses.replace(config, order="reference"))
     rows = open_dataset(config.kmeans, kmeans_schema(1)).table().to_pylist()
     assert [row["num_turns"] for row in rows] == [0, 3, 1, 0]
     assert [bool(row["typical_message"]) for row in rows] == [False, True, True, False]

@@ -234,7 +234,7 @@ def test_clusters(inputs):
     # The largest first, then the smallest first.
     assert re.findall(r"message \d", page) == ["message 2", "message 0", "message 0", "message 2"]
     assert "(empty text)" not in page
-    assert "1 clusters have no message" in page
+    assert "1 clusters have no message: no text is nearest to their centre." in page
 
 
 def test_no_clusters_without_a_k_means_model(plain):

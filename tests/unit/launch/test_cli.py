@@ -76,6 +76,7 @@ def test_what_a_run_is_started_with(local_run, tmp_path, monkeypatch):
     (run,) = seen
     assert run.values == {
         "require_gpu": False,
+        "num_clusters": 0,
         "dataset_uri": f"{tmp_path}/d.json",
         "image_root_uri": "",
         "num_shards": 7,

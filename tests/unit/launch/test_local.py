@@ -222,19 +222,25 @@ def test_the_stages_are_told_of_the_run(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "outputs.json").read_text()) == {"Output": "free2ds run"}
 
 
+@pytest.mark.parametrize(
+    ("asked", "why"), [(0, "num_clusters=0: a 39th, at most 1000"), (5, "num_clusters=5")], ids=["fitting", "asked"]
+)
 @pytest.mark.parametrize(("command", "line"), [("free2ds run", "Command: free2ds run\n"), ("", "")])
-def test_the_terminal_says_how_the_results_were_made(tmp_path, capsys, command, line):
+def test_the_terminal_says_how_the_results_were_made(tmp_path, capsys, command, line, asked, why):
     summary = {
         "counts": {"written": 2, "rejected": 1},
         "pool": 9,
         "without_iou": 3,
         "ingest": {"dataset_sha256": "abc"},
+        "warnings": ["Something is doubtful."],
+        "models": {"text": {"num_clusters": 2, "num_clusters_asked": asked, "distinct_messages": 1234}},
         "run": {"started": "2001-09-09T01:46:40+00:00", "seconds": 1.0, "command": command, "threads": 4},
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "rejects.jsonl").write_text("")
     local.print_results(tmp_path, 12)
     assert (
+        f"Text: 2 clusters of 1,234 distinct messages ({why}).\nwarning: Something is doubtful.\n"
         f"{line}Started 2001-09-09T01:46:40+00:00, 4 threads per stage; sha256 of the data set: abc\nResults in"
         in capsys.readouterr().out
     )
