@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from components.joint_selection.stage import run
+from free2ds_common.run_facts import RunFacts
 from tests.support.selection import Inputs, chosen_ids, page_of, read_json, rows_of
 
 HOSTILE = "<script>alert('{0}')</script>\"{0}\"&"
@@ -176,7 +177,10 @@ def test_charts_compare_the_selection_with_the_pool(inputs, monkeypatch):
     }
 
 
-def test_the_same_command_writes_the_same_bytes(inputs):
+def test_the_same_command_writes_the_same_bytes(inputs, monkeypatch):
+    """But for the time that it took."""
+    facts = RunFacts(started="2001-09-09T01:46:40+00:00", seconds=1.5, command="", threads=1)
+    monkeypatch.setattr("components.joint_selection.stage.run_facts", lambda _: facts)
     config = inputs.config(overview=str(inputs.folder / "overview.md"))
     outputs = [Path(path) for path in (config.selected, config.random, config.report, config.summary, config.overview)]
     run(config)
