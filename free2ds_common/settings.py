@@ -163,6 +163,8 @@ class AttentionSettings(ModelSettings, PictureSettings):
     """
 
     OWN_TYPE: ClassVar[str]
+    # What people call the stage's model.
+    SHORT_NAME: ClassVar[str]
 
     model_type: str
     prompt: str = "method"

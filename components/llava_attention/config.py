@@ -16,6 +16,7 @@ class LlavaAttentionSettings(AttentionSettings):
     """
 
     OWN_TYPE: ClassVar[str] = "llava"
+    SHORT_NAME: ClassVar[str] = "LLaVA"
 
     model: str = "llava-hf/llava-1.5-7b-hf"
     model_type: str = OWN_TYPE

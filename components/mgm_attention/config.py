@@ -17,6 +17,7 @@ class MgmAttentionSettings(AttentionSettings):
     """
 
     OWN_TYPE: ClassVar[str] = "mgm"
+    SHORT_NAME: ClassVar[str] = "MGM"
 
     model: str = "YanweiLi/MGM-7B"
     model_type: str = OWN_TYPE

@@ -17,6 +17,7 @@ from free2ds_common.errors import StageError
 from free2ds_common.failure import run_reported
 from free2ds_common.launch.containers import require_images
 from free2ds_common.launch.kubernetes_names import require_registry, require_tag
+from free2ds_common.launch.limits import require_fits
 from free2ds_common.launch.local import LocalRun, run_locally
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameters import read_mapping, read_parameters, refuse_local_paths, with_absolute_paths
@@ -189,7 +190,9 @@ def _submit(package: Package, arguments: argparse.Namespace) -> int:
     values = read_parameters(package, arguments.params_file, arguments.param)
     refuse_local_paths(values)
     backend = Backend(arguments.host, arguments.namespace, arguments.experiment)
-    print(backend.submit(_released(package, arguments), values, arguments.run_name))
+    released = _released(package, arguments)
+    require_fits(released, values)
+    print(backend.submit(released, values, arguments.run_name))
     return 0
 
 
@@ -201,6 +204,7 @@ def _schedule(package: Package, arguments: argparse.Namespace) -> int:
     refuse_local_paths(values)
     backend = Backend(arguments.host, arguments.namespace, arguments.experiment)
     released, name = _released(package, arguments), arguments.run_name or "free2ds"
+    require_fits(released, values)
     print(backend.schedule(released, values, name, arguments.cron, arguments.max_concurrency))
     return 0
 

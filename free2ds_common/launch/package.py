@@ -202,19 +202,14 @@ class Package:
                 yield StageTask(stage, name, sources, constants)
 
     def _describe(self) -> None:
-        """Write the settings' and ports' descriptions into the spec; KFP knows those of docstrings only."""
+        """Write the settings' descriptions to the run parameters; KFP knows those of docstrings only.
+
+        Not to the steps: no page shows them there, and a Workflow repeats them in the nodes of every shard.
+        """
         resources = descriptions(ResourceSettings)
         of_run: dict[str, list[str]] = {name: [text] for name, text in resources.items()}
         for task in self.stage_tasks:
             texts = descriptions(Versions) | resources | descriptions(task.config_class())
-            component = self.spec["components"][task.component]
-            for definitions in (component["inputDefinitions"], component["outputDefinitions"]):
-                for port, definition in {
-                    **definitions.get("parameters", {}),
-                    **definitions.get("artifacts", {}),
-                }.items():
-                    if port in texts:
-                        definition["description"] = texts[port]
             for parameter, source in task.sources.items():
                 words = of_run.setdefault(source, [])
                 # The run's own words go before a stage's.

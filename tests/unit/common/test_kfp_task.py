@@ -56,6 +56,13 @@ def test_every_artifact_is_described(artifact):
         }
 
 
+def test_an_artifact_that_is_collected_carries_no_more_than_it_must(artifact):
+    attention = artifact("attention")
+    terse = StageResult(RESULT.counts, RESULT.metrics, RESULT.metadata, {"display_name": "A, shard 1 of 2", "rows": 3})
+    run_task("llava_attention", lambda: terse, {"code_version": "0.1"}, attention=attention)
+    assert attention.metadata == {"display_name": "A, shard 1 of 2", "rows": 3}
+
+
 def test_metadata_that_kfp_put_there_stays(artifact):
     records = artifact("records")
     records.metadata["of kfp"] = 1
