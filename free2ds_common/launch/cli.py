@@ -143,6 +143,7 @@ def _pod_options() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"PersistentVolumeClaim with models; a model is then {MODELS_FOLDER}/<folder>",
     )
+    options.add_argument("--queue", default="", metavar="NAME", help="LocalQueue of Kueue for the steps with a GPU")
     return options
 
 
@@ -228,7 +229,7 @@ def _for_cluster(package: Package, arguments: argparse.Namespace) -> Package:
         StageError: As of `_released`.
         SettingError: As of `PodOptions.applied`.
     """
-    options = PodOptions(arguments.pull_secret, arguments.models_claim)
+    options = PodOptions(arguments.pull_secret, arguments.models_claim, arguments.queue)
     return options.applied(_released(package, arguments))
 
 

@@ -1,4 +1,4 @@
-"""What `compile` writes into the pods of every run: pull secrets, and a volume with model weights.
+"""What `compile` writes into the pods of every run: pull secrets, a volume with model weights, a queue.
 
 No run parameters: the backend's driver fails at an empty name, so that a parameter could not leave them out.
 """
@@ -14,6 +14,7 @@ from free2ds_common.launch.parameters import names_model
 
 # Where steps that load a model find the claim.
 MODELS_FOLDER = "/models"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,12 @@ class PodOptions:
     Attributes:
         pull_secrets: Names of Secrets with which images are pulled.
         models_claim: Name of a PersistentVolumeClaim with folders of models; empty for none.
+        queue: Name of a LocalQueue of Kueue for the steps with an accelerator; empty for none.
     """
 
     pull_secrets: Sequence[str]
     models_claim: str
+    queue: str
 
     def applied(self, package: Package) -> Package:
         """The same pipeline with these in its pods.
@@ -36,12 +39,14 @@ class PodOptions:
         """
         for name in self.pull_secrets:
             require_object_name("--pull-secret", name)
-        if self.models_claim:
-            require_object_name("--models-claim", self.models_claim)
+        for option, name in (("--models-claim", self.models_claim), ("--queue", self.queue)):
+            if name:
+                require_object_name(option, name)
         changed = copy.deepcopy(package)
         executors: dict[str, Any] = changed.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         for task in changed.stage_tasks:
-            pod = executors.setdefault(changed.spec["components"][task.component]["executorLabel"], {})
+            executor = changed.spec["components"][task.component]["executorLabel"]
+            pod = executors.setdefault(executor, {})
             if self.pull_secrets:
                 pod["imagePullSecret"] = [
                     {"secretName": name, "secretNameParameter": _constant(name)} for name in self.pull_secrets
@@ -54,6 +59,10 @@ class PodOptions:
                         "mountPath": MODELS_FOLDER,
                     }
                 ]
+            if self.queue and "accelerator" in changed.spec["deploymentSpec"]["executors"][executor]["container"].get(
+                "resources", {}
+            ):
+                pod["podMetadata"] = {"labels": {QUEUE_LABEL: self.queue}}
         return changed
 
 

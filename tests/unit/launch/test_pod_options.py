@@ -30,7 +30,7 @@ def pods(tmp_path):
 
 
 def test_without_options_there_are_none(pods):
-    assert not [pod for pod in pods().values() if "imagePullSecret" in pod or "pvcMount" in pod]
+    assert not [pod for pod in pods().values() if {"imagePullSecret", "pvcMount", "podMetadata"} & set(pod)]
 
 
 def test_every_pod_pulls_with_the_secrets(pods):
@@ -56,14 +56,20 @@ def test_steps_that_load_a_model_have_the_volume(pods):
     ]
 
 
+def test_steps_with_a_gpu_are_queued(pods):
+    found = pods("--queue", "team")
+    labels = {name: pod["podMetadata"] for name, pod in found.items() if "podMetadata" in pod}
+    assert labels == {name: {"labels": {"kueue.x-k8s.io/queue-name": "team"}} for name in WITH_MODELS}
+
+
 def test_the_backend_can_read_them(pods):
-    for pod in pods("--pull-secret", "one", "--models-claim", "weights").values():
+    for pod in pods("--pull-secret", "one", "--models-claim", "weights", "--queue", "q").values():
         message = json_format.ParseDict(pod, pb.KubernetesExecutorConfig())
         assert message.image_pull_secret[0].secret_name_parameter.runtime_value.constant.string_value == "one"
         assert message.security_context.run_as_user == 10001
 
 
-@pytest.mark.parametrize("option", ["--pull-secret", "--models-claim"])
+@pytest.mark.parametrize("option", ["--pull-secret", "--models-claim", "--queue"])
 def test_what_is_no_name_is_refused(option, tmp_path, capsys):
     assert pipeline.main(["compile", "--output", str(tmp_path / "f.yaml"), option, "My Secret"]) == 2
     assert f"{option}: wanted the name of an object in the cluster" in capsys.readouterr().err
