@@ -65,6 +65,27 @@ images-offline:
 	    --dest images/wheels/cpu "$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' images/torch/requirements.txt)"
 	@$(BUILD) --variant cpu --network host
 
+# A cluster on this machine: kind, Kubeflow Pipelines by its own manifests (KFP_MANIFESTS: the folder manifests/kustomize of
+# its release 2.17), and the images of `make images VARIANT=cpu` or `make images-offline`. Needs Docker, kind and kubectl.
+KFP_MANIFESTS :=
+KIND_NODE_IMAGE :=
+.PHONY: cluster-up cluster-down test-cluster
+cluster-up:
+	@sh manifests/overlays/kind/up.sh "$(KFP_MANIFESTS)" "$(KIND_NODE_IMAGE)"
+
+cluster-down:
+	@kind delete cluster --name free2ds
+
+# The whole pipeline on a real Kubeflow Pipelines: tests/cluster/README.md says what is checked and what these mean.
+HOST :=
+UI_HOST :=
+STORE :=
+GPU := 1
+SHARDS :=
+test-cluster: $(READY)
+	@HOST="$(HOST)" UI_HOST="$(UI_HOST)" STORE="$(STORE)" REGISTRY="$(REGISTRY)" TAG="$(TAG)" GPU="$(GPU)" SHARDS="$(SHARDS)" \
+	    $(BIN)/python -m pytest -v tests/cluster
+
 # The page of parameters, from the pipeline itself.
 docs: $(READY)
 	@{ sed '/^| parameter/,$$d' docs/parameters.md; $(BIN)/python pipeline.py parameters; } > docs/parameters.new

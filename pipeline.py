@@ -32,6 +32,7 @@ from free2ds_common.launch.resources import (
     GpuStep,
     ResourceSettings,
 )
+from free2ds_common.launch.store_access import StoreAccess
 from free2ds_common.settings import Versions
 
 # Shards scored at the same time on a cluster; kfp.local never runs more than two.
@@ -71,6 +72,8 @@ def score_shard(
     gpu_step_memory: str,
     node_selector: dict[str, str],
     tolerations: list[dict[str, Any]],
+    store_secret: str,
+    store_config_map: str,
     code_version: str,
 ) -> ShardMaps:
     """One turn of the loop: both models over one shard. A pipeline of its own, because a loop's body must be one."""
@@ -118,8 +121,9 @@ def score_shard(
         node_selector=node_selector,
         tolerations=tolerations,
     )
-    gpu_step.ask(llava)
-    gpu_step.ask(mgm)
+    access = StoreAccess(secret=store_secret, config_map=store_config_map)
+    for task in (llava, mgm):
+        access.give(gpu_step.ask(task))
     return ShardMaps(llava=llava.outputs["attention"], mgm=mgm.outputs["attention"])
 
 
@@ -181,6 +185,8 @@ def free2ds(
     cpu_step_memory: str = ResourceSettings.cpu_step_memory,
     node_selector: dict[str, str] = GPU_NODE_SELECTOR,
     tolerations: list[dict[str, Any]] = GPU_TOLERATIONS,
+    store_secret: str = ResourceSettings.store_secret,
+    store_config_map: str = ResourceSettings.store_config_map,
     code_version: str = Versions.code_version,
 ) -> Selection:
     """Select the records of a LLaVA data set that are worth training on.
@@ -197,6 +203,7 @@ def free2ds(
         node_selector=node_selector,
         tolerations=tolerations,
     )
+    access = StoreAccess(secret=store_secret, config_map=store_config_map)
     ingested = cpu_step.ask(
         ingest(
             dataset_uri=dataset_uri,
@@ -208,6 +215,7 @@ def free2ds(
         ),
     )
     records = ingested.outputs["records"]
+    access.give(ingested)
     shards = cpu_step.ask(split(records=records, num_shards=num_shards, code_version=code_version))
     with dsl.ParallelFor(shards.outputs["Output"], parallelism=PARALLEL_SHARDS) as shard_uri:
         maps = score_shard(
@@ -235,6 +243,8 @@ def free2ds(
             gpu_step_memory=gpu_step_memory,
             node_selector=node_selector,
             tolerations=tolerations,
+            store_secret=store_secret,
+            store_config_map=store_config_map,
             code_version=code_version,
         )
     features = gpu_step.ask(
@@ -249,6 +259,7 @@ def free2ds(
             code_version=code_version,
         )
     )
+    access.give(features)
     text = cpu_step.ask(
         cluster_scoring(
             features=features.outputs["features"],
@@ -282,6 +293,7 @@ def free2ds(
             code_version=code_version,
         ),
     )
+    access.give(chosen)
     return Selection(
         selected=chosen.outputs["selected"],
         scores=chosen.outputs["scores"],

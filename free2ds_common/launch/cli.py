@@ -21,6 +21,7 @@ from free2ds_common.launch.limits import require_fits
 from free2ds_common.launch.local import LocalRun, run_locally
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameters import read_mapping, read_parameters, refuse_local_paths, with_absolute_paths
+from free2ds_common.launch.pod_options import MODELS_FOLDER, PodOptions
 from free2ds_common.redact import redacted
 from free2ds_common.runlog import quiet_libraries
 
@@ -56,6 +57,7 @@ def command_line(package: Package) -> argparse.ArgumentParser:
     shared = {
         "parameters": _parameter_options(),
         "images": _image_options(),
+        "pods": _pod_options(),
         "cluster": _cluster_options(),
     }
     parser = argparse.ArgumentParser(prog="free2ds", description=__doc__, allow_abbrev=False)
@@ -84,11 +86,11 @@ def command_line(package: Package) -> argparse.ArgumentParser:
     )
     run.add_argument("--network", default="", help="Docker network of the stages (--runner docker)")
     run.add_argument("--keep-work", action="store_true", help="keep what the stages hand to each other")
-    compiled = command("compile", _compile, "images")
+    compiled = command("compile", _compile, "images", "pods")
     compiled.add_argument("--output", default="free2ds.yaml", help="the file to write")
     command("parameters", _parameters)
-    command("submit", _submit, "parameters", "images", "cluster")
-    schedule = command("schedule", _schedule, "parameters", "images", "cluster")
+    command("submit", _submit, "parameters", "images", "pods", "cluster")
+    schedule = command("schedule", _schedule, "parameters", "images", "pods", "cluster")
     schedule.add_argument("--cron", required=True, help="six fields, seconds first: '0 0 3 * * 1' is Mondays at 03:00")
     schedule.add_argument("--max-concurrency", type=int, default=1, help="runs at the same time, 1 to 10")
     return parser
@@ -128,6 +130,21 @@ def _image_options() -> argparse.ArgumentParser:
     options.add_argument(
         "--digests", default="", help="JSON or YAML file of image name and sha256:..., instead of --tag"
     )
+    return options
+
+
+def _pod_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--pull-secret", action="append", default=[], metavar="NAME", help="Secret to pull images; may be repeated"
+    )
+    options.add_argument(
+        "--models-claim",
+        default="",
+        metavar="NAME",
+        help=f"PersistentVolumeClaim with models; a model is then {MODELS_FOLDER}/<folder>",
+    )
+    options.add_argument("--queue", default="", metavar="NAME", help="LocalQueue of Kueue for the steps with a GPU")
     return options
 
 
@@ -172,7 +189,7 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
 
 def _compile(package: Package, arguments: argparse.Namespace) -> int:
     """Write the file that a cluster runs."""
-    _released(package, arguments).write(Path(arguments.output))
+    _for_cluster(package, arguments).write(Path(arguments.output))
     print(f"{arguments.output}: upload it in the Kubeflow Pipelines UI, or use: free2ds submit")
     return 0
 
@@ -188,9 +205,9 @@ def _submit(package: Package, arguments: argparse.Namespace) -> int:
     from free2ds_common.launch.cluster import Backend
 
     values = read_parameters(package, arguments.params_file, arguments.param)
-    refuse_local_paths(values)
+    refuse_local_paths(values, MODELS_FOLDER if arguments.models_claim else "")
     backend = Backend(arguments.host, arguments.namespace, arguments.experiment)
-    released = _released(package, arguments)
+    released = _for_cluster(package, arguments)
     require_fits(released, values)
     print(backend.submit(released, values, arguments.run_name))
     return 0
@@ -201,12 +218,23 @@ def _schedule(package: Package, arguments: argparse.Namespace) -> int:
     from free2ds_common.launch.cluster import Backend
 
     values = read_parameters(package, arguments.params_file, arguments.param)
-    refuse_local_paths(values)
+    refuse_local_paths(values, MODELS_FOLDER if arguments.models_claim else "")
     backend = Backend(arguments.host, arguments.namespace, arguments.experiment)
-    released, name = _released(package, arguments), arguments.run_name or "free2ds"
+    released, name = _for_cluster(package, arguments), arguments.run_name or "free2ds"
     require_fits(released, values)
     print(backend.schedule(released, values, name, arguments.cron, arguments.max_concurrency))
     return 0
+
+
+def _for_cluster(package: Package, arguments: argparse.Namespace) -> Package:
+    """The pipeline with the images and the pods' options that the command line names.
+
+    Raises:
+        StageError: As of `_released`.
+        SettingError: As of `PodOptions.applied`.
+    """
+    options = PodOptions(arguments.pull_secret, arguments.models_claim, arguments.queue)
+    return options.applied(_for_cluster(package, arguments))
 
 
 def _released(package: Package, arguments: argparse.Namespace) -> Package:

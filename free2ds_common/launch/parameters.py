@@ -130,11 +130,12 @@ def check_parameters(package: Package, values: Mapping[str, Any]) -> None:
             raise SettingError(task.sources.get(error.setting, error.setting), error.problem) from None
 
 
-def refuse_local_paths(values: Mapping[str, Any]) -> None:
+def refuse_local_paths(values: Mapping[str, Any], models_folder: str = "") -> None:
     """Refuse parameters that name a file or folder of this machine: no pod sees it.
 
     Args:
         values: Parameters by name.
+        models_folder: Where pods find models on a volume; empty where they have none.
 
     Raises:
         SettingError: One is a path.
@@ -143,15 +144,17 @@ def refuse_local_paths(values: Mapping[str, Any]) -> None:
         if not isinstance(value, str) or not value:
             continue
         scheme, found, _ = value.partition("://")
+        if models_folder and names_model(name) and value.startswith(f"{models_folder}/"):
+            continue
         local_uri = scheme in ("file", "local") if found else name.endswith("_uri")
-        local_model = not found and _names_model(name) and (value[0] in "/.~" or os.path.exists(value))
+        local_model = not found and names_model(name) and (value[0] in "/.~" or os.path.exists(value))
         if local_uri or local_model:
             raise SettingError(
                 name, f"{value} is a path of this machine, which no pod sees. Give a URI such as gs:// or s3://."
             )
 
 
-def _names_model(name: str) -> bool:
+def names_model(name: str) -> bool:
     """Whether a parameter names a model or an encoder: a folder, a URI or a hub id."""
     return name.endswith(("_model", "_vision_tower", "_vision_tower_aux"))
 
@@ -173,6 +176,6 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         path = os.path.abspath(os.path.expanduser(value))
         # A hub id looks like a relative path: only what exists is one.
-        if name.endswith("_uri") or (_names_model(name) and os.path.exists(path)):
+        if name.endswith("_uri") or (names_model(name) and os.path.exists(path)):
             absolute[name] = path
     return absolute

@@ -13,14 +13,16 @@ from free2ds_common.launch.kubernetes_names import (
     require_resource_name,
     require_tolerations,
 )
-from free2ds_common.settings import Settings
+from free2ds_common.launch.store_access import StoreAccessSettings
 
+# As every image says itself. A number, since Kubernetes cannot tell of a name whether it is root's.
+USER = 10001
 GPU_NODE_SELECTOR = {"nvidia.com/gpu.present": "true"}
 GPU_TOLERATIONS = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResourceSettings(Settings):
+class ResourceSettings(StoreAccessSettings):
     """The run parameters that say what steps ask for; no stage reads them.
 
     Attributes:
@@ -71,9 +73,11 @@ class CpuStep:
     memory: str
 
     def ask(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
-        """Give the step its resources, and let a lost pod be tried again."""
+        """Give the step its resources and its user, and let a lost pod be tried again."""
         task.set_cpu_request(self.cpu)
         task.set_memory_request(self.memory)
+        # What pod security "restricted" wants beside what the backend itself sets in every pod.
+        kubernetes.set_security_context(task, run_as_user=USER, run_as_non_root=True)
         task.set_retry(num_retries=2, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="600s")
         return task
 

@@ -42,9 +42,37 @@ def test_gpu_steps_ask_for_an_accelerator_by_run_parameters(compiled, name):
         assert parameters[f"pipelinechannel--{parameter}"] == {"componentInputParameter": parameter}
 
 
+# What a step that reads from a store or the hub may be given, and as whom every step runs.
+ACCESS = {
+    "secretAsEnv": [
+        {
+            "secretNameParameter": {"componentInputParameter": "store_secret"},
+            "keyToEnv": [
+                {"secretKey": key, "envVar": key}
+                for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "FSSPEC_GS", "HF_TOKEN")
+            ],
+            "optional": True,
+        }
+    ],
+    "configMapAsEnv": [
+        {
+            "configMapNameParameter": {"componentInputParameter": "store_config_map"},
+            "keyToEnv": [
+                {"configMapKey": key, "envVar": key}
+                for key in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "HF_ENDPOINT")
+            ],
+            "optional": True,
+        }
+    ],
+}
+RESTRICTED = {"securityContext": {"runAsUser": "10001", "runAsNonRoot": True}}
+
+
 @pytest.mark.parametrize("name", GPU_TASKS)
 def test_gpu_steps_carry_selector_tolerations_and_shared_memory(compiled, name):
     assert compiled.kubernetes(name) == {
+        **ACCESS,
+        **RESTRICTED,
         "nodeSelector": {"nodeSelectorJson": {"componentInputParameter": "node_selector"}},
         "tolerations": [{"tolerationJson": {"componentInputParameter": "tolerations"}}],
         "emptyDirMounts": [{"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "8Gi"}],
@@ -57,7 +85,8 @@ def test_other_steps_ask_for_cpu_and_memory_and_for_no_accelerator(compiled, nam
         "resourceCpuRequest": resource("cpu_step_cpu"),
         "resourceMemoryRequest": resource("cpu_step_memory"),
     }
-    assert compiled.kubernetes(name) == {}
+    reads = ACCESS if name in ("ingest", "joint-selection") else {}
+    assert compiled.kubernetes(name) == {**reads, **RESTRICTED}
 
 
 @pytest.mark.parametrize("name", GPU_TASKS + CPU_TASKS)
@@ -107,6 +136,14 @@ def test_the_loop_runs_one_nested_pipeline_per_shard(compiled):
     assert loop["iteratorPolicy"] == {"parallelismLimit": 8}
     assert list(compiled.tasks("for-loop-1")) == ["score-shard"]
     assert set(compiled.tasks("score-shard")) == {"importer", "llava-attention", "mgm-attention"}
+
+
+@pytest.mark.parametrize("name", ["node_selector", "tolerations", "store_secret", "store_config_map"])
+def test_what_only_kubernetes_reads_goes_through_the_loop_as_it_is(compiled, name):
+    outer = compiled.tasks("root")["for-loop-1"]["inputs"]["parameters"]
+    inner = compiled.tasks("for-loop-1")["score-shard"]["inputs"]["parameters"]
+    assert outer[f"pipelinechannel--{name}"] == {"componentInputParameter": name}
+    assert inner[name] == {"componentInputParameter": f"pipelinechannel--{name}"}
 
 
 def test_each_shard_is_imported_by_its_uri_and_handed_to_both_models(compiled):

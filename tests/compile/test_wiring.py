@@ -88,14 +88,16 @@ GPU_STEP = {
     "tolerations": "tolerations",
 }
 CPU_STEP = {"cpu": "cpu_step_cpu", "memory": "cpu_step_memory"}
+# Of the steps that read from a store or the hub.
+ACCESS = {"secret": "store_secret", "config_map": "store_config_map"}
 RESOURCES = {
-    "ingest": CPU_STEP,
+    "ingest": {**CPU_STEP, **ACCESS},
     "split": CPU_STEP,
-    "llava_attention": GPU_STEP,
-    "mgm_attention": GPU_STEP,
-    "bert_features": GPU_STEP,
+    "llava_attention": {**GPU_STEP, **ACCESS},
+    "mgm_attention": {**GPU_STEP, **ACCESS},
+    "bert_features": {**GPU_STEP, **ACCESS},
     "cluster_scoring": CPU_STEP,
-    "joint_selection": CPU_STEP,
+    "joint_selection": {**CPU_STEP, **ACCESS},
 }
 
 
@@ -217,10 +219,14 @@ def test_steps_ask_for_what_the_run_says(stage, package, tasks):
     asked = package.spec["deploymentSpec"]["executors"][executor]["container"]["resources"]
     inputs = {f"{{{{$.inputs.parameters['{name}']}}}}": source for name, source in tasks[stage].sources.items()}
     found = {"cpu": inputs[asked["resourceCpuRequest"]], "memory": inputs[asked["resourceMemoryRequest"]]}
+    platform = package.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][executor]
+    for kind, field in (("secret", "secretNameParameter"), ("config_map", "configMapNameParameter")):
+        for given in platform.get("secretAsEnv" if kind == "secret" else "configMapAsEnv", []):
+            name = given[field]["componentInputParameter"]
+            found[kind] = tasks[stage].sources.get(name, name)
     if "accelerator" in asked:
         found["type"] = inputs[asked["accelerator"]["resourceType"]]
         found["count"] = inputs[asked["accelerator"]["resourceCount"]]
-        platform = package.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][executor]
         selector = platform["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"]
         (toleration,) = platform["tolerations"]
         found["selector"] = tasks[stage].sources.get(selector, selector)

@@ -348,8 +348,8 @@ def test_hooks_before_a_commit_fetch_nothing():
     assert {repository["repo"] for repository in hooks} == {"local"}
 
 
-def test_there_are_three_workflows():
-    assert [path.name for path in WORKFLOWS] == ["check.yml", "images.yml", "release.yml"]
+def test_there_are_four_workflows():
+    assert [path.name for path in WORKFLOWS] == ["check.yml", "cluster.yml", "images.yml", "release.yml"]
 
 
 def test_workflows_pass_actionlint():

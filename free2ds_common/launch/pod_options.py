@@ -1,0 +1,71 @@
+"""What `compile` writes into the pods of every run: pull secrets, a volume with model weights, a queue.
+
+No run parameters: the backend's driver fails at an empty name, so that a parameter could not leave them out.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from free2ds_common.launch.kubernetes_names import require_object_name
+from free2ds_common.launch.package import Package
+from free2ds_common.launch.parameters import names_model
+
+# Where steps that load a model find the claim.
+MODELS_FOLDER = "/models"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+
+
+@dataclass(frozen=True)
+class PodOptions:
+    """What the command line asks for.
+
+    Attributes:
+        pull_secrets: Names of Secrets with which images are pulled.
+        models_claim: Name of a PersistentVolumeClaim with folders of models; empty for none.
+        queue: Name of a LocalQueue of Kueue for the steps with an accelerator; empty for none.
+    """
+
+    pull_secrets: Sequence[str]
+    models_claim: str
+    queue: str
+
+    def applied(self, package: Package) -> Package:
+        """The same pipeline with these in its pods.
+
+        Raises:
+            SettingError: Something is no name of an object.
+        """
+        for name in self.pull_secrets:
+            require_object_name("--pull-secret", name)
+        for option, name in (("--models-claim", self.models_claim), ("--queue", self.queue)):
+            if name:
+                require_object_name(option, name)
+        changed = copy.deepcopy(package)
+        executors: dict[str, Any] = changed.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        for task in changed.stage_tasks:
+            executor = changed.spec["components"][task.component]["executorLabel"]
+            pod = executors.setdefault(executor, {})
+            if self.pull_secrets:
+                pod["imagePullSecret"] = [
+                    {"secretName": name, "secretNameParameter": _constant(name)} for name in self.pull_secrets
+                ]
+            if self.models_claim and any(names_model(source) for source in task.sources.values()):
+                pod["pvcMount"] = [
+                    {
+                        "constant": self.models_claim,
+                        "pvcNameParameter": _constant(self.models_claim),
+                        "mountPath": MODELS_FOLDER,
+                    }
+                ]
+            if self.queue and "accelerator" in changed.spec["deploymentSpec"]["executors"][executor]["container"].get(
+                "resources", {}
+            ):
+                pod["podMetadata"] = {"labels": {QUEUE_LABEL: self.queue}}
+        return changed
+
+
+def _constant(value: str) -> dict[str, Any]:
+    """A value as the compiler of KFP writes one that is known."""
+    return {"runtimeValue": {"constant": value}}

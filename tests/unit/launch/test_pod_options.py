@@ -1,0 +1,98 @@
+"""Pull secrets and the volume of models: options of the commands that compile."""
+
+from types import SimpleNamespace
+from unittest.mock import create_autospec
+
+import kfp
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.kubernetes import kubernetes_executor_config_pb2 as pb
+
+import pipeline
+from free2ds_common.launch import cluster
+
+WITH_MODELS = ["exec-bert-features", "exec-llava-attention", "exec-mgm-attention"]
+REQUIRED = ["--param", "dataset_uri=gs://b/d.json", "--param", "image_root_uri=gs://b/i"]
+
+
+@pytest.fixture
+def pods(tmp_path):
+    def compiled_with(*options):
+        file = tmp_path / "free2ds.yaml"
+        assert pipeline.main(["compile", "--output", str(file), *options]) == 0
+        spec, platform = yaml.safe_load_all(file.read_text())
+        executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        stages = [name for name, work in spec["deploymentSpec"]["executors"].items() if "container" in work]
+        return {name: executors[name] for name in stages}
+
+    return compiled_with
+
+
+def test_without_options_there_are_none(pods):
+    assert not [pod for pod in pods().values() if {"imagePullSecret", "pvcMount", "podMetadata"} & set(pod)]
+
+
+def test_every_pod_pulls_with_the_secrets(pods):
+    found = pods("--pull-secret", "one", "--pull-secret", "two")
+    assert len(found) == 7
+    for pod in found.values():
+        assert [secret["secretNameParameter"] for secret in pod["imagePullSecret"]] == [
+            {"runtimeValue": {"constant": "one"}},
+            {"runtimeValue": {"constant": "two"}},
+        ]
+
+
+def test_steps_that_load_a_model_have_the_volume(pods):
+    found = pods("--models-claim", "weights")
+    mounts = {name: pod["pvcMount"] for name, pod in found.items() if "pvcMount" in pod}
+    assert sorted(mounts) == WITH_MODELS
+    assert mounts["exec-bert-features"] == [
+        {
+            "constant": "weights",
+            "pvcNameParameter": {"runtimeValue": {"constant": "weights"}},
+            "mountPath": "/models",
+        }
+    ]
+
+
+def test_steps_with_a_gpu_are_queued(pods):
+    found = pods("--queue", "team")
+    labels = {name: pod["podMetadata"] for name, pod in found.items() if "podMetadata" in pod}
+    assert labels == {name: {"labels": {"kueue.x-k8s.io/queue-name": "team"}} for name in WITH_MODELS}
+
+
+def test_the_backend_can_read_them(pods):
+    for pod in pods("--pull-secret", "one", "--models-claim", "weights", "--queue", "q").values():
+        message = json_format.ParseDict(pod, pb.KubernetesExecutorConfig())
+        assert message.image_pull_secret[0].secret_name_parameter.runtime_value.constant.string_value == "one"
+        assert message.security_context.run_as_user == 10001
+
+
+@pytest.mark.parametrize("option", ["--pull-secret", "--models-claim", "--queue"])
+def test_what_is_no_name_is_refused(option, tmp_path, capsys):
+    assert pipeline.main(["compile", "--output", str(tmp_path / "f.yaml"), option, "My Secret"]) == 2
+    assert f"{option}: wanted the name of an object in the cluster" in capsys.readouterr().err
+
+
+@pytest.fixture
+def client(monkeypatch):
+    made = create_autospec(kfp.Client, instance=True)
+    made.create_run_from_pipeline_package.return_value = SimpleNamespace(run_id="run-1")
+    monkeypatch.setattr(cluster, "connect", lambda host, namespace: made)
+    return made
+
+
+def test_a_model_of_the_volume_is_no_path_of_this_machine(client):
+    given = [*REQUIRED, "--param", "llava_model=/models/llava"]
+    assert pipeline.main(["submit", *given, "--models-claim", "weights"]) == 0
+    assert client.create_run_from_pipeline_package.call_args.kwargs["arguments"]["llava_model"] == "/models/llava"
+
+
+@pytest.mark.parametrize(
+    ("value", "claim"),
+    [("/models/llava", []), ("/model/llava", ["--models-claim", "weights"]), ("/models", ["--models-claim", "w"])],
+)
+def test_other_paths_are(value, claim, client, capsys):
+    assert pipeline.main(["submit", *REQUIRED, "--param", f"llava_model={value}", *claim]) == 2
+    assert f"llava_model: {value} is a path of this machine, which no pod sees" in capsys.readouterr().err
