@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+from free2ds_common import __version__
 from free2ds_common.failure import ERROR_FILE, run_reported
 from free2ds_common.result import StageResult
 from free2ds_common.runlog import configure_logging
@@ -57,7 +58,9 @@ def run_task(
 def _describe(port: str, artifact: Artifact, result: StageResult, versions: dict[str, str]) -> None:
     """Give an artifact its metadata, and its metrics where it takes any."""
     counts = asdict(result.counts)
-    told = {**versions, **result.metadata, **counts} if result.terse is None else result.terse
+    told = (
+        {"code_version": __version__, **versions, **result.metadata, **counts} if result.terse is None else result.terse
+    )
     artifact.metadata.update({"display_name": port, **told})
     if not hasattr(artifact, "log_metric"):
         return

@@ -73,8 +73,7 @@ class Backend:
         check_cron(cron)
         if not 1 <= max_concurrency <= 10:
             raise StageError(f"--max-concurrency: got {max_concurrency}, wanted 1 to 10.")
-        # The parameters of a recurring run stay the same, so with the cache it would never look at the data set again.
-        with self._client() as client, _written(package.without_cache("ingest")) as file:
+        with self._client() as client, _written(package) as file:
             recurring = client.create_recurring_run(
                 experiment_id=client.create_experiment(self.experiment).experiment_id,
                 job_name=name,

@@ -32,7 +32,7 @@ _ARTIFACT_BYTES = 320
 _UNKNOWN_VALUE = "0" * 100
 _ROOT = f"s3://{'b' * 63}/v2/artifacts"
 # The one finished run of 64 shards whose Workflow is known (1,102,402 bytes) to what `_Graph` makes of its pipeline.
-_NODES_FACTOR = 4.5
+_NODES_FACTOR = 2.815
 _UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -182,7 +182,7 @@ class _Graph:
         container = executor["container"]
         kubernetes = self._platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {})
         own = kubernetes.get("executors", {}).get(self._component(task)["executorLabel"], {})
-        patch = json.dumps({"args": [self._executor_input(name, task, known)], **container})
+        patch = json.dumps({"input": self._executor_input(name, task, known), **container})
         yield "driver", {**described, "container": json.dumps(container), "kubernetes-config": json.dumps(own)}
         for kind in ("driver-output", "executor", "pod"):
             yield kind, {"pod-spec-patch": patch, "cached-decision": "false"}

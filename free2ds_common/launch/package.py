@@ -16,6 +16,8 @@ from free2ds_common.launch.resources import ResourceSettings
 from free2ds_common.settings import Settings, Versions
 from free2ds_common.storage import atomic_writer
 
+# Stands in the graph for the image that a step runs in.
+IMAGE = "image"
 # The compiler's name of a parameter's type to Python's.
 PARAMETER_TYPES: dict[str, type] = {
     "STRING": str,
@@ -53,6 +55,15 @@ class Parameter:
         return cls(kind, required, default, definition.get("description", ""))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """Where a task's parameter comes from: a run parameter, a constant, or a task's output; one of them."""
+
+    source: str = ""
+    constant: Any = None
+    made: str = ""
+
+
 @dataclass(frozen=True)
 class StageTask:
     """A step of the graph, wherever it is nested.
@@ -62,12 +73,14 @@ class StageTask:
         component: Its entry in the spec's `components`.
         sources: The stage's parameter to the run parameter that it comes from, where it comes from one.
         constants: The stage's parameter to the value that the graph gives it, where that is fixed.
+        made: The stage's parameter to the task of the root and its output that it comes from, where a task makes it.
     """
 
     stage: str
     component: str
     sources: Mapping[str, str]
     constants: Mapping[str, Any]
+    made: Mapping[str, str]
 
     def settings_class(self) -> type[Settings]:
         """`<Stage>Settings` of the stage's config.py."""
@@ -110,6 +123,7 @@ class Package:
         definitions = spec["root"]["inputDefinitions"]
         definitions["parameters"] = {name: definitions["parameters"][name] for name in pipeline.component_spec.inputs}
         package = cls(spec, platforms[0] if platforms else {})
+        package._name_images()
         package._describe()
         return package
 
@@ -131,8 +145,13 @@ class Package:
     @property
     def stage_tasks(self) -> list[StageTask]:
         """Every step that runs a stage."""
-        inputs = {name: (name, None) for name in self.spec["root"]["inputDefinitions"]["parameters"]}
+        inputs = {name: _Origin(source=name) for name in self.spec["root"]["inputDefinitions"]["parameters"]}
         return list(self._walk(self.spec["root"]["dag"], inputs))
+
+    @property
+    def outputs(self) -> dict[str, tuple[str, str]]:
+        """The pipeline's artifacts by name: the task and the port that make them, in whatever graph that is."""
+        return {name: self._producer(self.spec["root"]["dag"], name) for name in self._selectors(self.spec["root"])}
 
     def with_images(self, name: Callable[[str], str]) -> "Package":
         """The same pipeline with its images named otherwise.
@@ -143,12 +162,7 @@ class Package:
         changed = copy.deepcopy(self)
         for container in changed._containers():
             container["image"] = name(container["image"])
-        return changed
-
-    def without_cache(self, task: str) -> "Package":
-        """The same pipeline with one task of the root that never takes an earlier run's result."""
-        changed = copy.deepcopy(self)
-        changed.spec["root"]["dag"]["tasks"][task]["cachingOptions"] = {}
+        changed._name_images()
         return changed
 
     def without_retries(self) -> "Package":
@@ -164,32 +178,55 @@ class Package:
         with atomic_writer(path, "w") as handle:
             yaml.safe_dump_all([dict(document) for document in (self.spec, self.platform) if document], handle)
 
+    def _selectors(self, component: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+        outputs = component["dag"].get("outputs", {}).get("artifacts", {})
+        return {name: output["artifactSelectors"][0] for name, output in outputs.items()}
+
+    def _producer(self, dag: Mapping[str, Any], output: str) -> tuple[str, str]:
+        """Follow an output into nested graphs, to the step that writes it."""
+        selector = self._selectors({"dag": dag})[output]
+        task, key = selector["producerSubtask"], selector["outputArtifactKey"]
+        component = self.spec["components"][dag["tasks"][task]["componentRef"]["name"]]
+        return self._producer(component["dag"], key) if "dag" in component else (task, key)
+
+    def _name_images(self) -> None:
+        """Tell every stage its own image: it is kept with what the stage makes."""
+        for component in (self.spec["root"], *self.spec["components"].values()):
+            for task in component.get("dag", {}).get("tasks", {}).values():
+                label = self.spec["components"][task["componentRef"]["name"]].get("executorLabel")
+                executor = self.spec["deploymentSpec"]["executors"].get(label, {})
+                if IMAGE in task.get("inputs", {}).get("parameters", {}):
+                    constant = task["inputs"]["parameters"][IMAGE]["runtimeValue"]
+                    constant["constant"] = executor["container"]["image"]
+
     def _containers(self) -> Iterator[dict[str, Any]]:
         for executor in self.spec["deploymentSpec"]["executors"].values():
             if "container" in executor:
                 yield executor["container"]
 
-    def _walk(self, dag: Mapping[str, Any], inputs: Mapping[str, tuple[str | None, Any]]) -> Iterator[StageTask]:
+    def _walk(self, dag: Mapping[str, Any], inputs: Mapping[str, "_Origin"]) -> Iterator[StageTask]:
         """The stages of a graph and of the graphs in it.
 
         Args:
             dag: The graph.
-            inputs: The graph's inputs: the run parameter each comes from, or None and a constant; inputs that are only
-                known at run time are left out.
+            inputs: Where the graph's inputs come from; those of a loop's own making are left out.
         """
         for task in dag["tasks"].values():
             name = task["componentRef"]["name"]
             component = self.spec["components"][name]
             # The compiler gives a task more inputs than its component defines, for its resources.
             defined = component.get("inputDefinitions", {}).get("parameters", {})
-            known: dict[str, tuple[str | None, Any]] = {}
+            known: dict[str, _Origin] = {}
             for parameter, given in task.get("inputs", {}).get("parameters", {}).items():
                 if given.get("componentInputParameter") in inputs:
                     known[parameter] = inputs[given["componentInputParameter"]]
                 elif "runtimeValue" in given and parameter in defined:
                     # The spec holds whole numbers as floats.
                     kind = PARAMETER_TYPES[defined[parameter]["parameterType"]]
-                    known[parameter] = (None, kind(given["runtimeValue"]["constant"]))
+                    known[parameter] = _Origin(constant=kind(given["runtimeValue"]["constant"]))
+                elif "taskOutputParameter" in given:
+                    output = given["taskOutputParameter"]
+                    known[parameter] = _Origin(made=f"{output['producerTask']}.{output['outputParameterKey']}")
             if "dag" in component:
                 yield from self._walk(component["dag"], known)
                 continue
@@ -197,9 +234,15 @@ class Package:
             if "container" in executor:
                 arguments = executor["container"]["args"]
                 stage = arguments[arguments.index("--function_to_execute") + 1]
-                sources = {parameter: source for parameter, (source, _) in known.items() if source is not None}
-                constants = {parameter: value for parameter, (source, value) in known.items() if source is None}
-                yield StageTask(stage, name, sources, constants)
+                yield StageTask(
+                    stage,
+                    name,
+                    sources={parameter: origin.source for parameter, origin in known.items() if origin.source},
+                    constants={
+                        parameter: origin.constant for parameter, origin in known.items() if origin.constant is not None
+                    },
+                    made={parameter: origin.made for parameter, origin in known.items() if origin.made},
+                )
 
     def _describe(self) -> None:
         """Write the settings' descriptions to the run parameters; KFP knows those of docstrings only.

@@ -69,7 +69,7 @@ def test_submit_starts_one_run(backend, capsys):
     assert capsys.readouterr().out == "started run run-1 in experiment e\n"
 
 
-def test_schedule_reads_the_data_set_every_time(backend, capsys):
+def test_a_schedule_uses_the_cache(backend, capsys):
     assert pipeline.main(["schedule", *REQUIRED, "--cron", "0 30 3 * * MON-FRI", "--max-concurrency", "2"]) == 0
     asked = dict(backend.client.create_recurring_run.call_args.kwargs)
     del asked["pipeline_package_path"]
@@ -81,7 +81,7 @@ def test_schedule_reads_the_data_set_every_time(backend, capsys):
         "no_catchup": True,
         "params": {"dataset_uri": "gs://b/d.json", "image_root_uri": "gs://b/i"},
     }
-    assert backend.ingest_caching == {}
+    assert backend.ingest_caching == {"enableCache": True}
     assert capsys.readouterr().out == "scheduled job-1 (0 30 3 * * MON-FRI) in experiment free2ds\n"
 
 
@@ -146,5 +146,5 @@ def test_a_backend_that_refuses_is_one_sentence(command, backend, capsys):
 @pytest.mark.parametrize("command", [["submit"], ["schedule", "--cron", "0 0 3 * * 1"]])
 def test_a_setting_that_a_stage_would_refuse_never_reaches_the_backend(command, backend, capsys):
     assert pipeline.main([*command, *REQUIRED, "--param", "mgm_model_type=llava"]) == 2
-    assert capsys.readouterr().err == "error: mgm_model_type: got 'llava', wanted one of auto, mgm.\n"
+    assert capsys.readouterr().err == "error: mgm_options: model_type: got 'llava', wanted one of auto, mgm.\n"
     assert backend.client.method_calls == []
