@@ -274,14 +274,15 @@ def test_the_step_of_a_node(name, step):
 
 
 def test_the_names_of_steps():
+    """In the order of the work, whatever the spec's is."""
     assert step_names(SPEC) == [
+        "ingest",
         "bert-features",
+        "split",
         "cluster-scoring",
         "llava-attention",
         "mgm-attention",
-        "ingest",
         "joint-selection",
-        "split",
     ]
 
 
@@ -302,11 +303,12 @@ def test_steps_of_a_run(tasks):
     ]
 
 
+GPU = {"nvidia.com/gpu.present": "true"}
+TAINT = client.V1Taint(key="nvidia.com/gpu", effect="NoSchedule")
+
+
 class TestNodes:
     """submit looks at the nodes, where a kubeconfig leads to them."""
-
-    GPU = {"nvidia.com/gpu.present": "true"}
-    TAINT = client.V1Taint(key="nvidia.com/gpu", effect="NoSchedule")
 
     @pytest.mark.parametrize(
         ("nodes", "parameters", "warning"),
