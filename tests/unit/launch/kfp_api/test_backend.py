@@ -5,6 +5,7 @@ import json
 import kfp_server_api
 import pytest
 
+from free2ds_common.errors import StageError
 from free2ds_common.launch.kfp_api.backend import Address, Backend, message_of
 from tests.support.kfp_stub import V2
 
@@ -78,7 +79,7 @@ def test_what_changes_something_is_asked_once(stub, free2ds):
 
 def test_a_host_that_does_not_answer():
     with pytest.raises(
-        Exception, match=r"^--host: no Kubeflow Pipelines answers at http://127\.0\.0\.1:9 \(.*\)\. Give"
+        StageError, match=r"^--host: no Kubeflow Pipelines answers at http://127\.0\.0\.1:9 \(.*\)\. Give"
     ):
         Backend(Address("http://127.0.0.1:9"))
 
