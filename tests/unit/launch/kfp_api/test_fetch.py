@@ -104,6 +104,29 @@ def test_an_altered_table_is_refused(run, free2ds, tmp_path):
     assert not (tmp_path / "out/selected.json").exists()
 
 
+def test_steps_that_are_nested_and_named_for_people(stub, free2ds, tmp_path):
+    """A step's folder has its name for people; the outputs of a nested pipeline are those of its steps."""
+    spec = json.loads(json.dumps(SPEC))
+    root = spec["root"]["dag"]
+    ports = ("selected", "scores", "report", "summary", "random")
+    inner = {"artifacts": {port: root["outputs"]["artifacts"][port] for port in ports}}
+    tasks = {"joint-selection": root["tasks"].pop("joint-selection")}
+    spec["components"]["comp-inner"] = {"dag": {"tasks": tasks, "outputs": inner}}
+    task = tasks["joint-selection"]
+    task["taskInfo"]["name"] = "Joint selection"
+    del task["dependentTasks"]
+    root["tasks"]["inner"] = {"componentRef": {"name": "comp-inner"}, "taskInfo": {"name": "inner"}}
+    for port in ports:
+        selector = {"producerSubtask": "inner", "outputArtifactKey": port}
+        root["outputs"]["artifacts"][port] = {"artifactSelectors": [selector]}
+    put(tmp_path / "store")
+    (tmp_path / "store/free2ds/r1/joint-selection").rename(tmp_path / "store/free2ds/r1/Joint selection")
+    stub.add_run("r1", "SUCCEEDED", pipeline_spec=spec)
+    options = ["--output-dir", str(tmp_path / "out"), "--pipeline-root", f"{tmp_path}/store"]
+    assert free2ds("fetch", "r1", *options)[0] == 0
+    assert (tmp_path / "out/selected.json").read_text() == "selected of r1"
+
+
 @pytest.mark.parametrize("state", ["RUNNING", "FAILED"])
 def test_a_run_without_results(stub, free2ds, tmp_path, state):
     stub.add_run("r1", state, pipeline_spec=SPEC)
