@@ -27,7 +27,6 @@ from components.resolve.config import ResolveSettings
 from components.split.component import split
 from components.split.config import SplitSettings
 from free2ds_common.launch import cli
-from free2ds_common.launch.package import IMAGE
 from free2ds_common.launch.resources import GPU_NODE_SELECTOR, GPU_TOLERATIONS, GpuNodes, ResourceSettings, ask
 from free2ds_common.launch.store_access import StoreAccess
 
@@ -72,7 +71,6 @@ def score_shard(
         revision=llava_revision,
         options=llava_options,
         gpu_count=gpu_count,
-        image=IMAGE,
     )
     mgm = mgm_attention(
         shard=shard.output,
@@ -82,13 +80,12 @@ def score_shard(
         revision=mgm_revision,
         options=mgm_options,
         gpu_count=gpu_count,
-        image=IMAGE,
     )
     nodes = GpuNodes(type=gpu_type, count=gpu_count, selector=gpu_node_selector, tolerations=gpu_tolerations)
     access = StoreAccess(secret=store_secret, config_map=store_config_map)
     shard.set_display_name("Shard")
-    access.give(nodes.ask(llava, "LLaVA attention"))
-    access.give(nodes.ask(mgm, "MGM attention"))
+    access.give(nodes.ask(llava, "LLaVA-attention"))
+    access.give(nodes.ask(mgm, "MGM-attention"))
     return ShardMaps(llava=llava.outputs["attention"], mgm=mgm.outputs["attention"])
 
 
@@ -168,9 +165,8 @@ def score_and_select(
         max_reject_fraction=max_reject_fraction,
         seed=seed,
         options=select_options,
-        image=IMAGE,
     )
-    StoreAccess(secret=store_secret, config_map=store_config_map).give(ask(chosen, "Selection and report"))
+    StoreAccess(secret=store_secret, config_map=store_config_map).give(ask(chosen, "select-and-report"))
     return Selected(
         selected=chosen.outputs["selected"],
         scores=chosen.outputs["scores"],
@@ -242,38 +238,34 @@ def free2ds(
         temperature=temperature,
         select_options=select_options,
         seed=seed,
-        image=IMAGE,
     )
-    access.give(ask(found, "Check and pin versions"))
+    access.give(ask(found, "check-and-pin-versions"))
     ingested = ingest(
         dataset_uri=dataset_uri,
         dataset_version=found.outputs["dataset_version"],
         image_root_uri=image_root_uri,
         image_root_version=found.outputs["image_root_version"],
         max_reject_fraction=max_reject_fraction,
-        image=IMAGE,
     )
-    access.give(ask(ingested, "Read data set"))
+    access.give(ask(ingested, "read-data-set"))
     records = ingested.outputs["records"]
-    shards = split(records=records, num_shards=num_shards, image=IMAGE)
-    ask(shards, "Split into shards")
+    shards = split(records=records, num_shards=num_shards)
+    ask(shards, "split-into-shards")
     features = bert_features(
         records=records,
         model=bert_model,
         revision=found.outputs["bert_revision"],
         options=found.outputs["bert_options"],
         gpu_count=gpu_count,
-        image=IMAGE,
     )
-    access.give(nodes.ask(features, "Text features"))
+    access.give(nodes.ask(features, "text-features"))
     text = cluster_scoring(
         features=features.outputs["features"],
         num_clusters=num_clusters,
         seed=seed,
         options=found.outputs["cluster_options"],
-        image=IMAGE,
     )
-    ask(text, "Text scores")
+    ask(text, "text-scores")
     chosen = score_and_select(
         shard_uris=shards.outputs["Output"],
         records=records,

@@ -72,12 +72,10 @@ class Versions:
     Attributes:
         dataset_version: Which bytes lie behind dataset_uri, as resolve found it.
         image_root_version: Which files lie behind image_root_uri, as resolve found it.
-        image: The image that the step runs in; a constant of the compiled file.
     """
 
     dataset_version: str = ""
     image_root_version: str = ""
-    image: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ def bert_features(
     revision: str,
     options: str,
     gpu_count: str,
-    image: str,
 ) -> None:
     """Embed every distinct human message once."""
     from components.bert_features.config import BertFeaturesConfig
@@ -27,4 +26,4 @@ def bert_features(
         require_gpu=gpu_count != "0",
         features=features.path,
     )
-    run_task("bert_features", lambda: run(config), {"image": image}, features=features)
+    run_task("bert_features", lambda: run(config), {}, features=features)

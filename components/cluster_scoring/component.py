@@ -11,7 +11,6 @@ def cluster_scoring(
     num_clusters: int,
     seed: int,
     options: str,
-    image: str,
 ) -> None:
     """Score how typical each record's messages are: how near they lie to a k-means centroid."""
     from components.cluster_scoring.config import ClusterScoringConfig
@@ -27,4 +26,4 @@ def cluster_scoring(
         scores=scores.path,
         kmeans=kmeans.path,
     )
-    run_task("cluster_scoring", lambda: run(config), {"image": image}, scores=scores, kmeans=kmeans)
+    run_task("cluster_scoring", lambda: run(config), {}, scores=scores, kmeans=kmeans)

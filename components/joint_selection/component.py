@@ -25,7 +25,6 @@ def joint_selection(
     max_reject_fraction: float,
     seed: int,
     options: str,
-    image: str,
 ) -> None:
     """Join where the two models look with how typical the text is, and draw the records worth training on."""
     from components.joint_selection.config import JointSelectionConfig
@@ -54,7 +53,7 @@ def joint_selection(
         random=random.path,
         overview=overview.path,
     )
-    versions = {"image_root_version": image_root_version, "image": image}
+    versions = {"image_root_version": image_root_version}
     run_task(
         "joint_selection",
         lambda: run(config),

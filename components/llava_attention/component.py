@@ -13,7 +13,6 @@ def llava_attention(
     revision: str,
     options: str,
     gpu_count: str,
-    image: str,
 ) -> None:
     """Record where LLaVA looks while it answers each question of a shard."""
     from components.llava_attention.config import LlavaAttentionConfig
@@ -30,5 +29,5 @@ def llava_attention(
         require_gpu=gpu_count != "0",
         attention=attention.path,
     )
-    versions = {"image_root_version": image_root_version, "image": image}
+    versions = {"image_root_version": image_root_version}
     run_task("llava_attention", lambda: run(config), versions, attention=attention)

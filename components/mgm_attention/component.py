@@ -13,7 +13,6 @@ def mgm_attention(
     revision: str,
     options: str,
     gpu_count: str,
-    image: str,
 ) -> None:
     """Record where MGM looks while it answers each question of a shard."""
     from components.mgm_attention.config import MgmAttentionConfig
@@ -30,5 +29,5 @@ def mgm_attention(
         require_gpu=gpu_count != "0",
         attention=attention.path,
     )
-    versions = {"image_root_version": image_root_version, "image": image}
+    versions = {"image_root_version": image_root_version}
     run_task("mgm_attention", lambda: run(config), versions, attention=attention)

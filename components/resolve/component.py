@@ -25,7 +25,6 @@ def resolve(
     temperature: float,
     seed: int,
     select_options: str,
-    image: str,
 ) -> NamedTuple(
     "Versions",
     [
@@ -66,5 +65,5 @@ def resolve(
         select_options=select_options,
         resolved=resolved.path,
     )
-    result = run_task("resolve", lambda: run(config), {"image": image}, resolved=resolved)
+    result = run_task("resolve", lambda: run(config), {}, resolved=resolved)
     return tuple(outputs(result).values())

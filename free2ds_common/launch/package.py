@@ -13,11 +13,10 @@ import yaml
 from kfp import compiler, dsl
 
 from free2ds_common.launch.resources import ResourceSettings
+from free2ds_common.run_facts import IMAGE
 from free2ds_common.settings import Settings, Versions
 from free2ds_common.storage import atomic_writer
 
-# Stands in the graph for the image that a step runs in.
-IMAGE = "image"
 # The compiler's name of a parameter's type to Python's.
 PARAMETER_TYPES: dict[str, type] = {
     "STRING": str,
@@ -123,7 +122,6 @@ class Package:
         definitions = spec["root"]["inputDefinitions"]
         definitions["parameters"] = {name: definitions["parameters"][name] for name in pipeline.component_spec.inputs}
         package = cls(spec, platforms[0] if platforms else {})
-        package._name_images()
         package._describe()
         return package
 
@@ -148,11 +146,6 @@ class Package:
         inputs = {name: _Origin(source=name) for name in self.spec["root"]["inputDefinitions"]["parameters"]}
         return list(self._walk(self.spec["root"]["dag"], inputs))
 
-    @property
-    def outputs(self) -> dict[str, tuple[str, str]]:
-        """The pipeline's artifacts by name: the task and the port that make them, in whatever graph that is."""
-        return {name: self._producer(self.spec["root"]["dag"], name) for name in self._selectors(self.spec["root"])}
-
     def with_images(self, name: Callable[[str], str]) -> "Package":
         """The same pipeline with its images named otherwise.
 
@@ -162,7 +155,8 @@ class Package:
         changed = copy.deepcopy(self)
         for container in changed._containers():
             container["image"] = name(container["image"])
-        changed._name_images()
+            # For the manifests of what it makes: a process cannot ask which image it runs in.
+            container["env"] = [{"name": IMAGE, "value": container["image"]}]
         return changed
 
     def without_retries(self) -> "Package":
@@ -177,27 +171,6 @@ class Package:
         """Write the file that a backend takes, as the KFP compiler does: a YAML document of each."""
         with atomic_writer(path, "w") as handle:
             yaml.safe_dump_all([dict(document) for document in (self.spec, self.platform) if document], handle)
-
-    def _selectors(self, component: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-        outputs = component["dag"].get("outputs", {}).get("artifacts", {})
-        return {name: output["artifactSelectors"][0] for name, output in outputs.items()}
-
-    def _producer(self, dag: Mapping[str, Any], output: str) -> tuple[str, str]:
-        """Follow an output into nested graphs, to the step that writes it."""
-        selector = self._selectors({"dag": dag})[output]
-        task, key = selector["producerSubtask"], selector["outputArtifactKey"]
-        component = self.spec["components"][dag["tasks"][task]["componentRef"]["name"]]
-        return self._producer(component["dag"], key) if "dag" in component else (task, key)
-
-    def _name_images(self) -> None:
-        """Tell every stage its own image: it is kept with what the stage makes."""
-        for component in (self.spec["root"], *self.spec["components"].values()):
-            for task in component.get("dag", {}).get("tasks", {}).values():
-                label = self.spec["components"][task["componentRef"]["name"]].get("executorLabel")
-                executor = self.spec["deploymentSpec"]["executors"].get(label, {})
-                if IMAGE in task.get("inputs", {}).get("parameters", {}):
-                    constant = task["inputs"]["parameters"][IMAGE]["runtimeValue"]
-                    constant["constant"] = executor["container"]["image"]
 
     def _containers(self) -> Iterator[dict[str, Any]]:
         for executor in self.spec["deploymentSpec"]["executors"].values():

@@ -153,7 +153,7 @@ def ask(task: dsl.PipelineTask, display_name: str) -> dsl.PipelineTask:
 
     Args:
         task: A task of a stage.
-        display_name: For people.
+        display_name: For people; without blanks, as the backend makes folders of it.
     """
     needs = NEEDS[task.name.replace("-", "_")]
     task.set_display_name(display_name)

@@ -188,7 +188,7 @@ def run_component(monkeypatch, tmp_path):
 
 def handed_over(task, values):
     """What the graph hands to a task's component, resources apart; a GPU step is told how many GPUs it has."""
-    names = {*SETTINGS[task.stage], *VERSIONS[task.stage], "image"}
+    names = {*SETTINGS[task.stage], *VERSIONS[task.stage]}
     names |= {"options"} if task.stage in OPTIONS else set()
     names |= {"gpu_count"} if "type" in RESOURCES[task.stage] else set()
     sources = {name: values[source] for name, source in task.sources.items()}
@@ -250,7 +250,6 @@ def test_versions_are_kept_with_every_output(stage, tasks, values, run_component
     described = [artifact.metadata for artifact in artifacts.values() if artifact.metadata]
     assert described
     wanted = {name: values[source] for name, source in VERSIONS[stage].items()}
-    wanted["image"] = f"free2ds-{stage.replace('_', '-')}:dev"
     for metadata in described:
         assert {name: metadata[name] for name in wanted} == wanted
 

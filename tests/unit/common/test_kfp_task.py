@@ -181,7 +181,7 @@ def test_every_component_without_its_input_ends_with_exit_code_2(
     given = {port: dsl.Dataset(port, uri=f"/nowhere/{port}") for port in inputs}
     ports = given | {port: artifact(port) for port in outputs}
     with pytest.raises(SystemExit) as stopped:
-        component.python_func(**ports, **parameters, image="")
+        component.python_func(**ports, **parameters)
     assert stopped.value.code == 2
     failure = json.loads((tmp_path / "task" / "error.json").read_text())
     assert failure["stage"] == component.python_func.__name__
@@ -200,7 +200,6 @@ def test_too_many_rejects_reach_the_file_with_their_counts(artifact, tmp_path):
             image_root_uri="",
             image_root_version="",
             max_reject_fraction=0.2,
-            image="",
         )
     failure = json.loads((tmp_path / "task" / "error.json").read_text())
     assert failure["counts"] == {"read": 4, "written": 3, "dropped": 0, "rejected": 1}

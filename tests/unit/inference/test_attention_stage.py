@@ -18,7 +18,7 @@ from free2ds_common.inference.capture import KeyValueCache
 from free2ds_common.inference.device import device_name
 from free2ds_common.inference.prompts import INSTRUCTION
 from free2ds_common.launch.limits import COLLECTED_METADATA_BYTES
-from free2ds_common.schemas import attention_schema
+from free2ds_common.schemas import RECORDS, attention_schema
 
 LOGGER = logging.getLogger("test")
 SAYS = (
@@ -31,7 +31,6 @@ SAYS = (
     "dtype",
     "grid",
     "capture_version",
-    "records_uri",
 )
 
 
@@ -151,9 +150,9 @@ def test_manifest_says_what_decided_the_maps(config, load_tiny, write_shard):
         "dtype": "float32",
         "grid": 24,
         "capture_version": 1,
-        "records_uri": shard,
     }
     assert manifest["outcomes"] == {rows_of(config)[0]["outcome"]: 1}
+    assert manifest["made_from"]["shard"]["sha256"] == open_dataset(shard, RECORDS).sha256
 
 
 def changing(load, **entries):

@@ -217,7 +217,7 @@ def test_options_of_a_file_have_types_of_their_own(package, tmp_path):
             [*REQUIRED, "--param", "text_normalization=z"],
             "select_options: text_normalization: got 'z', wanted one of rank, reference.",
         ),
-        ([*REQUIRED, "--params-file", "none"], "--params-file: none cannot be read (No such file or directory)."),
+        ([*REQUIRED, "--params-file", "none"], "--config: none cannot be read (No such file or directory)."),
     ],
 )
 def test_a_wrong_parameter_is_one_sentence_before_anything_runs(options, message, tmp_path, capsys):
