@@ -1,4 +1,4 @@
-"""Commands: run (this machine), compile (for a cluster), submit (one run), schedule (recurring runs), parameters."""
+"""Runs the pipeline on this machine or on a cluster, and asks what became of its runs."""
 
 import argparse
 import json
@@ -11,18 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kfp import dsl
 
 from free2ds_common.errors import StageError
 from free2ds_common.failure import run_reported
+from free2ds_common.launch.cluster_commands import ClusterCommands, cluster_options
 from free2ds_common.launch.containers import require_images
 from free2ds_common.launch.kubernetes_names import require_registry, require_tag
 from free2ds_common.launch.local import LocalRun, run_locally
 from free2ds_common.launch.package import Package
-from free2ds_common.launch.parameters import read_mapping, read_parameters, refuse_local_paths, with_absolute_paths
-from free2ds_common.launch.pod_options import MODELS_FOLDER, PodOptions
+from free2ds_common.launch.parameters import read_mapping, read_parameters, with_absolute_paths
+from free2ds_common.launch.pod_options import PodOptions, pod_options
 from free2ds_common.redact import redacted
 from free2ds_common.runlog import quiet_libraries
+from free2ds_common.storage import atomic_writer
 
 EXIT_INTERRUPTED = 130
 
@@ -46,7 +49,8 @@ def main(pipeline: dsl.base_component.BaseComponent, argv: Sequence[str] | None)
         with _ended_like_interrupted():
             failed = run_reported(arguments.command, lambda: exit_codes.append(arguments.work(package, arguments)))
     except KeyboardInterrupt:
-        print("interrupted; every stage was stopped", file=sys.stderr)
+        stopped = "; every stage was stopped" if arguments.command == "run" else ""
+        print(f"interrupted{stopped}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return failed or exit_codes[0]
 
@@ -56,8 +60,8 @@ def command_line(package: Package) -> argparse.ArgumentParser:
     shared = {
         "parameters": _parameter_options(),
         "images": _image_options(),
-        "pods": _pod_options(),
-        "cluster": _cluster_options(),
+        "pods": pod_options(),
+        "cluster": cluster_options(),
     }
     parser = argparse.ArgumentParser(prog="free2ds", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -87,11 +91,14 @@ def command_line(package: Package) -> argparse.ArgumentParser:
     run.add_argument("--keep-work", action="store_true", help="keep what the stages hand to each other")
     compiled = command("compile", _compile, "images", "pods")
     compiled.add_argument("--output", default="free2ds.yaml", help="the file to write")
+    compiled.add_argument(
+        "--kubernetes-manifests",
+        action="store_true",
+        help="write Pipeline and PipelineVersion objects, for kubectl apply",
+    )
+    compiled.add_argument("--namespace", default="", help="of those objects; empty leaves it to kubectl")
     command("parameters", _parameters)
-    command("submit", _submit, "parameters", "images", "pods", "cluster")
-    schedule = command("schedule", _schedule, "parameters", "images", "pods", "cluster")
-    schedule.add_argument("--cron", required=True, help="six fields, seconds first: '0 0 3 * * 1' is Mondays at 03:00")
-    schedule.add_argument("--max-concurrency", type=int, default=1, help="runs at the same time, 1 to 10")
+    ClusterCommands(_for_cluster).add(command)
     return parser
 
 
@@ -118,7 +125,14 @@ def _parameter_options() -> argparse.ArgumentParser:
     options.add_argument(
         "--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter; may be repeated"
     )
-    options.add_argument("--params-file", default="", help="JSON or YAML file of parameters; --param wins over it")
+    options.add_argument(
+        "--config",
+        "--params-file",
+        dest="params_file",
+        metavar="FILE",
+        default="",
+        help="YAML or JSON file of parameters; --param wins over it",
+    )
     return options
 
 
@@ -129,30 +143,6 @@ def _image_options() -> argparse.ArgumentParser:
     options.add_argument(
         "--digests", default="", help="JSON or YAML file of image name and sha256:..., instead of --tag"
     )
-    return options
-
-
-def _pod_options() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument(
-        "--pull-secret", action="append", default=[], metavar="NAME", help="Secret to pull images; may be repeated"
-    )
-    options.add_argument(
-        "--models-claim",
-        default="",
-        metavar="NAME",
-        help=f"PersistentVolumeClaim with models; a model is then {MODELS_FOLDER}/<folder>",
-    )
-    options.add_argument("--queue", default="", metavar="NAME", help="LocalQueue of Kueue for the steps with a GPU")
-    return options
-
-
-def _cluster_options() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--host", default="", help="address of Kubeflow Pipelines; empty finds it as kubectl would")
-    options.add_argument("--namespace", default="kubeflow", help="of a multi-user installation")
-    options.add_argument("--experiment", default="free2ds", help="groups runs in the UI")
-    options.add_argument("--run-name", default="", help="how the UI calls the run")
     return options
 
 
@@ -188,7 +178,17 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
 
 def _compile(package: Package, arguments: argparse.Namespace) -> int:
     """Write the file that a cluster runs."""
-    _for_cluster(package, arguments).write(Path(arguments.output))
+    released = _for_cluster(package, arguments)
+    if arguments.kubernetes_manifests:
+        from free2ds_common.launch.kfp_api.manifests import kubernetes_manifests
+
+        with atomic_writer(arguments.output, "w") as handle:
+            yaml.safe_dump_all(kubernetes_manifests(released, arguments.namespace), handle)
+        print(f"{arguments.output}: kubectl apply -f {arguments.output}")
+        return 0
+    if arguments.namespace:
+        raise StageError("--namespace: only the objects of --kubernetes-manifests have one. Add it, or leave this out.")
+    released.write(Path(arguments.output))
     print(f"{arguments.output}: upload it in the Kubeflow Pipelines UI, or use: free2ds submit")
     return 0
 
@@ -199,29 +199,6 @@ def _parameters(package: Package, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _submit(package: Package, arguments: argparse.Namespace) -> int:
-    """Start one run on a cluster."""
-    from free2ds_common.launch.cluster import Backend
-
-    values = read_parameters(package, arguments.params_file, arguments.param)
-    refuse_local_paths(values, MODELS_FOLDER if arguments.models_claim else "")
-    backend = Backend(arguments.host, arguments.namespace, arguments.experiment)
-    print(backend.submit(_for_cluster(package, arguments), values, arguments.run_name))
-    return 0
-
-
-def _schedule(package: Package, arguments: argparse.Namespace) -> int:
-    """Start a run on a cluster again and again."""
-    from free2ds_common.launch.cluster import Backend
-
-    values = read_parameters(package, arguments.params_file, arguments.param)
-    refuse_local_paths(values, MODELS_FOLDER if arguments.models_claim else "")
-    backend = Backend(arguments.host, arguments.namespace, arguments.experiment)
-    released, name = _for_cluster(package, arguments), arguments.run_name or "free2ds"
-    print(backend.schedule(released, values, name, arguments.cron, arguments.max_concurrency))
-    return 0
-
-
 def _for_cluster(package: Package, arguments: argparse.Namespace) -> Package:
     """The pipeline with the images and the pods' options that the command line names.
 
@@ -229,8 +206,7 @@ def _for_cluster(package: Package, arguments: argparse.Namespace) -> Package:
         StageError: As of `_released`.
         SettingError: As of `PodOptions.applied`.
     """
-    options = PodOptions(arguments.pull_secret, arguments.models_claim, arguments.queue)
-    return options.applied(_released(package, arguments))
+    return PodOptions.of(arguments).applied(_released(package, arguments))
 
 
 def _released(package: Package, arguments: argparse.Namespace) -> Package:

@@ -62,7 +62,7 @@ def read_parameters(package: Package, file: str, assignments: Sequence[str]) -> 
         StageError: A parameter is unknown, missing, of another type or refused by a stage.
     """
     known = package.parameters
-    given = read_mapping("--params-file", file) if file else {}
+    given = read_mapping("--config", file) if file else {}
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals:

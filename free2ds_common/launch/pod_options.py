@@ -3,6 +3,7 @@
 No run parameters: the backend's driver fails at an empty name, so that a parameter could not leave them out.
 """
 
+import argparse
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,16 @@ class PodOptions:
     pull_secrets: Sequence[str]
     models_claim: str
     queue: str
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "PodOptions":
+        """What a command line that has `pod_options` says."""
+        return cls(arguments.pull_secret, arguments.models_claim, arguments.queue)
+
+    @property
+    def models_folder(self) -> str:
+        """Where pods find models on a volume; empty where they have none."""
+        return MODELS_FOLDER if self.models_claim else ""
 
     def applied(self, package: Package) -> Package:
         """The same pipeline with these in its pods.
@@ -64,6 +75,22 @@ class PodOptions:
             ):
                 pod["podMetadata"] = {"labels": {QUEUE_LABEL: self.queue}}
         return changed
+
+
+def pod_options() -> argparse.ArgumentParser:
+    """What every command takes that compiles for a cluster."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--pull-secret", action="append", default=[], metavar="NAME", help="Secret to pull images; may be repeated"
+    )
+    options.add_argument(
+        "--models-claim",
+        default="",
+        metavar="NAME",
+        help=f"PersistentVolumeClaim with models; a model is then {MODELS_FOLDER}/<folder>",
+    )
+    options.add_argument("--queue", default="", metavar="NAME", help="LocalQueue of Kueue for the steps with a GPU")
+    return options
 
 
 def _constant(value: str) -> dict[str, Any]:

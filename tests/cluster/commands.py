@@ -48,6 +48,11 @@ def options(values: dict[str, Any]) -> list[str]:
     return [option for name, text in texts.items() for option in ("--param", f"{name}={text}")]
 
 
+def kept_in(uri: str) -> dict[str, str]:
+    """Parameters with which finished rows are kept at a place, for the next run to take."""
+    return {"cache_uri": uri} if "cache_uri" in pipeline.free2ds.component_spec.inputs else {}
+
+
 def cluster(settings: Settings) -> list[str]:
     """Options that say where the cluster is."""
     return [

@@ -148,7 +148,8 @@ class TestSchedule:
 
     @pytest.fixture(scope="class")
     def both(self, settings, backend, workplace, data):
-        schedule_id = commands.schedule(settings, data("dataset.json", "scheduled.json"), workplace.schedule)
+        values = data("dataset.json", "scheduled.json") | commands.kept_in(f"{workplace.uri}/cache")
+        schedule_id = commands.schedule(settings, values, workplace.schedule)
 
         def started_after(known):
             runs = backend.runs_of(schedule_id, commands.EXPERIMENT)
