@@ -58,7 +58,8 @@ class Backend:
 
     def runs_of(self, schedule_id: str, experiment: str) -> list[V2beta1Run]:
         """The runs that a schedule has started, the first one first."""
-        experiment_id = self.client.get_experiment(experiment_name=experiment).experiment_id
+        experiments = self.client.list_experiments(page_size=100).experiments
+        experiment_id = next(one.experiment_id for one in experiments if one.display_name == experiment)
         page = self.client.list_runs(experiment_id=experiment_id, page_size=100, sort_by="created_at desc")
         return [run for run in reversed(page.runs or []) if run.recurring_run_id == schedule_id]
 

@@ -80,7 +80,8 @@ def why(settings: Settings, run_id: str) -> str:
 
 def fetch(settings: Settings, run_id: str, output_dir: Path) -> None:
     """Bring a run's results."""
-    told("fetch", run_id, "--output-dir", str(output_dir), *cluster(settings))
+    root = ["--pipeline-root", settings.pipeline_root] if settings.pipeline_root else []
+    told("fetch", run_id, "--output-dir", str(output_dir), *cluster(settings), *root)
 
 
 def lineage(settings: Settings, run_id: str) -> str:
@@ -93,6 +94,16 @@ def schedule(settings: Settings, values: dict[str, Any], name: str) -> str:
     given = options(WORK | settings.resources | values)
     text = told("schedule", *cluster(settings), *settings.images, "--name", name, "--cron", settings.cron, *given)
     return re.search(r"scheduled (\S+)", text)[1]
+
+
+def pause(settings: Settings, name: str) -> None:
+    """Let a schedule start nothing."""
+    told("pause", name, *cluster(settings))
+
+
+def resume(settings: Settings, name: str) -> None:
+    """Let it start runs again."""
+    told("resume", name, *cluster(settings))
 
 
 def unschedule(settings: Settings, name: str) -> Said:

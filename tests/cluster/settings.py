@@ -30,6 +30,7 @@ class Settings:
         gpu: How many GPUs a step with a model gets; "" for a cluster without any.
         shards: The larger number of shards to try as well; 0 for none.
         parameters: More run parameters, such as a node selector.
+        pipeline_root: Where the installation keeps artifacts; empty where kubectl can tell.
         run_timeout_s: How long a run may take.
         failure_timeout_s: How soon a wrong set-up must be known.
         poll_s: Between two looks.
@@ -45,6 +46,7 @@ class Settings:
     gpu: str = "1"
     shards: int = 0
     parameters: dict[str, Any] = field(default_factory=dict)
+    pipeline_root: str = ""
     run_timeout_s: float = 3600.0
     failure_timeout_s: float = 120.0
     poll_s: float = 5.0
@@ -68,7 +70,9 @@ class Settings:
             gpu=environment.get("GPU", "1"),
             shards=int(get("SHARDS", "0")),
             parameters=yaml.safe_load(parameters),
+            pipeline_root=get("PIPELINE_ROOT"),
             run_timeout_s=float(get("RUN_TIMEOUT_S", "3600")),
+            poll_s=float(get("POLL_S", "5")),
         )
 
     @property

@@ -45,14 +45,15 @@ class TestFirstRun:
         assert [word for word in wanted if word not in text] == []
 
 
-class TestPods:
-    @pytest.fixture(scope="class")
-    def pods(self, first, kubernetes):
-        found = kubernetes.pods(first[0].run_id)
-        if not found:
-            pytest.skip("the pods of the first run are gone already: the cluster removes what has ended")
-        return found
+@pytest.fixture(scope="module")
+def pods(first, kubernetes):
+    found = kubernetes.pods(first[0].run_id)
+    if not found:
+        pytest.skip("the pods of the first run are gone already: the cluster removes what has ended")
+    return found
 
+
+class TestPods:
     def test_each_step_had_one(self, pods):
         assert {pod.stage for pod in pods} == STAGES
 
@@ -143,34 +144,35 @@ def test_many_shards_fit(settings, start, data, fetched, selected_here):
     assert (fetched(run) / "selected.json").read_bytes() == selected_here("dataset.json")
 
 
+@pytest.fixture(scope="module")
+def both(settings, backend, workplace, data):
+    """The runs of a schedule that fires twice; in between the data set grows."""
+    values = data("dataset.json", "scheduled.json") | commands.kept_in(f"{workplace.uri}/cache")
+    schedule_id = commands.schedule(settings, values, workplace.schedule)
+
+    def runs():
+        return backend.runs_of(schedule_id, commands.EXPERIMENT)
+
+    def started_after(known):
+        return next((run for run in runs() if run.run_id not in known), None)
+
+    try:
+        once = backend.until("the schedule fires", lambda: started_after(set()), settings.run_timeout_s)
+        once = backend.finished(once.run_id)
+        # No run begins while the data set grows: it could have read either.
+        commands.pause(settings, workplace.schedule)
+        known = {backend.finished(run.run_id).run_id for run in runs()}
+        data("grown.json", "scheduled.json")
+        commands.resume(settings, workplace.schedule)
+        twice = backend.until("it fires again", lambda: started_after(known), settings.run_timeout_s)
+        twice = backend.finished(twice.run_id)
+    finally:
+        said = commands.unschedule(settings, workplace.schedule)
+    assert said.code == 0, said.text
+    return once, twice
+
+
 class TestSchedule:
-    """Fires twice; in between the data set grows."""
-
-    @pytest.fixture(scope="class")
-    def both(self, settings, backend, workplace, data):
-        values = data("dataset.json", "scheduled.json") | commands.kept_in(f"{workplace.uri}/cache")
-        schedule_id = commands.schedule(settings, values, workplace.schedule)
-
-        def started_after(known):
-            runs = backend.runs_of(schedule_id, commands.EXPERIMENT)
-            return next((run for run in runs if run.run_id not in known), None)
-
-        def all_known():
-            return {run.run_id for run in backend.runs_of(schedule_id, commands.EXPERIMENT)}
-
-        try:
-            once = backend.until("the schedule fires", lambda: started_after(set()), settings.run_timeout_s)
-            once = backend.finished(once.run_id)
-            data("grown.json", "scheduled.json")
-            # What began before the data set had grown may have read the old one.
-            known = all_known()
-            twice = backend.until("it fires again", lambda: started_after(known), settings.run_timeout_s)
-            twice = backend.finished(twice.run_id)
-        finally:
-            said = commands.unschedule(settings, workplace.schedule)
-        assert said.code == 0, said.text
-        return once, twice
-
     def test_both_runs_succeed(self, settings, both):
         assert [run.state for run in both] == ["SUCCEEDED", "SUCCEEDED"], commands.why(settings, both[1].run_id)
 
