@@ -45,7 +45,7 @@ def run(config: JointSelectionConfig) -> StageResult:
     write_scores(config.scores, inputs, candidates, selection, summary)
     write_records(config.selected, inputs.dataset, selection.selected)
     write_records(config.random, inputs.dataset, selection.control)
-    write_summary(config.summary, summary)
+    write_summary(config, summary)
     write_report(config.report, inputs, candidates, selection, summary)
     if config.overview:
         write_overview(config.overview, summary)

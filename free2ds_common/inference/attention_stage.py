@@ -22,6 +22,7 @@ from free2ds_common.inference.model import VisionLanguageModel
 from free2ds_common.inference.prefetch import PictureQuestions, prefetch
 from free2ds_common.inference.prompts import Prompt
 from free2ds_common.inference.unknown_words import UnknownWords
+from free2ds_common.lineage import MADE_FROM, made_from
 from free2ds_common.pictures import PictureProblem
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
@@ -145,6 +146,7 @@ def _write(
     by_outcome: Counter[str] = Counter()
     num_steps = 0
     with DatasetWriter(config.attention, attention_schema(model.num_vision_tokens), _ROWS_PER_PART) as writer:
+        writer.manifest[MADE_FROM] = made_from(shard=config.shard)
         progress = Progress(len(records), "records", log)
         rows = _in_order(_counted(_rows(records, model, config, log), progress))
         while some := list(itertools.islice(rows, _ROWS_PER_WRITE)):
@@ -165,7 +167,7 @@ def _write(
         progress.close()
         _require_a_usable_picture(config, records, by_outcome)
         _require_a_finite_map(config, by_outcome, settings["dtype"], log)
-        writer.manifest.update(settings, outcomes=dict(by_outcome), records_uri=config.shard)
+        writer.manifest.update(settings, outcomes=dict(by_outcome))
     return by_outcome, num_steps
 
 

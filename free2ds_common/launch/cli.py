@@ -16,6 +16,7 @@ from kfp import dsl
 
 from free2ds_common.errors import StageError
 from free2ds_common.failure import run_reported
+from free2ds_common.launch import result_commands
 from free2ds_common.launch.cluster_commands import ClusterCommands, cluster_options
 from free2ds_common.launch.containers import require_images
 from free2ds_common.launch.kubernetes_names import require_registry, require_tag
@@ -99,6 +100,7 @@ def command_line(package: Package) -> argparse.ArgumentParser:
     compiled.add_argument("--namespace", default="", help="of those objects; empty leaves it to kubectl")
     command("parameters", _parameters)
     ClusterCommands(_for_cluster).add(command)
+    result_commands.add(command)
     return parser
 
 

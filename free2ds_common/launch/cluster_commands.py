@@ -109,7 +109,7 @@ class ClusterCommands:
             from free2ds_common.launch.preflight import check_inputs
 
             check_inputs(package, values)
-        backend, kube = _connect(arguments)
+        backend, kube = connect(arguments)
         for warning in node_warnings(package.with_defaults(values), kube.nodes() if kube else []):
             print(f"warning: {warning}", file=sys.stderr)
         if arguments.check:
@@ -154,7 +154,7 @@ class ClusterCommands:
         released, values = self._prepared(package, arguments)
         # The parameters of a recurring run stay the same, so with the cache it would never look at the data set again.
         released = released.without_cache("ingest")
-        backend, _ = _connect(arguments)
+        backend, _ = connect(arguments)
         wanted = Wanted(
             name=arguments.name,
             version=upload(backend, released),
@@ -173,7 +173,7 @@ class ClusterCommands:
         """List the schedules of an experiment."""
         from free2ds_common.launch.kfp_api.schedules import Schedules, is_enabled
 
-        backend, _ = _connect(arguments)
+        backend, _ = connect(arguments)
         rows = [("name", "state", "cron (UTC)", "at once", "since", "id")]
         for schedule in Schedules(backend, arguments.experiment, print).all():
             cron = schedule.trigger.cron_schedule if schedule.trigger else None
@@ -209,13 +209,13 @@ class ClusterCommands:
     def _schedules(arguments: argparse.Namespace) -> "Schedules":
         from free2ds_common.launch.kfp_api.schedules import Schedules
 
-        return Schedules(_connect(arguments)[0], arguments.experiment, print)
+        return Schedules(connect(arguments)[0], arguments.experiment, print)
 
     def runs(self, package: Package, arguments: argparse.Namespace) -> int:
         """List the runs of an experiment, the newest first, and what is wrong with them."""
         from free2ds_common.launch.kfp_api.runs import get_run, runs_of
 
-        backend, kube = _connect(arguments)
+        backend, kube = connect(arguments)
         sources = _sources(backend, kube, arguments)
         rows = [("started (UTC)", "took", "state", "name", "id")]
         notes = []
@@ -236,7 +236,7 @@ class ClusterCommands:
         from free2ds_common.launch.kfp_api.runs import get_run
         from free2ds_common.launch.kfp_api.why import lines
 
-        backend, kube = _connect(arguments)
+        backend, kube = connect(arguments)
         run = get_run(backend, arguments.run_id)
         findings = _sources(backend, kube, arguments).findings(run)
         print("\n".join(lines(run, findings, backend.run_link(arguments.run_id))))
@@ -249,7 +249,7 @@ class ClusterCommands:
         from free2ds_common.launch.kfp_api.fetch import fetch
         from free2ds_common.launch.local import RESULTS
 
-        backend, kube = _connect(arguments)
+        backend, kube = connect(arguments)
         output_dir = Path(arguments.output_dir)
         fetch(backend, arguments.run_id, output_dir, arguments.pipeline_root, kube)
         print(f"Results of run {arguments.run_id} in {output_dir}:")
@@ -268,7 +268,12 @@ class ClusterCommands:
         return self._released(package, arguments), values
 
 
-def _connect(arguments: argparse.Namespace) -> tuple["Backend", "Kube | None"]:
+def connect(arguments: argparse.Namespace) -> tuple["Backend", "Kube | None"]:
+    """The backend that the command line names, and the cluster of its kubeconfig.
+
+    Raises:
+        StageError: Nothing answers there, or it refuses.
+    """
     # Here, not at the top: compiling and local runs need neither client.
     from free2ds_common.launch.kfp_api.backend import Address, Backend
     from free2ds_common.launch.kfp_api.kube import Kube

@@ -13,6 +13,7 @@ import yaml
 from kfp import compiler, dsl
 
 from free2ds_common.launch.resources import ResourceSettings
+from free2ds_common.run_facts import IMAGE
 from free2ds_common.settings import Settings, Versions
 from free2ds_common.storage import atomic_writer
 
@@ -143,6 +144,8 @@ class Package:
         changed = copy.deepcopy(self)
         for container in changed._containers():
             container["image"] = name(container["image"])
+            # For the manifests of what it makes: a process cannot ask which image it runs in.
+            container["env"] = [{"name": IMAGE, "value": container["image"]}]
         return changed
 
     def without_cache(self, task: str) -> "Package":

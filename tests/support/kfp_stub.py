@@ -15,6 +15,8 @@ import yaml
 from tests.support.http_stub import Call, HttpStub, Reply
 
 V2 = "/apis/v2beta1"
+# In C where there is one: ten times as fast.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MODELS = api.ApiClient()
 _BEGAN = datetime(2026, 11, 23, 3, 0, tzinfo=UTC)
 _FINISHED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
@@ -164,7 +166,7 @@ class KfpStub(HttpStub):
         header = f"Content-Type: {call.headers['content-type']}\r\n\r\n".encode()
         (file,) = email.message_from_bytes(header + call.body).get_payload()
         assert file.get_param("name", header="content-disposition") == "uploadfile"
-        spec, *platform = yaml.safe_load_all(file.get_payload(decode=True))
+        spec, *platform = yaml.load_all(file.get_payload(decode=True), LOADER)
         version = api.V2beta1PipelineVersion(
             pipeline_id=call.query["pipelineid"],
             pipeline_version_id=f"version-{len(self.versions) + 1}",

@@ -19,6 +19,8 @@ Answer = TypeVar("Answer")
 # To connect, and until the answer is there.
 TIMEOUT_S = (20.0, 120.0)
 PAGE_SIZE = 100
+# Between tries: none, this, twice this.
+BACKOFF_S = 1.0
 # Of what the backend itself says.
 _LONGEST_MESSAGE = 400
 
@@ -49,7 +51,7 @@ class Client(kfp.Client):
         config.retries = urllib3.Retry(
             total=3,
             connect=1,
-            backoff_factor=0.5,
+            backoff_factor=BACKOFF_S,
             status_forcelist=(429, 502, 503, 504),
             allowed_methods=("GET",),
             raise_on_status=False,

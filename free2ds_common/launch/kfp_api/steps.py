@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from graphlib import TopologicalSorter
 from typing import Any
 
 from kfp_server_api import V2beta1PipelineTaskDetail, V2beta1Run
@@ -48,11 +49,12 @@ class Step:
 
 
 def step_names(spec: Mapping[str, Any]) -> list[str]:
-    """The names of all steps that run in a pod, in the spec's order, loops' and nested pipelines' too."""
+    """The names of all steps that run in a pod, loops' and nested pipelines' too, none before what it waits for."""
 
     def walk(dag: Mapping[str, Any]) -> Iterator[str]:
-        for name, task in dag["tasks"].items():
-            component = spec["components"][task["componentRef"]["name"]]
+        waits_for = {name: task.get("dependentTasks", []) for name, task in dag["tasks"].items()}
+        for name in TopologicalSorter(waits_for).static_order():
+            component = spec["components"][dag["tasks"][name]["componentRef"]["name"]]
             if "dag" in component:
                 yield from walk(component["dag"])
             elif "container" in spec["deploymentSpec"]["executors"][component["executorLabel"]]:

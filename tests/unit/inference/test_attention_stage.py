@@ -28,7 +28,6 @@ SAYS = (
     "dtype",
     "grid",
     "capture_version",
-    "records_uri",
 )
 
 
@@ -109,9 +108,9 @@ def test_manifest_says_what_decided_the_maps(config, load_tiny, write_shard):
         "dtype": "float32",
         "grid": 24,
         "capture_version": 1,
-        "records_uri": shard,
     }
     assert manifest["outcomes"] == {rows_of(config)[0]["outcome"]: 1}
+    assert manifest["made_from"]["shard"]["sha256"] == open_dataset(shard, RECORDS).sha256
 
 
 def changing(load, **entries):

@@ -54,6 +54,7 @@ def test_its_entries(result_and_json):
         "models",
         "code_version",
         "run",
+        "lineage",
     ]
 
 
@@ -193,7 +194,7 @@ def test_the_result_has_scalars_as_metrics_and_everything_else_as_metadata(resul
     chance = {name: value for name, value in result.metrics.items() if name not in summary["tilt"]}
     assert {name for name in chance if "overlap" not in name} == {"pool", "without_iou"}
     assert result.metrics == {**summary["tilt"], **chance, "pool": 39, "without_iou": 4}
-    elsewhere = ("counts", "tilt", "chance", "run")
+    elsewhere = ("counts", "tilt", "chance", "run", "lineage")
     assert result.metadata == {name: value for name, value in summary.items() if name not in elsewhere}
 
 

@@ -138,7 +138,7 @@ def test_a_parameter_file_yields_to_the_command_line(package, write, tmp_path):
         ([*REQUIRED, "--param", "max_reject_fraction=2"], "max_reject_fraction: got 2, wanted a number in [0, 1]."),
         ([*REQUIRED, "--param", "stratify=image"], "stratify: got 'image', wanted one of '' (empty), source."),
         ([*REQUIRED, "--param", "text_normalization=z"], "text_normalization: got 'z', wanted one of rank, reference."),
-        ([*REQUIRED, "--params-file", "none"], "--params-file: none cannot be read (No such file or directory)."),
+        ([*REQUIRED, "--params-file", "none"], "--config: none cannot be read (No such file or directory)."),
     ],
 )
 def test_a_wrong_parameter_is_one_sentence_before_anything_runs(options, message, tmp_path, capsys):

@@ -4,10 +4,8 @@ import kfp_server_api as api
 import pytest
 
 import pipeline
-from free2ds_common.launch.kfp_api import schedules, watch
+from free2ds_common.launch.kfp_api import backend, schedules, watch
 from tests.support.kfp_stub import KfpStub
-
-REQUIRED = ["--param", "dataset_uri=gs://b/data/mix.json.gz", "--param", "image_root_uri=gs://b/i"]
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +14,7 @@ def _no_cluster_of_this_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(backend, "BACKOFF_S", 0.0)
     monkeypatch.setattr(watch, "POLL_S", 0.0)
     monkeypatch.setattr(schedules, "POLL_S", 0.0)
 
@@ -48,7 +47,12 @@ class Tasks:
         """One node; returns its id."""
         task_id = f"node-{len(self.details)}"
         detail = api.V2beta1PipelineTaskDetail(
-            task_id=task_id, display_name=name, state=state, parent_task_id=parent or None, pod_name=pod or None, **fields
+            task_id=task_id,
+            display_name=name,
+            state=state,
+            parent_task_id=parent or None,
+            pod_name=pod or None,
+            **fields,
         )
         self.details.append(detail)
         return task_id
