@@ -84,9 +84,15 @@ def fetch(settings: Settings, run_id: str, output_dir: Path) -> None:
     told("fetch", run_id, "--output-dir", str(output_dir), *cluster(settings), *root)
 
 
-def lineage(settings: Settings, run_id: str) -> str:
+def lineage(settings: Settings, run_id: str) -> dict[str, Any]:
     """The chain from a run's selection back to what it was made from."""
-    return told("lineage", run_id, *cluster(settings))
+    root = ["--pipeline-root", settings.pipeline_root] if settings.pipeline_root else []
+    return json.loads(told("lineage", run_id, "--json", *cluster(settings), *root))
+
+
+def lineage_of_file(uri: str) -> dict[str, Any]:
+    """The same of a selection in a store, without asking the cluster."""
+    return json.loads(told("lineage", uri, "--json"))
 
 
 def schedule(settings: Settings, values: dict[str, Any], name: str) -> str:

@@ -38,11 +38,16 @@ class TestFirstRun:
         assert "error" not in commands.why(settings, first[0].run_id).lower()
 
     def test_lineage_leads_back_to_data_models_and_images(self, settings, first, workplace):
-        text = commands.lineage(settings, first[0].run_id)
+        text = json.dumps(commands.lineage(settings, first[0].run_id))
         digest = hashlib.sha256((workplace.folder / "dataset.json").read_bytes()).hexdigest()
         wanted = [digest, *(f"{workplace.uri}/models/{name}" for name in ("llava", "mgm", "bert"))]
-        wanted += [f"free2ds-{stage}" for stage in sorted(STAGES)]
+        # A step that only passes rows on leaves no table of its own.
+        wanted += [f"free2ds-{stage}" for stage in sorted(WITH_MODELS | {"ingest", "joint-selection"})]
         assert [word for word in wanted if word not in text] == []
+
+    def test_lineage_needs_nothing_but_the_selection(self, settings, first):
+        found = commands.lineage(settings, first[0].run_id)
+        assert commands.lineage_of_file(found["selected"]["place"]) == found
 
 
 @pytest.fixture(scope="module")

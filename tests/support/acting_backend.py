@@ -101,7 +101,7 @@ class ActingBackend(KfpStub):
                     self.logs[run.run_id, pod] = f"\nerror: {problem}: there is nothing.\n\n"
         run.run_details = api.V2beta1RunDetails(task_details=details)
         if data_set is not None:
-            self._leave(run.run_id, data_set)
+            self._leave(run.run_id, data_set, values)
 
     def _turns(self, run: api.V2beta1Run, values: dict, data_set: bytes | None) -> int:
         """How many shards there are: of a schedule's run, only for what its earlier ones have not scored."""
@@ -112,11 +112,24 @@ class ActingBackend(KfpStub):
         self._seen[run.recurring_run_id] = count
         return -(-new // 40)
 
-    def _leave(self, run_id: str, data_set: bytes) -> None:
+    def _leave(self, run_id: str, data_set: bytes, values: dict) -> None:
         """Put the results into the store."""
         fs, root = fsspec.url_to_fs(f"{self.root}/free2ds/{run_id}")
         selected = select(data_set) + (b" " if "other bytes" in self.flaws else b"")
-        summary = {"counts": {"read": len(json.loads(data_set))}}
+        count = len(json.loads(data_set))
+        made_from = {stage: {"image": f"free2ds-{stage}:dev"} for stage in STAGES}
+        made_from["ingest"]["sha256"] = "" if "orphaned" in self.flaws else hashlib.sha256(data_set).hexdigest()
+        summary = {
+            "counts": {"read": count, "written": count // 5},
+            "run": {},
+            "parameters": values,
+            "code_version": "1",
+            "lineage": {
+                "image": "free2ds-joint-selection:dev",
+                "made_from": made_from,
+                "outputs": {"selected": hashlib.sha256(selected).hexdigest()},
+            },
+        }
         files = {"selected": selected, "random": selected, "report": b"<html>", "summary": json.dumps(summary).encode()}
         fs.pipe({f"{root}/joint-selection/1/{name}": content for name, content in files.items()})
         fs.pipe(f"{root}/ingest/1/rejects", b"")
