@@ -64,8 +64,10 @@ def test_every_command_is_looked_at():
     assert [command for command in COMMANDS if not command.startswith(tuple(looked_at))] == []
 
 
-def test_what_is_applied_is_there():
-    (command,) = starting("kubectl apply")
+@pytest.mark.parametrize("page", ["README.md", "manifests/README.md"])
+def test_what_is_applied_is_there(page):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    (command,) = re.findall(r"^ {4}(kubectl apply .*)$", text, re.MULTILINE)
     assert command == "kubectl apply --server-side --force-conflicts -k manifests/overlays/gke"
     assert build("overlays/gke")
 
@@ -183,7 +185,8 @@ def test_the_suite_is_run_on_kind():
 
 def test_variables_of_make_are_known():
     known = set(re.findall(r"^(\w+) \??:?= ?", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    given = {name for command in COMMANDS if "make " in command for name in re.findall(r"\b([A-Z_]+)=", command)}
+    commands = [*COMMANDS, *re.findall(r"^ {4}(make .*)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)]
+    given = {name for command in commands if "make " in command for name in re.findall(r"\b([A-Z_]+)=", command)}
     assert given - known == set()
 
 
