@@ -161,7 +161,8 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
     from free2ds_common.launch.preflight import check_inputs
 
     check_inputs(package, values, only_local=bool(arguments.network))
-    released = _released(package, arguments)
+    # A process runs in none of the images, so that it is not told of one.
+    released = _released(package, arguments) if in_images else package
     if in_images:
         require_images(released.images, local_only=not arguments.registry)
     run = LocalRun(

@@ -152,8 +152,9 @@ class ClusterCommands:
 
         check(arguments.cron, arguments.max_concurrency)
         released, values = self._prepared(package, arguments)
-        # The parameters of a recurring run stay the same, so with the cache it would never look at the data set again.
-        released = released.without_cache("ingest")
+        if "resolve" not in released.spec["root"]["dag"]["tasks"]:
+            # Nothing else tells the cache that the data set has changed: a recurring run's parameters stay the same.
+            released = released.without_cache("ingest")
         backend, _ = connect(arguments)
         wanted = Wanted(
             name=arguments.name,

@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# One set of parameters, the documented one.
-NO_GPU: dict[str, Any] = yaml.safe_load((REPOSITORY / "examples/configs/no-gpu.yaml").read_text(encoding="utf-8"))
+# The documented set of parameters, without the example's data and models.
+_EXAMPLE: dict[str, Any] = yaml.safe_load((REPOSITORY / "examples/configs/no-gpu.yaml").read_text(encoding="utf-8"))
+NO_GPU = {name: value for name, value in _EXAMPLE.items() if name in ("gpu_count", "node_selector", "tolerations")}
 # The tiny models need little, and a kind cluster has little.
 SMALL = {"gpu_step_cpu": "500m", "cpu_step_cpu": "250m", "gpu_step_memory": "2Gi", "cpu_step_memory": "1Gi"}
 # Float32 and few tokens: a GPU and this machine's CPU choose the same words and records.

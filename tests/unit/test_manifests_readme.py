@@ -11,7 +11,7 @@ import yaml
 
 import pipeline
 from free2ds_common.launch.package import Package
-from free2ds_common.launch.parameters import check_parameters, read_mapping, read_parameters
+from free2ds_common.launch.parameters import check_parameters, read_parameters
 from free2ds_common.launch.resources import GPU_NODE_SELECTOR, GPU_TOLERATIONS, ResourceSettings
 from free2ds_common.launch.store_access import CONFIG_MAP_KEYS, SECRET_KEYS
 from tests.support.manifests import MANIFESTS, build, kubectl
@@ -200,5 +200,6 @@ def test_a_cluster_without_gpus_has_a_whole_set_of_parameters(package):
     file = str(REPOSITORY / "examples/configs/no-gpu.yaml")
     values = read_parameters(package, file, ["dataset_uri=s3://b/d.json", "image_root_uri=s3://b/i"])
     check_parameters(package, values)
-    assert read_mapping("--params-file", file) == {"gpu_count": "0", "node_selector": {}, "tolerations": []}
+    found = {name: values[name] for name in ("gpu_count", "node_selector", "tolerations")}
+    assert found == {"gpu_count": "0", "node_selector": {}, "tolerations": []}
     assert "(../examples/configs/no-gpu.yaml)" in TEXT

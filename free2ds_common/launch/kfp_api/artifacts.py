@@ -10,6 +10,7 @@ from free2ds_common.errors import StageError
 from free2ds_common.launch.kfp_api.backend import Backend
 from free2ds_common.launch.kfp_api.kube import Kube
 from free2ds_common.launch.kfp_api.metadata import output_uris
+from free2ds_common.launch.kfp_api.steps import StepName, step_names
 from free2ds_common.retry import retried
 from free2ds_common.storage import filesystem
 
@@ -25,21 +26,26 @@ class Output:
     """An output of a pipeline.
 
     Attributes:
-        task: The step at its root that makes it.
+        step: The step that makes it.
         port: What the step calls it.
     """
 
-    task: str
+    step: StepName
     port: str
 
 
 def outputs_of(spec: Mapping[str, Any]) -> dict[str, Output]:
-    """The outputs of a pipeline by name; those of nested pipelines are none."""
-    found = {}
-    for name, output in spec["root"]["dag"].get("outputs", {}).get("artifacts", {}).items():
-        for selector in output["artifactSelectors"]:
-            found[name] = Output(selector["producerSubtask"], selector["outputArtifactKey"])
-    return found
+    """The outputs of a pipeline by name, followed into the nested pipelines that make them."""
+    names = {name.key: name for name in step_names(spec)}
+
+    def producer(dag: Mapping[str, Any], output: str) -> Output:
+        selector = dag["outputs"]["artifacts"][output]["artifactSelectors"][0]
+        task, port = selector["producerSubtask"], selector["outputArtifactKey"]
+        component = spec["components"][dag["tasks"][task]["componentRef"]["name"]]
+        return producer(component["dag"], port) if "dag" in component else Output(names[task], port)
+
+    root = spec["root"]["dag"]
+    return {name: producer(root, name) for name in root.get("outputs", {}).get("artifacts", {})}
 
 
 @dataclass(frozen=True)
@@ -68,29 +74,32 @@ class RunStore:
         root = readable(root or DEFAULT_ROOT).rstrip("/")
         return cls(f"{root}/{spec['pipelineInfo']['name']}/{run.run_id}")
 
-    def newest(self, task: str, port: str) -> str:
+    def newest(self, step: StepName, port: str) -> str:
         """The URI of a step's output; empty where the run's folder has none.
 
         Raises:
             StageError: The store refuses.
             StoreError: It does not answer.
         """
-        found = self._executions(task, port)
+        found = self._executions(step, port)
         return found[-1] if found else ""
 
-    def logs(self, task: str) -> Iterator[str]:
+    def logs(self, step: StepName) -> Iterator[str]:
         """What a step's executions have printed, the last one first.
 
         Raises:
             StageError: The store refuses.
             StoreError: It does not answer.
         """
-        for uri in reversed(self._executions(task, LOG)):
+        for uri in reversed(self._executions(step, LOG)):
             yield read_text(uri)
 
-    def _executions(self, task: str, port: str) -> list[str]:
+    def _executions(self, step: StepName, port: str) -> list[str]:
         """The URI of an output in every execution of a step that has it, in the order of time."""
-        uri = f"{self.root}/{task}"
+        return self._in_folder(step.title, port) or self._in_folder(step.key, port)
+
+    def _in_folder(self, folder: str, port: str) -> list[str]:
+        uri = f"{self.root}/{folder}"
         fs, path = filesystem(uri)
         try:
             files: Mapping[str, Mapping[str, Any]] = retried(uri, lambda: fs.find(path, detail=True))
@@ -136,11 +145,11 @@ def find_outputs(backend: Backend, run: V2beta1Run, spec: Mapping[str, Any], sto
         StageError: One cannot be found, or store or backend refuse.
     """
     wanted = outputs_of(spec)
-    found = {name: store.newest(output.task, output.port) for name, output in wanted.items()}
-    for task in {wanted[name].task for name, uri in found.items() if not uri}:
+    found = {name: store.newest(output.step, output.port) for name, output in wanted.items()}
+    for step in {wanted[name].step for name, uri in found.items() if not uri}:
         # Taken from the cache, so that it lies in an earlier run's folder.
-        missing = {output.port: name for name, output in wanted.items() if output.task == task and not found[name]}
-        for port, uri in output_uris(backend, run.run_id, task, list(missing)).items():
+        missing = {output.port: name for name, output in wanted.items() if output.step == step and not found[name]}
+        for port, uri in output_uris(backend, run.run_id, step, list(missing)).items():
             found[missing[port]] = readable(uri)
     lacking = sorted(name for name, uri in found.items() if not uri)
     if lacking:

@@ -95,8 +95,8 @@ def _log(backend: Backend, run: V2beta1Run, spec: Mapping[str, Any], store: RunS
         try:
             logs = list(store.logs(name))
         except (StageError, StoreError, FileNotFoundError) as error:
-            yield f"== {name}: its log cannot be read ({redacted(str(error))})"
+            yield f"== {name.title}: its log cannot be read ({redacted(str(error))})"
             continue
         for text in reversed(logs):
-            yield f"== {name}"
+            yield f"== {name.title}"
             yield redacted(text.rstrip("\n"))

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from free2ds_common.launch.kfp_api.backend import Backend
+from free2ds_common.launch.kfp_api.steps import StepName
 
 Field = tuple[int, int | bytes]
 
@@ -19,13 +20,13 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _TRAILER = 0x80
 
 
-def output_uris(backend: Backend, run_id: str, task: str, ports: Sequence[str]) -> dict[str, str]:
+def output_uris(backend: Backend, run_id: str, step: StepName, ports: Sequence[str]) -> dict[str, str]:
     """Where a step's outputs are, those that it took from the cache too.
 
     Args:
         backend: Whose UI is asked.
         run_id: Of the run.
-        task: The step, as the spec calls it.
+        step: The step.
         ports: Its outputs.
 
     Returns:
@@ -39,7 +40,7 @@ def output_uris(backend: Backend, run_id: str, task: str, ports: Sequence[str]) 
     if not context_id:
         return {}
     executions = _ask(backend, "GetExecutionsByContext", _varint(1, context_id))
-    ids = [_number(_first(found, 1)) for found in _all(executions, 1) if _task_of(found) == task]
+    ids = [_number(_first(found, 1)) for found in _all(executions, 1) if _task_of(found) in (step.title, step.key)]
     events = _ask(backend, "GetEventsByExecutionIDs", b"".join(_varint(1, number) for number in ids)) if ids else b""
     ports_of = {}
     for event in _all(events, 1):

@@ -1,7 +1,7 @@
 """The steps of a run, out of the many nodes that the backend reports for it."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from graphlib import TopologicalSorter
@@ -21,11 +21,24 @@ _ITERATION = re.compile(r"iteration-?(\d+)|\((\d+):")
 
 
 @dataclass(frozen=True)
+class StepName:
+    """What a step is called.
+
+    Attributes:
+        key: In the spec.
+        title: For people, which may be the same. The launcher names folders by it, and the metadata store tasks.
+    """
+
+    key: str
+    title: str
+
+
+@dataclass(frozen=True)
 class Step:
     """One step, or one of a step's turns in a loop.
 
     Attributes:
-        name: As the spec calls it.
+        name: Its name.
         iteration: Number of the turn in its loop, from 0; empty outside of loops.
         state: As the API calls it; empty where it says none.
         pods: Names of the pods that ran it, the last try at the end.
@@ -34,7 +47,7 @@ class Step:
         ended: When it ended.
     """
 
-    name: str
+    name: StepName
     iteration: str
     state: str
     pods: tuple[str, ...]
@@ -45,43 +58,45 @@ class Step:
     @property
     def title(self) -> str:
         """What a person calls it."""
-        return f"{self.name} (turn {int(self.iteration) + 1})" if self.iteration else self.name
+        return f"{self.name.title} (turn {int(self.iteration) + 1})" if self.iteration else self.name.title
 
 
-def step_names(spec: Mapping[str, Any]) -> list[str]:
+def step_names(spec: Mapping[str, Any]) -> list[StepName]:
     """The names of all steps that run in a pod, loops' and nested pipelines' too, none before what it waits for."""
 
-    def walk(dag: Mapping[str, Any]) -> Iterator[str]:
+    def walk(dag: Mapping[str, Any]) -> Iterator[StepName]:
         waits_for = {name: task.get("dependentTasks", []) for name, task in dag["tasks"].items()}
         for name in TopologicalSorter(waits_for).static_order():
             component = spec["components"][dag["tasks"][name]["componentRef"]["name"]]
+            title = dag["tasks"][name].get("taskInfo", {}).get("name", name)
             if "dag" in component:
                 yield from walk(component["dag"])
             elif "container" in spec["deploymentSpec"]["executors"][component["executorLabel"]]:
-                yield name
+                yield StepName(name, title)
 
     return list(dict.fromkeys(walk(spec["root"]["dag"])))
 
 
-def steps_of(run: V2beta1Run, names: Collection[str]) -> list[Step]:
+def steps_of(run: V2beta1Run, names: Iterable[StepName]) -> list[Step]:
     """The steps of a run that have begun.
 
     Args:
         run: V2beta1Run.
         names: Of the steps (`step_names`).
     """
+    known = {label: name for name in names for label in (name.title, name.key)}
     tree = _Tree(list((run.run_details.task_details if run.run_details else None) or []))
     steps = []
     for node in tree.nodes:
-        name = _TRY.sub("", node.display_name or "")
-        base = name.removesuffix(_DRIVER)
+        label = _TRY.sub("", node.display_name or "")
+        base = label.removesuffix(_DRIVER)
         # A driver that fails never lets its step begin.
-        if base not in names or (name != base and node.state != FAILED):
+        if base not in known or (label != base and node.state != FAILED):
             continue
         below = tree.below(node)
         steps.append(
             Step(
-                name=base,
+                name=known[base],
                 iteration=tree.iteration(node),
                 state=node.state or "",
                 pods=tuple(dict.fromkeys(_pods(below))),

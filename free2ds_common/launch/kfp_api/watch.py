@@ -10,7 +10,7 @@ from kfp_server_api import V2beta1Run
 
 from free2ds_common.launch.kfp_api.backend import Backend
 from free2ds_common.launch.kfp_api.runs import get_run, is_finished
-from free2ds_common.launch.kfp_api.steps import Step, steps_of
+from free2ds_common.launch.kfp_api.steps import Step, StepName, steps_of
 
 # Between two looks.
 POLL_S = 10.0
@@ -20,7 +20,7 @@ _UP, _CLEAR = "\x1b[{}A", "\x1b[K"
 class View:
     """The steps of a run: on a terminal one line each, rewritten in place; elsewhere a line for every change."""
 
-    def __init__(self, names: Sequence[str], stream: TextIO) -> None:
+    def __init__(self, names: Sequence[StepName], stream: TextIO) -> None:
         """Begin with nothing shown.
 
         Args:
@@ -62,7 +62,7 @@ class View:
         self._stream.flush()
 
 
-def progress(names: Sequence[str], steps: Iterable[Step]) -> dict[str, str]:
+def progress(names: Sequence[StepName], steps: Iterable[Step]) -> dict[str, str]:
     """Where each step that has begun stands: its state, or in a loop how many turns are in which.
 
     Args:
@@ -71,9 +71,9 @@ def progress(names: Sequence[str], steps: Iterable[Step]) -> dict[str, str]:
     """
     states: dict[str, list[str]] = {}
     for step in steps:
-        states.setdefault(step.name, []).append(step.state.lower() or "pending")
+        states.setdefault(step.name.title, []).append(step.state.lower() or "pending")
     shown = {}
-    for name in sorted(states, key=names.index):
+    for name in sorted(states, key=[known.title for known in names].index):
         counts = Counter(states[name])
         total = counts.total()
         several = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
@@ -84,7 +84,7 @@ def progress(names: Sequence[str], steps: Iterable[Step]) -> dict[str, str]:
 def follow(
     backend: Backend,
     run_id: str,
-    names: Sequence[str],
+    names: Sequence[StepName],
     waiting: Callable[[V2beta1Run], Iterable[str]],
     stream: TextIO | None = None,
 ) -> V2beta1Run:

@@ -15,7 +15,7 @@ from free2ds_common.inference.attention_stage import run_attention
 from free2ds_common.inference.capture import KeyValueCache
 from free2ds_common.inference.device import device_name
 from free2ds_common.inference.prompts import INSTRUCTION
-from free2ds_common.schemas import attention_schema
+from free2ds_common.schemas import RECORDS, attention_schema
 
 LOGGER = logging.getLogger("test")
 SAYS = (

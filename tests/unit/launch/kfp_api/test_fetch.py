@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 import pipeline
-from free2ds_common.datasets import DatasetWriter
+from free2ds_common.datasets import DatasetWriter, sha256_of_file
 from free2ds_common.launch.kfp_api.artifacts import RunStore, readable
 from free2ds_common.launch.kfp_api.metadata import encoded, fields
 from free2ds_common.launch.package import Package
@@ -102,6 +102,29 @@ def test_an_altered_table_is_refused(run, free2ds, tmp_path):
     assert code == 2
     assert "_manifest.json says 5 rows, its parts hold 0." in err
     assert not (tmp_path / "out/selected.json").exists()
+
+
+def test_steps_that_are_nested_and_named_for_people(stub, free2ds, tmp_path):
+    """A step's folder has its name for people; the outputs of a nested pipeline are those of its steps."""
+    spec = json.loads(json.dumps(SPEC))
+    root = spec["root"]["dag"]
+    ports = ("selected", "scores", "report", "summary", "random")
+    inner = {"artifacts": {port: root["outputs"]["artifacts"][port] for port in ports}}
+    tasks = {"joint-selection": root["tasks"].pop("joint-selection")}
+    spec["components"]["comp-inner"] = {"dag": {"tasks": tasks, "outputs": inner}}
+    task = tasks["joint-selection"]
+    task["taskInfo"]["name"] = "Joint selection"
+    del task["dependentTasks"]
+    root["tasks"]["inner"] = {"componentRef": {"name": "comp-inner"}, "taskInfo": {"name": "inner"}}
+    for port in ports:
+        selector = {"producerSubtask": "inner", "outputArtifactKey": port}
+        root["outputs"]["artifacts"][port] = {"artifactSelectors": [selector]}
+    put(tmp_path / "store")
+    (tmp_path / "store/free2ds/r1/joint-selection").rename(tmp_path / "store/free2ds/r1/Joint selection")
+    stub.add_run("r1", "SUCCEEDED", pipeline_spec=spec)
+    options = ["--output-dir", str(tmp_path / "out"), "--pipeline-root", f"{tmp_path}/store"]
+    assert free2ds("fetch", "r1", *options)[0] == 0
+    assert (tmp_path / "out/selected.json").read_text() == "selected of r1"
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "FAILED"])
@@ -279,3 +302,33 @@ def test_fields_of_every_kind_are_passed_over():
 def test_what_is_no_message_is_an_error(message):
     with pytest.raises(ValueError, match="no protocol buffer"):
         list(fields(message))
+
+
+def test_a_runs_lineage_is_read_by_its_id(run, stub, free2ds, tmp_path):
+    put(tmp_path / "store")
+    chosen = tmp_path / "store/free2ds/r1/joint-selection/e1"
+    told = {"image": "", "outputs": {"selected": sha256_of_file(chosen / "selected")}, "made_from": {}}
+    counts = {"read": 4, "written": 2}
+    content = {"lineage": told, "counts": counts, "run": {}, "parameters": {"seed": 1}, "code_version": "0.1.0"}
+    (chosen / "summary").write_text(json.dumps(content))
+    code, out, _ = free2ds("lineage", "r1")
+    assert code == 0
+    assert out.startswith("selected: 2 of 4 records, ")
+    assert f"│   {chosen}/selected\n" in out
+
+
+def test_two_runs_are_compared_by_their_ids(run, stub, free2ds, tmp_path):
+    for name, seed in (("r1", 1), ("r2", 2)):
+        put(tmp_path / "store", name)
+        chosen = tmp_path / f"store/free2ds/{name}/joint-selection/e1"
+        (chosen / "summary").write_text(json.dumps({"parameters": {"seed": seed}}))
+    stub.add_run("r2", "SUCCEEDED", pipeline_spec=SPEC, runtime_config=run.runtime_config)
+    code, out, _ = free2ds("compare", "r1", "r2")
+    assert code == 0
+    assert out.startswith("first: r1\nsecond: r2\n\nparameters.seed: 1 -> 2\n")
+
+
+@pytest.mark.parametrize("command", [["lineage", "r1"], ["compare", "r1", "r1"]])
+def test_a_run_that_has_not_succeeded_has_no_lineage(stub, free2ds, command):
+    stub.add_run("r1", "FAILED", pipeline_spec=SPEC)
+    assert free2ds(*command)[2] == "error: run r1: is FAILED, so it has no results. free2ds why r1 says more.\n"

@@ -3,10 +3,10 @@
 import io
 import re
 
-from free2ds_common.launch.kfp_api.steps import Step
+from free2ds_common.launch.kfp_api.steps import Step, StepName
 from free2ds_common.launch.kfp_api.watch import View, progress
 
-NAMES = ["ingest", "llava-attention", "joint-selection"]
+NAMES = [StepName(key, key) for key in ("ingest", "llava-attention", "joint-selection")]
 
 
 class Terminal(io.StringIO):
@@ -15,7 +15,7 @@ class Terminal(io.StringIO):
 
 
 def step(name, state, turn=""):
-    return Step(name=name, iteration=turn, state=state, pods=(), error="", started=None, ended=None)
+    return Step(name=StepName(name, name), iteration=turn, state=state, pods=(), error="", started=None, ended=None)
 
 
 def shards(*states):

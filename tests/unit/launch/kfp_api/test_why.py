@@ -275,7 +275,7 @@ def test_the_step_of_a_node(name, step):
 
 def test_the_names_of_steps():
     """In the order of the work, whatever the spec's is."""
-    assert step_names(SPEC) == [
+    assert [name.key for name in step_names(SPEC)] == [
         "ingest",
         "bert-features",
         "split",
@@ -305,6 +305,20 @@ def test_steps_of_a_run(tasks):
 
 GPU = {"nvidia.com/gpu.present": "true"}
 TAINT = client.V1Taint(key="nvidia.com/gpu", effect="NoSchedule")
+
+
+def test_steps_with_names_for_people(tasks):
+    """Nodes may bear the spec's own name or the one for people: both are the step."""
+    spec = json.loads(json.dumps(SPEC))
+    spec["root"]["dag"]["tasks"]["ingest"]["taskInfo"]["name"] = "Read the data set"
+    tasks.step("ingest", "RUNNING")
+    tasks.step("Read the data set", "FAILED")
+    run = api.V2beta1Run(run_details=tasks.run_details)
+    found = steps_of(run, step_names(spec))
+    assert [(step.title, step.name.key, step.state) for step in found] == [
+        ("Read the data set", "ingest", "RUNNING"),
+        ("Read the data set", "ingest", "FAILED"),
+    ]
 
 
 class TestNodes:
