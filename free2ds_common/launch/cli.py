@@ -24,7 +24,7 @@ from free2ds_common.launch.local import LocalRun, run_locally
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameter_page import parameter_page
 from free2ds_common.launch.parameters import read_mapping, read_parameters, with_absolute_paths
-from free2ds_common.launch.pod_options import MODELS_FOLDER, PodOptions
+from free2ds_common.launch.pod_options import PodOptions, pod_options
 from free2ds_common.redact import redacted
 from free2ds_common.runlog import quiet_libraries
 from free2ds_common.storage import atomic_writer
@@ -62,7 +62,7 @@ def command_line(package: Package) -> argparse.ArgumentParser:
     shared = {
         "parameters": _parameter_options(),
         "images": _image_options(),
-        "pods": _pod_options(),
+        "pods": pod_options(),
         "cluster": cluster_options(),
     }
     parser = argparse.ArgumentParser(prog="free2ds", description=__doc__, allow_abbrev=False)
@@ -139,28 +139,6 @@ def _image_options() -> argparse.ArgumentParser:
     return options
 
 
-def _pod_options() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument(
-        "--pull-secret", action="append", default=[], metavar="NAME", help="Secret to pull images; may be repeated"
-    )
-    options.add_argument(
-        "--models-claim",
-        default="",
-        metavar="NAME",
-        help=f"PersistentVolumeClaim with models; a model is then {MODELS_FOLDER}/<folder>",
-    )
-    options.add_argument(
-        "--resource",
-        action="append",
-        default=[],
-        metavar="STAGE.memory=64Gi",
-        help="cores (STAGE.cpu=8) or memory of a step; may be repeated, and loses no finished step",
-    )
-    options.add_argument("--queue", default="", metavar="NAME", help="LocalQueue of Kueue for the steps with a GPU")
-    return options
-
-
 def _run(package: Package, arguments: argparse.Namespace) -> int:
     """Run the whole pipeline on this machine."""
     given = read_parameters(package, arguments.params_file, arguments.param)
@@ -174,7 +152,8 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
     from free2ds_common.launch.preflight import check_inputs
 
     check_inputs(package, values, only_local=bool(arguments.network))
-    released = _released(package, arguments)
+    # A process runs in none of the images, so that it is not told of one.
+    released = _released(package, arguments) if in_images else package
     if in_images:
         require_images(released.images, local_only=not arguments.registry)
     run = LocalRun(
@@ -221,8 +200,7 @@ def _for_cluster(package: Package, arguments: argparse.Namespace) -> Package:
         StageError: As of `_released`.
         SettingError: As of `PodOptions.applied`.
     """
-    options = PodOptions(arguments.pull_secret, arguments.models_claim, arguments.queue, arguments.resource)
-    return options.applied(_released(package, arguments))
+    return PodOptions.of(arguments).applied(_released(package, arguments))
 
 
 def _released(package: Package, arguments: argparse.Namespace) -> Package:

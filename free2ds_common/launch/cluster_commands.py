@@ -12,7 +12,7 @@ from free2ds_common.failure import EXIT_CRASH
 from free2ds_common.launch.limits import require_fits
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameters import read_parameters, refuse_local_paths
-from free2ds_common.launch.pod_options import MODELS_FOLDER
+from free2ds_common.launch.pod_options import PodOptions
 
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
@@ -263,7 +263,7 @@ class ClusterCommands:
             StageError: A setting is wrong.
         """
         values = read_parameters(package, arguments.params_file, arguments.param)
-        refuse_local_paths(values, MODELS_FOLDER if arguments.models_claim else "")
+        refuse_local_paths(values, PodOptions.of(arguments).models_folder)
         released = self._released(package, arguments)
         require_fits(released, values)
         return released, values

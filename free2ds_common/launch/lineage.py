@@ -1,6 +1,7 @@
 """From a selection back to data set, models and images: as JSON, and as a tree that a person reads."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -107,6 +108,11 @@ def _made_by(made: Mapping[str, Any]) -> str:
     return f"free2ds {made['code_version']}" + (f" in {made['image']}" if made["image"] else "")
 
 
+def _shortened(fingerprint: str) -> str:
+    """Fingerprints, of which there may be several, with less of each checksum."""
+    return re.sub(rf"([0-9a-f]{{{_DIGITS}}})[0-9a-f]+", r"\1", fingerprint)
+
+
 def _leaves(facts: Mapping[str, Any]) -> Iterator[str]:
     """What did not come from this pipeline."""
     if uri := facts.get("dataset_uri"):
@@ -114,6 +120,7 @@ def _leaves(facts: Mapping[str, Any]) -> Iterator[str]:
     if facts.get("image_root_uri"):
         yield f"pictures {facts['image_root_uri']}"
     if model := facts.get("model"):
-        yield f"model {model}, revision {facts.get('revision', '')}, {facts.get('model_fingerprint', '')}"
+        fingerprint = _shortened(facts.get("model_fingerprint", ""))
+        yield f"model {model}, revision {facts.get('revision', '')}, {fingerprint}"
     if uri := facts.get("kmeans_uri"):
         yield f"centroids {uri}"

@@ -11,7 +11,7 @@ import yaml
 
 import pipeline
 from free2ds_common.launch.package import Package
-from free2ds_common.launch.parameters import check_parameters, read_mapping, read_parameters
+from free2ds_common.launch.parameters import check_parameters, read_parameters
 from free2ds_common.launch.resources import GPU_NODE_SELECTOR, GPU_TOLERATIONS, ResourceSettings
 from free2ds_common.launch.store_access import CONFIG_MAP_KEYS, SECRET_KEYS
 from tests.support.manifests import MANIFESTS, build, kubectl
@@ -64,8 +64,10 @@ def test_every_command_is_looked_at():
     assert [command for command in COMMANDS if not command.startswith(tuple(looked_at))] == []
 
 
-def test_what_is_applied_is_there():
-    (command,) = starting("kubectl apply")
+@pytest.mark.parametrize("page", ["README.md", "manifests/README.md"])
+def test_what_is_applied_is_there(page):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    (command,) = re.findall(r"^ {4}(kubectl apply .*)$", text, re.MULTILINE)
     assert command == "kubectl apply --server-side --force-conflicts -k manifests/overlays/gke"
     assert build("overlays/gke")
 
@@ -183,7 +185,8 @@ def test_the_suite_is_run_on_kind():
 
 def test_variables_of_make_are_known():
     known = set(re.findall(r"^(\w+) \??:?= ?", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    given = {name for command in COMMANDS if "make " in command for name in re.findall(r"\b([A-Z_]+)=", command)}
+    commands = [*COMMANDS, *re.findall(r"^ {4}(make .*)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)]
+    given = {name for command in commands if "make " in command for name in re.findall(r"\b([A-Z_]+)=", command)}
     assert given - known == set()
 
 
@@ -197,5 +200,6 @@ def test_a_cluster_without_gpus_has_a_whole_set_of_parameters(package):
     file = str(REPOSITORY / "examples/configs/no-gpu.yaml")
     values = read_parameters(package, file, ["dataset_uri=s3://b/d.json", "image_root_uri=s3://b/i"])
     check_parameters(package, values)
-    assert read_mapping("--params-file", file) == {"gpu_count": "0", "gpu_node_selector": {}, "gpu_tolerations": []}
+    found = {name: values[name] for name in ("gpu_count", "gpu_node_selector", "gpu_tolerations")}
+    assert found == {"gpu_count": "0", "gpu_node_selector": {}, "gpu_tolerations": []}
     assert "(../examples/configs/no-gpu.yaml)" in TEXT

@@ -21,7 +21,7 @@ ATTENTION = {
     **RECORDS,
     "schema": "attention/1",
     "sha256": ["e" * 64, "f" * 64],
-    "facts": {"model": "org/m", "revision": "1a2b", "model_fingerprint": "sha256 99"},
+    "facts": {"model": "org/m", "revision": "1a2b", "model_fingerprint": f"sha256 {'9' * 64}, sha256 {'8' * 64}"},
     "made_from": {"shard": SHARD},
 }
 
@@ -63,7 +63,7 @@ selected: 2 of 4 records, sha256 4f53cda18c2b
 │       pictures gs://b/i
 └── llava_attention: attention/1, 4 rows in 2 parts, sha256 eeeeeeeeeeee
     │   free2ds 0.1.0 in r.example/free2ds-ingest:1
-    │   model org/m, revision 1a2b, sha256 99
+    │   model org/m, revision 1a2b, sha256 999999999999, sha256 888888888888
     └── shard: records/2, 4 rows in 2 parts, sha256 bbbbbbbbbbbb
         │   free2ds 0.1.0
         └── records: records/2, 4 rows, sha256 aaaaaaaaaaaa (see above)

@@ -1,16 +1,12 @@
 """Pull secrets and the volume of models: options of the commands that compile."""
 
-from types import SimpleNamespace
-from unittest.mock import create_autospec
-
-import kfp
 import pytest
 import yaml
 from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2 as pb
 
 import pipeline
-from free2ds_common.launch import cluster
+from tests.support.kfp_stub import KfpStub
 
 WITH_MODELS = ["exec-bert-features", "exec-llava-attention", "exec-mgm-attention"]
 # Before any of them loads one, it is looked at.
@@ -89,12 +85,23 @@ def test_a_limit_stays_a_limit(asked):
     assert (found["resourceMemoryRequest"], found["resourceMemoryLimit"]) == ("16Gi", "16Gi")
 
 
+def test_all_steps_may_need_less(asked):
+    found = asked("--resource", "all.cpu=250m", "--resource", "all.memory=1Gi", "--resource", "split.memory=3Gi")
+    memory = {name: one["resourceMemoryRequest"] for name, one in found.items()}
+    assert len(memory) == 8
+    assert memory == {name: "3Gi" if name == "exec-split" else "1Gi" for name in found}
+    assert {one["resourceCpuRequest"] for one in found.values()} == {"250m"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("split", "--resource: got 'split', wanted STAGE.cpu=... or STAGE.memory=..., such as 64Gi."),
         ("split.disk=1Gi", "--resource: got 'split.disk=1Gi', wanted STAGE.cpu=... or STAGE.memory=..., such as 64Gi."),
-        ("spilt.cpu=1", "--resource: there is no step 'spilt', wanted one of bert_features, cluster_scoring, ingest,"),
+        (
+            "spilt.cpu=1",
+            "--resource: there is no step 'spilt', wanted all or one of bert_features, cluster_scoring, ingest",
+        ),
         ("split.cpu=1 GB", "--resource split.cpu: got '1 GB', wanted a Kubernetes quantity such as 500m, 2"),
     ],
 )
@@ -123,23 +130,27 @@ def test_what_is_no_name_is_refused(option, tmp_path, capsys):
 
 
 @pytest.fixture
-def client(monkeypatch):
-    made = create_autospec(kfp.Client, instance=True)
-    made.create_run_from_pipeline_package.return_value = SimpleNamespace(run_id="run-1")
-    monkeypatch.setattr(cluster, "connect", lambda host, namespace: made)
-    return made
+def submit(monkeypatch, tmp_path):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with KfpStub() as backend:
+
+        def command(*options):
+            code = pipeline.main(["submit", *REQUIRED, "--host", backend.url, *options])
+            return code, [run.runtime_config.parameters for run in backend.runs.values()]
+
+        yield command
 
 
-def test_a_model_of_the_volume_is_no_path_of_this_machine(client):
-    given = [*REQUIRED, "--param", "llava_model=/models/llava"]
-    assert pipeline.main(["submit", *given, "--models-claim", "weights"]) == 0
-    assert client.create_run_from_pipeline_package.call_args.kwargs["arguments"]["llava_model"] == "/models/llava"
+def test_a_model_of_the_volume_is_no_path_of_this_machine(submit):
+    code, runs = submit("--param", "llava_model=/models/llava", "--models-claim", "weights")
+    assert (code, [run["llava_model"] for run in runs]) == (0, ["/models/llava"])
 
 
 @pytest.mark.parametrize(
     ("value", "claim"),
     [("/models/llava", []), ("/model/llava", ["--models-claim", "weights"]), ("/models", ["--models-claim", "w"])],
 )
-def test_other_paths_are(value, claim, client, capsys):
-    assert pipeline.main(["submit", *REQUIRED, "--param", f"llava_model={value}", *claim]) == 2
+def test_other_paths_are(value, claim, submit, capsys):
+    code, runs = submit("--param", f"llava_model={value}", *claim)
+    assert (code, runs) == (2, [])
     assert f"llava_model: {value} is a path of this machine, which no pod sees" in capsys.readouterr().err
