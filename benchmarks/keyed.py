@@ -78,7 +78,7 @@ def against_faiss(bounds: Bounds, rounds: int, *size: int) -> None:
         return float(np.median([row["key"][name] / row["faiss"][name] for row in found]))
 
     for row in found:
-        print({which: {name: round(value, 1) for name, value in run.items()} for which, run in row.items()})
+        print({which: {name: round(value, 1) for name, value in run.items()} for which, run in row.items()}, flush=True)
     bounds.at_least("key_iterations_of_faiss_s", ratio("iterations"), 1)
     bounds.at_most("key_seconds_over_faiss", ratio("seconds"), 1.15)
     bounds.at_most("key_peak_mb_over_faiss", ratio("peak_mb"), 1)
@@ -164,10 +164,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some parts only")
     options = parser.parse_args()
     quick, bounds = options.quick, Bounds()
-    size = (20_000, 256, 250, 5) if quick else (256_000, 768, 1000, 10)
+    size = (20_000, 256, 250, 5) if quick else (64_000, 768, 1000, 5)
     parts: dict[str, Callable[[], None]] = {
         "faiss": lambda: against_faiss(bounds, 1 if quick else 3, *size),
-        "kernels": lambda: kernels(bounds, options.dataset, 300 if quick else 5000),
+        "kernels": lambda: kernels(bounds, options.dataset, 300 if quick else 2000),
     }
     for name in options.only:
         parts[name]()

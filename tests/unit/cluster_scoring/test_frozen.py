@@ -10,7 +10,7 @@ from components.cluster_scoring.stage import run
 from free2ds_common.datasets import open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.schemas import TEXT_SCORES, kmeans_schema
-from tests.support.selection import change_manifest
+from tests.support.selection import change_manifest, change_rows
 from tests.support.text import write_features
 
 RNG = np.random.default_rng(4)
@@ -83,6 +83,8 @@ def test_what_the_manifest_hands_on_from_run_to_run(tmp_path, first):
     change_manifest(first / "kmeans", normalization={"iou": [0.1, 0.5]})
     place = later(tmp_path, first, [])
     again = tmp_path / "again"
+    # Other sizes of the clusters, so another content.
+    change_rows(place / "kmeans", kmeans_schema(8), lambda _, row: row | {"num_turns": 1})
     run(config_for(again, str(place / "f"), str(place / "kmeans")))
     digest = open_dataset(first / "kmeans", kmeans_schema(8)).sha256
     for folder in (place, again):

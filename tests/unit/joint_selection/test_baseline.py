@@ -78,6 +78,14 @@ def test_old_records_keep_their_combined_score_beside_an_outlier(inputs):
     assert all(moved[key] != row["combined"] for key, row in known.items() if row["text_score"])
 
 
+def test_ious_are_scaled_by_the_range_that_was_handed_on(inputs):
+    change_manifest(inputs.folder / "text", normalization={"iou": [0.0, 1.0], "text_similarity": None})
+    config = inputs.config()
+    run(config)
+    known = [row for row in rows_of(config) if row["iou"] is not None]
+    assert [row["image_score"] for row in known] == [1 - row["iou"] for row in known]
+
+
 def test_what_lies_outside_the_bounds_counts_as_them():
     values = np.array([0.0, 0.25, 0.5, 0.9])
     assert inverted_minmax(values, (0.25, 0.75)).tolist() == [1, 1, 0.5, 0]
