@@ -11,6 +11,7 @@ def cluster_scoring(
     num_clusters: int,
     num_iterations: int,
     order: str,
+    kmeans_uri: str,
     seed: int,
     code_version: str,
 ) -> None:
@@ -24,6 +25,7 @@ def cluster_scoring(
         num_clusters=num_clusters,
         num_iterations=num_iterations,
         order=order,
+        kmeans_uri=kmeans_uri,
         seed=seed,
         scores=scores.path,
         kmeans=kmeans.path,

@@ -30,6 +30,7 @@ RESULTS = {
     "selected": ("selected.json", "the selected records, LLaVA JSON, in input order"),
     "scores": ("scores", "Parquet, one row per record: every score, both outcomes, probability, selected"),
     "random": ("random.json", "a random draw of the same size: the control to train against"),
+    "baseline": ("kmeans", "clusters and ranges; as kmeans_uri of a later run they keep these records' scores"),
     "rejects": (REJECTS, "the unusable records, each with its reason"),
     "report": ("report.html", "the report; open it in a browser"),
     "summary": ("summary.json", "every count, the tilt of the draw, the parameters"),
@@ -162,5 +163,7 @@ def print_results(output_dir: Path, seconds: float) -> None:
 def _of_clusters(text: Mapping[str, Any]) -> str:
     """How many clusters the text side has, and why so many."""
     asked = text["num_clusters_asked"]
+    if "frozen_from" in text:
+        return f"Text: {text['num_clusters']:,} clusters of an earlier run (kmeans_uri), not trained anew."
     why = f"num_clusters={asked}" if asked else "num_clusters=0: a 39th, at most 1000"
     return f"Text: {text['num_clusters']:,} clusters of {text['distinct_messages']:,} distinct messages ({why})."

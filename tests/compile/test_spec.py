@@ -146,6 +146,7 @@ def test_the_pipeline_hands_out_its_results(compiled):
         "report": "joint-selection",
         "summary": "joint-selection",
         "random": "joint-selection",
+        "baseline": "joint-selection",
         "rejects": "ingest",
     }
 

@@ -49,7 +49,7 @@ SETTINGS = {
         "dtype": "dtype",
         "require_gpu": "require_gpu",
     },
-    "cluster_scoring": {name: name for name in ("num_clusters", "num_iterations", "order", "seed")},
+    "cluster_scoring": {name: name for name in ("num_clusters", "num_iterations", "order", "kmeans_uri", "seed")},
     "joint_selection": {
         name: name
         for name in (
