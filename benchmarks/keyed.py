@@ -164,7 +164,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some parts only")
     options = parser.parse_args()
     quick, bounds = options.quick, Bounds()
-    size = (20_000, 256, 250, 5) if quick else (64_000, 768, 1000, 5)
+    size = (20_000, 256, 250, 5) if quick else (256_000, 768, 1000, 5)
     parts: dict[str, Callable[[], None]] = {
         "faiss": lambda: against_faiss(bounds, 1 if quick else 3, *size),
         "kernels": lambda: kernels(bounds, options.dataset, 300 if quick else 2000),

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from components.cluster_scoring.config import KEY
-from components.cluster_scoring.features import Features
 from free2ds_common.checkpoints import download_folder
 from free2ds_common.datasets import open_dataset
 from free2ds_common.downloads import local_folder
@@ -65,31 +64,33 @@ class Frozen:
         }
 
 
-def open_frozen(uri: str, features: Features) -> Frozen:
+def open_frozen(uri: str, embeddings: Mapping[str, object]) -> Frozen:
     """Open kmeans/1 of an earlier run.
 
     Args:
         uri: Its folder.
-        features: What is to be scored.
+        embeddings: Manifest entries of the embeddings to be scored; before there are any, those that are known.
 
     Raises:
-        StageError: Nothing is there, it lacks what scoring needs, or its embeddings are others.
+        StageError: Nothing is there, it is no whole kmeans/1, lacks what scoring needs, or its embeddings are others.
         StoreError: The store does not answer.
     """
-    dataset = open_dataset(local_folder(uri, str(download_folder())), kmeans_schema(1))
-    manifest, where = dataset.manifest, f"kmeans_uri: {redacted(uri)}"
+    where = f"kmeans_uri: {redacted(uri)}"
+    try:
+        dataset = open_dataset(local_folder(uri, str(download_folder())), kmeans_schema(1))
+    except StageError as error:
+        raise StageError(f"kmeans_uri: {error} Wanted the kmeans folder of a finished run.") from None
+    manifest = dataset.manifest
     if missing := [name for name in _WANTED if name not in manifest]:
         raise StageError(f"{where} does not say its {', '.join(missing)}. Give the kmeans folder of a finished run.")
-    for name in _SAME_EMBEDDINGS:
-        if manifest[name] != features.manifest[name]:
-            raise StageError(
-                f"{where} was trained with {name} {manifest[name]!r}, but these embeddings have "
-                f"{features.manifest[name]!r}. Use the same text model and settings, or train anew without kmeans_uri."
-            )
     if manifest["order"] != KEY:
-        raise StageError(
-            f"{where} was trained with order={manifest['order']}, wanted {KEY}. Train anew with order={KEY}."
-        )
+        raise StageError(f"{where} was trained with order={manifest['order']}, wanted {KEY}. Train anew.")
+    for name in _SAME_EMBEDDINGS:
+        if name in embeddings and manifest[name] != embeddings[name]:
+            raise StageError(
+                f"{where} was trained with {name} {manifest[name]!r}, but this run's embeddings have "
+                f"{embeddings[name]!r}. Use the same text model and settings, or train anew without kmeans_uri."
+            )
     column = dataset.table(["centroid"]).column(0).combine_chunks()
     centroids = column.flatten().to_numpy().reshape(len(column), -1)
     return Frozen(centroids, manifest, dataset.sha256)

@@ -175,10 +175,13 @@ def train(
     centroids = points[:num_clusters].copy()
     sums = np.zeros((num_clusters, points.shape[1]))
     total = float(np.add.reduce(weights * _norms(points, pool)))
-    before = np.full(len(points), -1)
+    before = np.full(len(points), -1, np.int32)
     objectives: list[float] = []
     for _ in range(num_iterations):
-        found = np.concatenate(list(pool.map(_assignment(centroids), _in_pieces(points))))
+        found, start = np.empty(len(points), np.int32), 0
+        for numbers in pool.map(_assignment(centroids), _in_pieces(points)):
+            found[start : start + len(numbers)] = numbers
+            start += len(numbers)
         changed = found != before
         # A cluster that no point entered or left keeps its sum to the last bit.
         stale = np.unique(np.concatenate([found[changed], before[changed]]))
@@ -215,7 +218,7 @@ def _sum_up(
 ) -> None:
     """Put the weighted sums of some clusters' points into `sums`, each cluster's in the order of the points."""
     order = np.argsort(found, kind="stable")
-    starts = np.searchsorted(found[order], np.arange(len(sums) + 1))
+    starts = np.append(0, np.cumsum(np.bincount(found, minlength=len(sums))))
 
     def sum_up(cluster: int) -> None:
         rows = order[starts[cluster] : starts[cluster + 1]]

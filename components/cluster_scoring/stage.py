@@ -42,7 +42,7 @@ def run(config: ClusterScoringConfig) -> StageResult:
     features = open_features(config.features)
     turns = join_turns(features)
     num_messages, num_turns = features.num_messages, len(turns.message)
-    frozen = open_frozen(config.kmeans_uri, features) if config.kmeans_uri else None
+    frozen = open_frozen(config.kmeans_uri, features.manifest) if config.kmeans_uri else None
     clustering = _assign(features, frozen) if frozen else _cluster(features, turns, config)
     num_clusters, distances = len(clustering.centroids), clustering.squared_distances
     measured = _measured(distances, frozen)

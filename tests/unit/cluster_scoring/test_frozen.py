@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -132,7 +133,7 @@ def test_embeddings_of_another_model_are_refused(tmp_path, first, entry, other):
 
 def test_a_folder_that_does_not_say_enough_is_refused(tmp_path, first):
     change_manifest(first / "kmeans", order="reference")
-    with pytest.raises(StageError, match=r"was trained with order=reference, wanted key\. Train anew"):
+    with pytest.raises(StageError, match=r"was trained with order=reference, wanted key\. Train anew\.$"):
         later(tmp_path, first, [])
     path = first / "kmeans/_manifest.json"
     path.write_text(path.read_text().replace('"mean_squared_distance"', '"mean"').replace('"order"', '"row"'))
@@ -141,8 +142,17 @@ def test_a_folder_that_does_not_say_enough_is_refused(tmp_path, first):
 
 
 def test_no_folder_there(tmp_path, first):
-    with pytest.raises(StageError, match="/nowhere: no folder there"):
+    with pytest.raises(StageError, match="^kmeans_uri: /nowhere: no folder there"):
         run(config_for(tmp_path, str(first / "f"), "/nowhere"))
+
+
+def test_a_folder_of_a_store(tmp_path, first, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "downloads"))
+    fsspec.filesystem("memory").put(str(first / "kmeans"), "/frozen/kmeans", recursive=True)
+    config = config_for(tmp_path / "later", str(first / "f"), "memory://frozen/kmeans")
+    run(config)
+    assert similarities(tmp_path / "later") == similarities(first)
+    assert manifest_of(tmp_path / "later")["frozen_from"] == open_dataset(first / "kmeans", kmeans_schema(8)).sha256
 
 
 def test_faiss_s_own_order_does_not_go_with_it(tmp_path, first):
