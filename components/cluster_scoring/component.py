@@ -12,6 +12,7 @@ def cluster_scoring(
     num_iterations: int,
     order: str,
     kmeans_uri: str,
+    kmeans_version: str,
     seed: int,
     code_version: str,
 ) -> None:
@@ -30,4 +31,5 @@ def cluster_scoring(
         scores=scores.path,
         kmeans=kmeans.path,
     )
-    run_task("cluster_scoring", lambda: run(config), {"code_version": code_version}, scores=scores, kmeans=kmeans)
+    versions = {"kmeans_version": kmeans_version, "code_version": code_version}
+    run_task("cluster_scoring", lambda: run(config), versions, scores=scores, kmeans=kmeans)

@@ -175,7 +175,7 @@ def train(
     centroids = points[:num_clusters].copy()
     sums = np.zeros((num_clusters, points.shape[1]))
     total = float(np.add.reduce(weights * _norms(points, pool)))
-    before = np.full(len(points), -1, np.int32)
+    before = np.full(len(points), -1, np.int32)  # as an index the last cluster, whose sum is then made for nothing
     objectives: list[float] = []
     for _ in range(num_iterations):
         found, start = np.empty(len(points), np.int32), 0
@@ -184,8 +184,10 @@ def train(
             start += len(numbers)
         changed = found != before
         # A cluster that no point entered or left keeps its sum to the last bit.
-        stale = np.unique(np.concatenate([found[changed], before[changed]]))
-        _sum_up(points, weights, found, stale[stale >= 0], sums, pool)
+        stale = np.zeros(num_clusters, bool)
+        for numbers in (found, before):
+            stale[numbers[changed]] = True
+        _sum_up(points, weights, found, np.flatnonzero(stale), sums, pool)
         sizes = np.bincount(found, weights, num_clusters)
         objectives.append(max(0.0, total + _spread(sums, sizes, centroids)))
         if not changed.any():

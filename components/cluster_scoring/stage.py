@@ -72,7 +72,7 @@ def run(config: ClusterScoringConfig) -> StageResult:
         "turns": float(num_turns),
         "clusters": float(num_clusters),
         "objective": clustering.objectives[-1],
-        "largest_squared_distance": float(distances.max()),
+        "largest_squared_distance": measured["largest_squared_distance"],
         "mean_text_similarity": float(scores.mean()),
     }
     return StageResult(Counts(read=len(scores), written=len(scores)), metrics, manifest)

@@ -75,7 +75,7 @@ VERSIONS = {
     "llava_attention": ("image_root_version", "code_version"),
     "mgm_attention": ("image_root_version", "code_version"),
     "bert_features": ("code_version",),
-    "cluster_scoring": ("code_version",),
+    "cluster_scoring": ("kmeans_version", "code_version"),
     "joint_selection": ("image_root_version", "code_version"),
 }
 # What a step asks of the cluster: task, then its resource to the run parameter.

@@ -101,8 +101,9 @@ def test_drift_by_hand(tmp_path):
     assert (manifest_of(place)["mean_squared_distance"], manifest_of(place)["largest_squared_distance"]) == (2.5, 4)
     now = tmp_path / "now"
     features = write_features(now / "f", np.array([[-1], [1], [-2], [2], [3]], np.float32), [[0], [1], [2], [3], [4]])
-    run(config_for(now, features, str(place / "kmeans")))
+    metrics = run(config_for(now, features, str(place / "kmeans"))).metrics
     manifest = manifest_of(now)
+    assert metrics["largest_squared_distance"] == manifest["largest_squared_distance"] == 4
     assert manifest["mean_squared_distance_now"] == pytest.approx(3.8)
     assert (manifest["mean_squared_distance"], manifest["beyond_largest"]) == (2.5, 1)
     assert manifest["warnings"] == [

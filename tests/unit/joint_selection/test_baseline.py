@@ -12,7 +12,7 @@ from components.joint_selection.sweep import run as run_sweep
 from free2ds_common.datasets import open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.schemas import kmeans_schema
-from tests.support.selection import change_manifest, rows_of
+from tests.support.selection import change_manifest, read_json, rows_of
 
 pytestmark = pytest.mark.usefixtures("without_report")
 
@@ -90,3 +90,19 @@ def test_what_lies_outside_the_bounds_counts_as_them():
     values = np.array([0.0, 0.25, 0.5, 0.9])
     assert inverted_minmax(values, (0.25, 0.75)).tolist() == [1, 1, 0.5, 0]
     assert inverted_minmax(values, (0.5, 0.5)).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("iou", 0.19, 0.2), ("text_similarity", 0.25, 0.75)])
+def test_more_than_one_in_a_hundred_outside_the_ranges_is_a_warning(inputs, name, low, high):
+    first = inputs.config()
+    run(first)
+    known = [row[name] for row in rows_of(first) if row[name] is not None]
+    outside = sum(not low <= value <= high for value in known)
+    assert 0 < outside < len(known)
+    share = f"{outside} of {len(known)} records ({outside / len(known):.1%})"
+    sentence = f"{share} lie outside the range of {name} in kmeans_uri, {low} to {high}, and count as its ends. Train"
+    for bounds, warned in (([low, high], True), ([min(known), max(known)], False)):
+        change_manifest(inputs.folder / "text", normalization={name: bounds})
+        run(first)
+        assert any(text.startswith(sentence) for text in read_json(first.summary)["warnings"]) is warned
+        assert any("outside the range" in text for text in read_json(first.summary)["warnings"]) is warned
