@@ -16,12 +16,12 @@ from threadpoolctl import threadpool_limits
 
 logger = logging.getLogger(__name__)
 
-# Rows that one thread works on at a time: with 1000 centroids a product of 2 MB. Decides the speed, never the result.
-_BLOCK_ROWS = 512
+# Rows that one thread works on at a time: with 1000 centroids a product of 1 MB. Decides the speed, never the result.
+_BLOCK_ROWS = 256
 # Points and centroids that float64 compares at a time, as small as that; no part of the result either.
 _PAIRS = 128
 # Rows of a cluster that are summed at a time. The partial sums are added in order, so this belongs to the result.
-_SUMMED_ROWS = 512
+_SUMMED_ROWS = 128
 # Of float32: half the distance from 1 to the next number.
 _UNIT = 2.0**-24
 

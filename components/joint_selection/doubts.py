@@ -74,9 +74,10 @@ def _outside_old_ranges(candidates: Candidates, selection: Selection) -> Iterato
         known = values[selection.in_pool & ~np.isnan(values)]
         outside = np.count_nonzero((known < low) | (known > high))
         if outside > LARGEST_SHARE_OUTSIDE * len(known):
+            share = f"{outside:,} of {len(known):,} records ({outside / len(known):.1%})"
             yield (
-                f"{outside:,} of {len(known):,} records ({outside / len(known):.1%}) lie outside the range of {name} in "
-                f"kmeans_uri, {low:.4g} to {high:.4g}, and count as its ends. Train anew: leave out kmeans_uri."
+                f"{share} lie outside the range of {name} in kmeans_uri, {low:.4g} to {high:.4g}, and count as its "
+                "ends. Train anew: leave out kmeans_uri."
             )
 
 

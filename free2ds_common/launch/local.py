@@ -142,8 +142,9 @@ def print_results(output_dir: Path, seconds: float) -> None:
     with (output_dir / REJECTS).open(encoding="utf-8") as lines:
         rejected = sum(1 for _ in lines) + summary["counts"]["rejected"]
     print(
-        f"\nFinished in {seconds:.0f} s: {summary['counts']['written']} of {_counted(summary['pool'], 'usable record')} "
-        f"selected, {_counted(rejected, 'record')} unusable, {summary['without_iou']} ranked without comparing where the models look."
+        f"\nFinished in {seconds:.0f} s: {summary['counts']['written']:,} of "
+        f"{_counted(summary['pool'], 'usable record')} selected, {_counted(rejected, 'record')} unusable, "
+        f"{summary['without_iou']:,} ranked without comparing where the models look."
     )
     print(_of_clusters(summary["models"]["text"]))
     for warning in summary["warnings"]:

@@ -189,9 +189,7 @@ def run_stages(example, place, dataset, num_shards):
                 )
             )
     run_bert(BertFeaturesConfig(records=at["records"], model=models["bert"], features=at["features"]))
-    run_scoring(
-        ClusterScoringConfig(features=[at["features"]], num_clusters=5, scores=at["text"], kmeans=at["kmeans"])
-    )
+    run_scoring(ClusterScoringConfig(features=[at["features"]], num_clusters=5, scores=at["text"], kmeans=at["kmeans"]))
     run_selection(
         JointSelectionConfig(
             records=at["records"],

@@ -143,7 +143,7 @@ def test_a_folder_that_does_not_say_enough_is_refused(tmp_path, first):
 
 
 def test_no_folder_there(tmp_path, first):
-    with pytest.raises(StageError, match="^kmeans_uri: /nowhere: no folder there"):
+    with pytest.raises(StageError, match=r"^kmeans_uri: /nowhere: no folder there\."):
         run(config_for(tmp_path, str(first / "f"), "/nowhere"))
 
 
