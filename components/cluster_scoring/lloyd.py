@@ -174,7 +174,7 @@ def train(
     """
     centroids = points[:num_clusters].copy()
     sums = np.zeros((num_clusters, points.shape[1]))
-    total = float(np.add.reduce(weights * _norms(points, pool)))
+    total = _total_of_squares(points, weights, pool)
     before = np.full(len(points), -1, np.int32)  # as an index the last cluster, whose sum is then made for nothing
     objectives: list[float] = []
     for _ in range(num_iterations):
@@ -203,11 +203,20 @@ def train(
     return Training(centroids, objectives)
 
 
-def _norms(points: np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:
-    """Squared lengths, float64, (n,)."""
-    return np.concatenate(
-        list(pool.map(lambda rows: squared_distances(rows, rows[:1] * 0), _in_pieces(points, _PAIRS)))
-    )
+def _total_of_squares(points: np.ndarray, weights: np.ndarray, pool: ThreadPoolExecutor) -> float:
+    """Weighted sum of the points' squared lengths."""
+
+    def of_each_dimension(start: int) -> np.ndarray:
+        some = slice(start, start + _SUMMED_ROWS)
+        squares = np.square(points[some], dtype=np.float64)
+        squares *= weights[some, None]
+        sums: np.ndarray = np.add.reduce(squares, axis=0)
+        return sums
+
+    total = np.zeros((1, points.shape[1]))
+    for sums in pool.map(of_each_dimension, range(0, len(points), _SUMMED_ROWS)):
+        total += sums
+    return float(_row_sums(total)[0])
 
 
 def _sum_up(
