@@ -103,3 +103,4 @@ bench-attention bench-selection: bench-%: $(READY)
 bench-text: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
 	@$(BIN)/python -m benchmarks.text
+	@$(BIN)/python -m benchmarks.keyed

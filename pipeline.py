@@ -131,6 +131,7 @@ class Selection(NamedTuple):
     report: dsl.HTML
     summary: dsl.Metrics
     random: dsl.Dataset
+    baseline: dsl.Dataset
     rejects: dsl.Artifact
 
 
@@ -162,6 +163,8 @@ def free2ds(
     num_clusters: int = ClusterScoringSettings.num_clusters,
     num_iterations: int = ClusterScoringSettings.num_iterations,
     order: str = ClusterScoringSettings.order,
+    kmeans_uri: str = ClusterScoringSettings.kmeans_uri,
+    kmeans_version: str = Versions.kmeans_version,
     ratio: float = JointSelectionSettings.ratio,
     num_samples: int = JointSelectionSettings.num_samples,
     alpha: float = JointSelectionSettings.alpha,
@@ -255,6 +258,8 @@ def free2ds(
             num_clusters=num_clusters,
             num_iterations=num_iterations,
             order=order,
+            kmeans_uri=kmeans_uri,
+            kmeans_version=kmeans_version,
             seed=seed,
             code_version=code_version,
         ),
@@ -288,6 +293,7 @@ def free2ds(
         report=chosen.outputs["report"],
         summary=chosen.outputs["summary"],
         random=chosen.outputs["random"],
+        baseline=chosen.outputs["baseline"],
         rejects=ingested.outputs["rejects"],
     )
 

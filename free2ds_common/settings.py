@@ -70,11 +70,13 @@ class Versions:
     Attributes:
         dataset_version: Any text; change it when the bytes behind dataset_uri change, or a cached result is used again.
         image_root_version: Any text; change it when the pictures change.
+        kmeans_version: Any text; change it when the folder behind kmeans_uri changes.
         code_version: Any text; change it when an image changes under the same tag.
     """
 
     dataset_version: str = ""
     image_root_version: str = ""
+    kmeans_version: str = ""
     code_version: str = __version__
 
 
