@@ -19,10 +19,14 @@ HUMAN, GPT, SYSTEM = "human", "gpt", "system"
 # LLaVA's words and those of chat templates.
 SPEAKERS: Mapping[str, str] = {HUMAN: HUMAN, "user": HUMAN, GPT: GPT, "assistant": GPT, SYSTEM: SYSTEM}
 
+# Made once: json.dumps makes one for each record.
+_RAW = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _PLACEHOLDERS = re.compile("<image>|<Image>")
 # A record is rejected where one of these keys holds anything: it would pass for a record without a picture.
 _OTHER_MEDIA = re.compile(r"(video|audio|sound|speech)s?([_-]?(path|file|name|url|uri)s?)?", re.IGNORECASE)
 _OTHER_PICTURES = re.compile(r"(image|img|picture|photo)s?([_-]?(path|file|filename|name|url|uri)s?)?", re.IGNORECASE)
+_READ_KEYS = {"id", "image", "images", "conversations", "messages", "source"}
 _MEDIA_PLACEHOLDER = re.compile("<(video|audio)>")
 
 
@@ -61,8 +65,7 @@ def check_record(record: object) -> CheckedRecord:
     Raises:
         RecordProblem: It is not a usable LLaVA record. Its picture is not looked at.
     """
-    if (levels := nesting(record)) > MAX_NESTING:
-        raise RecordProblem(TOO_DEEP, f"is nested {levels} levels deep, at most {MAX_NESTING} are read")
+    raw = _raw(record)
     if not isinstance(record, dict):
         raise RecordProblem("not_an_object", f"is {_kind(record)}, wanted an object")
     try:
@@ -82,8 +85,26 @@ def check_record(record: object) -> CheckedRecord:
         source=_source(record.get("source"), image),
         question=question(turns),
         messages=messages,
-        raw=json.dumps(record, separators=(",", ":"), allow_nan=False),
+        raw=raw,
     )
+
+
+def _raw(record: object) -> str:
+    """The record's JSON in one line.
+
+    Raises:
+        RecordProblem: It is nested too deeply, perhaps too deeply to be written.
+    """
+    try:
+        raw = _RAW.encode(record)
+    except RecursionError:
+        raw = ""
+    # Levels are counted only where there are brackets enough for so many: few records have 500.
+    if not raw or raw.count("[") + raw.count("{") > MAX_NESTING:
+        levels = nesting(record)
+        if levels > MAX_NESTING:
+            raise RecordProblem(TOO_DEEP, f"is nested {levels} levels deep, at most {MAX_NESTING} are read")
+    return raw
 
 
 def nesting(value: object) -> int:
@@ -101,8 +122,7 @@ def record_key(record: object) -> str:
     Raises:
         UnicodeEncodeError: It holds a lone surrogate.
     """
-    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(record).encode()).hexdigest()
 
 
 def question(turns: list[tuple[str, str]]) -> str | None:
@@ -126,7 +146,7 @@ def clean_message(value: str) -> str:
     Source:
         docs/method.md, section 4.
     """
-    return _PLACEHOLDERS.sub("", value).strip()
+    return (_PLACEHOLDERS.sub("", value) if "<" in value else value).strip()
 
 
 def _turns(record: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -152,6 +172,11 @@ def _turn(number: int, turn: object) -> tuple[str, str]:
     """One turn as (speaker, value): `from` and `value` as LLaVA writes it, or `role` and `content`."""
     if not isinstance(turn, dict):
         raise RecordProblem("turn_malformed", f"turn {number} is no object")
+    # The usual turn first: `from` and `value` and nothing that could disagree with them.
+    if len(turn) == 2:
+        name, said = turn.get("from"), turn.get("value")
+        if isinstance(name, str) and isinstance(said, str) and name in SPEAKERS:
+            return SPEAKERS[name], said
     said_by = [turn[key] for key in ("from", "role") if turn.get(key) is not None]
     if not said_by or not all(isinstance(name, str) for name in said_by):
         raise RecordProblem("turn_malformed", f"turn {number} is no object with a text in `from` or `role`")
@@ -207,14 +232,14 @@ def _refuse_other_media(record: Mapping[str, object], turns: list[tuple[str, str
         RecordProblem: There are some.
     """
     for key, value in record.items():
-        if value in (None, "", False) or value in ([], {}):
+        if key in _READ_KEYS or value in (None, "", False) or value in ([], {}):
             continue
         if _OTHER_MEDIA.fullmatch(key):
             raise RecordProblem("not_a_picture", f"has {key}; only pictures are read")
-        if image is None and _OTHER_PICTURES.fullmatch(key) and key not in ("image", "images"):
+        if image is None and _OTHER_PICTURES.fullmatch(key):
             raise RecordProblem("image_key_unknown", f"has {key}, wanted the picture's path in image or images")
     for speaker, value in turns:
-        found = _MEDIA_PLACEHOLDER.search(value) if speaker == HUMAN else None
+        found = _MEDIA_PLACEHOLDER.search(value) if speaker == HUMAN and "<" in value else None
         # With its closing tag it is HTML.
         if found and f"</{found[1]}>" not in value:
             raise RecordProblem("not_a_picture", f"a human turn holds {found[0]}; only pictures are read")
