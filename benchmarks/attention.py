@@ -351,6 +351,7 @@ def flat_memory(bounds: Bounds, records: int) -> None:
                     {
                         "unique_id": number + 1,
                         "record_key": f"{number:064x}",
+                        "position": number,
                         "image": f"{number // 4 % 100}.jpg",
                         "source": "bench",
                         "question": str(2 + number % 4),

@@ -1,13 +1,16 @@
 """joint_selection at full size against the plain way, and ten times that.
 
-    python -m benchmarks.selection [--records 665298] [--quick]
+    python -m benchmarks.selection [--records 665298] [--quick] [--chance]
 
 Two plain ways: one whose time was given when this stage was built (1,840 s for 665,298 records; the bound), and one
 that is timed here on the rows of one part: rows as Python objects, the top positions sorted and put into sets. The maps
 are synthetic. Each size runs in a process of its own, so that its peak memory is its own.
+
+What chance makes of a setting is timed on scores alone, and its numbers are held against simulated draws.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -15,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -22,9 +26,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from benchmarks.bounds import Bounds
-from components.joint_selection.config import JointSelectionConfig
+from benchmarks.bounds import Bounds, in_turns
+from components.joint_selection.chance import Chance, chance
+from components.joint_selection.config import DrawSettings, JointSelectionConfig
 from components.joint_selection.report.page import write_report
+from components.joint_selection.selection import Candidates, Selection, select
 from components.joint_selection.stage import run
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.inference.attention_stage import CAPTURE_VERSION
@@ -38,6 +44,7 @@ TEXT_ONLY = 40_688 / 665_298
 PLAIN_SAMPLE = 3_000
 TOP_K = 172
 PICTURES, CLUSTERS = 20, 1000
+SIMULATED = 200
 STATED_PLAIN_S = 1840 / 665_298
 
 
@@ -60,6 +67,8 @@ def write_inputs(folder: Path, records: int, templates: int) -> None:
             columns = [
                 pa.array([number + 1 for number in rows], pa.int64()),
                 pa.array(keys[start : start + 50_000]),
+                pa.array(list(rows)),
+                pa.array([str(number) for number in rows]),
                 pa.array([None if text_only[number] else f"{number % PICTURES}.jpg" for number in rows], pa.string()),
                 pa.array([SOURCES[-1] if text_only[number] else SOURCES[sources[number]] for number in rows]),
                 pa.array(said),
@@ -96,6 +105,7 @@ def write_inputs(folder: Path, records: int, templates: int) -> None:
             pa.array(keys),
             pa.array(np.full(records, 5, np.int32)),
             pa.array(rng.beta(4, 2, records)),
+            pa.array(np.arange(records, dtype=np.int32) % CLUSTERS),
         ]
         writer.write(pa.table(columns, names=TEXT_SCORES.arrow.names))
 
@@ -200,11 +210,71 @@ def plain_seconds_per_record(folder: Path) -> float:
     return (time.perf_counter() - start) / count
 
 
+def measure_chance(bounds: Bounds, records: int) -> None:
+    """Time of all that is said of chance, curve and sources included, and its numbers against simulated draws."""
+    rng = np.random.default_rng(1)
+    codes = np.where(rng.random(records) < TEXT_ONLY, len(SOURCES) - 1, rng.integers(0, len(SOURCES) - 1, records))
+    candidates = Candidates(
+        iou=np.where(codes == len(SOURCES) - 1, np.nan, rng.beta(2, 5, records)),
+        text_similarity=rng.beta(4, 2, records),
+        rejected=np.zeros(records, bool),
+        source=pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(SOURCES)),
+        noise=_words(rng, records),
+    )
+    slowest, furthest, spreads = 0.0, 0.0, []
+    for settings in (
+        DrawSettings(),
+        DrawSettings(temperature=0.1),
+        DrawSettings(temperature=0.001),
+        DrawSettings(temperature=0.1, stratify="source"),
+    ):
+        selection = select(settings, candidates)
+        found = chance(settings, candidates.source, selection)
+        work = partial(chance, settings, candidates.source, selection)
+        seconds = in_turns(3, chance=work).median("chance")
+        slowest = max(slowest, seconds)
+        off, spread = _simulated(settings, candidates, found)
+        furthest = max(furthest, off)
+        spreads.append(spread)
+        print(
+            f"temperature {settings.temperature:g} {settings.stratify}: {found.overlap.expected:.4%} "
+            f"({found.overlap.low:.4%} to {found.overlap.high:.4%}), random {found.overlap_random.expected:.2%} "
+            f"({found.overlap_random.low:.2%} to {found.overlap_random.high:.2%}), half at "
+            f"{found.wanted_temperature}: {seconds:.2f} s; {SIMULATED} draws: mean {off:.2f} standard errors off, "
+            f"spread over theirs {spread:.3f}",
+            flush=True,
+        )
+    bounds.at_most("chance_s", slowest, 1)
+    bounds.at_most("chance_mean_off_in_standard_errors", furthest, 4)
+    bounds.at_least("chance_spread_over_simulated", min(spreads), 0.8)
+    bounds.at_most("chance_spread_over_simulated", max(spreads), 1.25)
+
+
+def _words(rng: np.random.Generator, records: int) -> np.ndarray:
+    """Noise as `record_noise` makes it, without records to hash."""
+    return rng.integers(0, 2**64, (records, 3), dtype=np.uint64)
+
+
+def _simulated(settings: DrawSettings, candidates: Candidates, found: Chance) -> tuple[float, float]:
+    """How many standard errors of simulated draws their mean is from the expected overlap, and both spreads' ratio."""
+    overlaps = []
+    for seed in range(SIMULATED):
+        noise = _words(np.random.default_rng(seed), len(candidates.iou))
+        drawn: Selection = select(
+            dataclasses.replace(settings, seed=seed), dataclasses.replace(candidates, noise=noise)
+        )
+        overlaps.append(drawn.tilt.overlap_with_top)
+    deviation = float(np.std(overlaps))
+    off = abs(found.overlap.expected - float(np.mean(overlaps))) / (deviation / SIMULATED**0.5)
+    return off, found.overlap.spread / 1.96 / deviation
+
+
 def main() -> int:
     """Run everything; returns 1 when a bound is not kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=665_298)
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs")
+    parser.add_argument("--chance", action="store_true", help="only what chance makes of a setting")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -212,6 +282,9 @@ def main() -> int:
         return 0
     records = 20_000 if options.quick else options.records
     bounds = Bounds()
+    measure_chance(bounds, records)
+    if options.chance:
+        return bounds.report()
     full = measured(records, 0, with_plain=True)
     print(f"over the plain way timed here: {full['plain_s'] / full['seconds']:.1f} times")
     bounds.at_least("joint_selection_over_stated_plain", STATED_PLAIN_S * records / full["seconds"], 60)

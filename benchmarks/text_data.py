@@ -38,13 +38,14 @@ def sample_of(records: list[list[str]], turns: int | None, seed: int = 0) -> lis
 
 
 def write_records(folder: Path, messages: list[list[str]]) -> str:
-    """A records/1 folder of nothing but messages."""
+    """A records/2 folder of nothing but messages."""
     with DatasetWriter(folder, RECORDS) as writer:
         writer.write(
             [
                 {
                     "unique_id": number,
                     "record_key": f"{number:064d}",
+                    "position": number - 1,
                     "image": None,
                     "source": "bench",
                     "question": None,

@@ -13,7 +13,7 @@ class Schema:
     """A named, versioned table.
 
     Attributes:
-        name: Name and version, "records/1".
+        name: Name and version, "records/2".
         arrow: Columns, types and nullability.
     """
 
@@ -53,14 +53,17 @@ def text_messages_schema(dimensions: int) -> Schema:
 
 
 # unique_id: 1..N over the usable records, in input order. record_key: hex sha256 of the record's canonical JSON.
+# position: from 0 in the data set file, rejected records counted. id: the record's own, as text; null without one.
 # image: path below the image root in normal form; null for a text-only record. source: where the record comes from.
 # question: docs/method.md, section 1, without the appended instruction; null if no gpt turn follows a human turn.
 # messages: every human turn, cleaned as in docs/method.md, section 4. raw: the record's own JSON, complete.
 RECORDS = Schema(
-    "records/1",
+    "records/2",
     _columns(
         unique_id=pa.int64(),
         record_key=pa.string(),
+        position=pa.int64(),
+        id_=pa.string(),
         image_=pa.string(),
         source=pa.string(),
         question_=pa.string(),
@@ -75,10 +78,16 @@ TEXT_TURNS = Schema(
     _columns(unique_id=pa.int64(), record_key=pa.string(), turn=pa.int32(), message_key=pa.string()),
 )
 
-# text_similarity: mean over the record's turns of 1 - d / max(d), in [0, 1].
+# text_similarity: mean over the record's turns of 1 - d / max(d), in [0, 1]. cluster: of the record's first turn.
 TEXT_SCORES = Schema(
-    "text_scores/1",
-    _columns(unique_id=pa.int64(), record_key=pa.string(), num_turns=pa.int32(), text_similarity=pa.float64()),
+    "text_scores/2",
+    _columns(
+        unique_id=pa.int64(),
+        record_key=pa.string(),
+        num_turns=pa.int32(),
+        text_similarity=pa.float64(),
+        cluster=pa.int32(),
+    ),
 )
 
 
@@ -99,9 +108,10 @@ def kmeans_schema(dimensions: int) -> Schema:
 
 
 # iou: null if a map is missing. text_similarity: null if cluster_scoring has none. image_score = 1 - minmax(iou),
-# text_score = 1 - minmax(text_similarity) and combined: null outside the pool that is drawn from.
+# text_score = 1 - minmax(text_similarity) and combined: null outside the pool that is drawn from. id, image, position:
+# as in records/2. question: at most 200 characters of it. num_turns and cluster: as in text_scores/2, null without one.
 SCORES = Schema(
-    "scores/1",
+    "scores/2",
     _columns(
         unique_id=pa.int64(),
         record_key=pa.string(),
@@ -115,5 +125,11 @@ SCORES = Schema(
         llava_outcome=pa.string(),
         mgm_outcome=pa.string(),
         selected=pa.bool_(),
+        id_=pa.string(),
+        image_=pa.string(),
+        position=pa.int64(),
+        question_=pa.string(),
+        num_turns_=pa.int32(),
+        cluster_=pa.int32(),
     ),
 )

@@ -184,7 +184,7 @@ class AttentionConfig(AttentionSettings):
     """Settings and ports of an attention stage.
 
     Attributes:
-        shard: Input folder, records/1: one shard of split, or all of ingest's records.
+        shard: Input folder, records/2: one shard of split, or all of ingest's records.
         attention: Output folder, attention/1: one row per record; no map where the outcome says why.
     """
 

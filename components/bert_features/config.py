@@ -29,7 +29,7 @@ class BertFeaturesConfig(BertFeaturesSettings):
     """Embed every distinct human message once.
 
     Attributes:
-        records: Input folder, records/1.
+        records: Input folder, records/2.
         features: Output folder: messages (text_messages/1, the embeddings) and turns (text_turns/1, who said which).
         part: From a shell only: i/n takes the messages whose hash falls into part i of n; 0/1 takes all.
     """

@@ -26,7 +26,7 @@ class MessageSource:
         """Prepare.
 
         Args:
-            records: records/1.
+            records: records/2.
             turns: Gets a text_turns/1 row per turn of the part.
             part: Which messages to take: those whose hash falls into this part.
             parts: Number of parts.

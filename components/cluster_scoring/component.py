@@ -10,6 +10,7 @@ def cluster_scoring(
     kmeans: dsl.Output[dsl.Dataset],
     num_clusters: int,
     num_iterations: int,
+    order: str,
     seed: int,
     code_version: str,
 ) -> None:
@@ -22,6 +23,7 @@ def cluster_scoring(
         features=[features.path],
         num_clusters=num_clusters,
         num_iterations=num_iterations,
+        order=order,
         seed=seed,
         scores=scores.path,
         kmeans=kmeans.path,

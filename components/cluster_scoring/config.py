@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from free2ds_common.settings import SeedSettings, require_at_least
+from free2ds_common.settings import SeedSettings, require_at_least, require_choice
+
+KEY, REFERENCE = "key", "reference"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,8 +14,11 @@ class ClusterScoringSettings(SeedSettings):
     """Settings of the stage.
 
     Attributes:
-        num_clusters: Centroids of the text side's k-means; fewer where there are fewer distinct messages.
-        num_iterations: Iterations of k-means.
+        num_clusters: Centroids of the text side's k-means, no more than distinct messages; 0 for a 39th of those,
+            1000 at most. 0 in a local run unless it is given.
+        num_iterations: Iterations of k-means, at most; with order=key it ends where nothing changes any more.
+        order: key (training by record keys: the same scores with any input order, parts and threads) or reference
+            (FAISS's own k-means).
         seed: Seed of k-means: training points and initial centroids.
     """
 
@@ -21,12 +26,14 @@ class ClusterScoringSettings(SeedSettings):
 
     num_clusters: int = 1000
     num_iterations: int = 100
+    order: str = KEY
 
     def check(self) -> None:
         """See `Settings.check`."""
         super().check()
-        require_at_least("num_clusters", self.num_clusters, 1)
+        require_at_least("num_clusters", self.num_clusters, 0)
         require_at_least("num_iterations", self.num_iterations, 1)
+        require_choice("order", self.order, (KEY, REFERENCE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +42,7 @@ class ClusterScoringConfig(ClusterScoringSettings):
 
     Attributes:
         features: Input folder of bert_features, or several, one per part.
-        scores: Output folder, text_scores/1: one row per record.
+        scores: Output folder, text_scores/2: one row per record.
         kmeans: Output folder, kmeans/1: one row per cluster with centroid, size and typical message; empty for none.
     """
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from free2ds_common.datasets import Dataset, first_difference, open_dataset, open_parts
 from free2ds_common.errors import StageError
@@ -64,6 +65,21 @@ class Features:
             start, done = start + len(block), stop
         assert points is not None
         return points
+
+    def keys(self, rows: np.ndarray) -> list[str]:
+        """Message keys of some messages.
+
+        Args:
+            rows: int64, (n,), row numbers, ascending.
+        """
+        found: list[str] = []
+        start = done = 0
+        for part in self.messages:
+            for batch in part.batches(["message_key"], BLOCK_ROWS):
+                stop = int(np.searchsorted(rows, start + len(batch)))
+                found += batch.column(0).take(pa.array(rows[done:stop] - start)).to_pylist()
+                start, done = start + len(batch), stop
+        return found
 
     def texts(self, rows: set[int]) -> dict[int, str]:
         """The texts of some messages by row number."""

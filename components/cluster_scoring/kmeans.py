@@ -17,7 +17,7 @@ class Clustering:
     Attributes:
         centroids: float32, (clusters, dimensions).
         objectives: Sum of squared distances of the training points after each iteration.
-        squared_distances: float32, (messages,), to the nearest centroid.
+        squared_distances: float32 (order=key: float64), (messages,), to the nearest centroid.
         nearest: int64, (messages,), number of the nearest centroid.
     """
 
@@ -93,13 +93,13 @@ def similarity(squared_distances: np.ndarray) -> np.ndarray:
     """1 - d / max(d).
 
     Args:
-        squared_distances: float32, (n,), non-negative.
+        squared_distances: float32 or float64, (n,), non-negative.
 
     Returns:
-        float32, (n,), in [0, 1]; all ones if every distance is zero.
+        The same type, (n,), in [0, 1]; all ones if every distance is zero.
 
     Source:
-        docs/method.md, section 4; in float32, as the reference computes it.
+        docs/method.md, section 4; in float32 as the reference computes it, with order=key in float64.
     """
     largest = squared_distances.max()
     if largest == 0:

@@ -7,9 +7,13 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from components.cluster_scoring.config import ClusterScoringConfig, ClusterScoringSettings
+from components.cluster_scoring.config import KEY, ClusterScoringConfig, ClusterScoringSettings
 from components.cluster_scoring.features import Features, open_features
+from components.cluster_scoring.keyed import keyed_training
 from components.cluster_scoring.kmeans import Clustering, nearest_centroids, similarity, train, training_rows
+from components.cluster_scoring.lloyd import nearest_centroids as nearest_by_float64
+from components.cluster_scoring.lloyd import threads
+from components.cluster_scoring.number import doubts, fitting
 from components.cluster_scoring.turns import Turns, join_turns
 from free2ds_common.datasets import DatasetWriter
 from free2ds_common.result import Counts, StageResult
@@ -28,29 +32,32 @@ def run(config: ClusterScoringConfig) -> StageResult:
         StageError: Wrong settings, no features, or parts that do not belong together or leave turns out.
 
     Source:
-        docs/method.md, section 4. Differs in memory only: duplicates are never materialised.
+        docs/method.md, section 4. With order=reference it differs in memory only: duplicates are never materialised.
     """
     config.check()
     features = open_features(config.features)
     turns = join_turns(features)
     num_messages, num_turns = features.num_messages, len(turns.message)
-    num_clusters = min(config.num_clusters, num_messages)
-    if num_clusters < config.num_clusters:
-        logger.warning(
-            "%d distinct messages: %d clusters instead of %d", num_messages, num_clusters, config.num_clusters
-        )
-    clustering = _cluster(features, turns, num_clusters, config)
+    clustering = _cluster(features, turns, fitting(config.num_clusters, num_messages), config)
+    num_clusters = len(clustering.centroids)
+    warnings = doubts(config.num_clusters, num_clusters, num_messages)
+    for warning in warnings:
+        logger.warning(warning)
     similarities = similarity(clustering.squared_distances)[turns.message].astype(np.float64)
     scores = np.add.reduceat(similarities, turns.starts) / turns.per_record
     manifest = {
         "num_clusters": num_clusters,
         "num_clusters_asked": config.num_clusters,
         "num_iterations": config.num_iterations,
+        "iterations_run": len(clustering.objectives),
+        "order": config.order,
         "seed": config.seed,
-        "faiss_version": faiss.__version__,
+        "distinct_messages": num_messages,
+        "warnings": warnings,
+        **_computed_with(),
         **features.manifest,
     }
-    _write_scores(config.scores, turns, scores, manifest)
+    _write_scores(config.scores, turns, scores, clustering.nearest, manifest)
     if config.kmeans:
         _write_clusters(config.kmeans, clustering, features, turns, manifest)
     metrics = {
@@ -66,6 +73,12 @@ def run(config: ClusterScoringConfig) -> StageResult:
 
 def _cluster(features: Features, turns: Turns, num_clusters: int, settings: ClusterScoringSettings) -> Clustering:
     """Train on a sample of the turns, then assign every distinct message."""
+    if settings.order == KEY:
+        with threads() as pool:
+            training = keyed_training(features, turns, num_clusters, settings, pool)
+            logger.info("k-means: %d iterations", len(training.objectives))
+            distances, nearest = nearest_by_float64(features.blocks(), training.centroids, pool)
+        return Clustering(training.centroids, training.objectives, distances, nearest)
     sample = training_rows(len(turns.message), num_clusters, settings.seed)
     logger.info("k-means: %d turns, %d train %d clusters", len(turns.message), len(sample), num_clusters)
     points = features.gather(turns.message[sample])
@@ -75,12 +88,26 @@ def _cluster(features: Features, turns: Turns, num_clusters: int, settings: Clus
     return Clustering(index.reconstruct_n(0, index.ntotal), objectives, distances, nearest)
 
 
-def _write_scores(folder: str, turns: Turns, scores: np.ndarray, manifest: Mapping[str, object]) -> None:
+def _computed_with() -> dict[str, object]:
+    """What else decides the numbers: order=reference by FAISS's kernels, and the embeddings in any case."""
+    simd = np.show_config(mode="dicts")["SIMD Extensions"]
+    return {
+        "faiss_version": faiss.__version__,
+        "numpy_version": np.__version__,
+        "instruction_sets": [*simd.get("baseline", []), *simd.get("found", [])],
+        "faiss_options": faiss.get_compile_options().split(),
+    }
+
+
+def _write_scores(
+    folder: str, turns: Turns, scores: np.ndarray, nearest: np.ndarray, manifest: Mapping[str, object]
+) -> None:
     columns = [
         pa.array(turns.unique_id),
         turns.record_key,
         pa.array(turns.per_record.astype(np.int32)),
         pa.array(scores),
+        pa.array(nearest[turns.message[turns.starts]].astype(np.int32)),
     ]
     with DatasetWriter(folder, TEXT_SCORES) as writer:
         writer.write(pa.table(columns, names=TEXT_SCORES.arrow.names))

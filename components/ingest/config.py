@@ -28,7 +28,7 @@ class IngestConfig(IngestSettings):
     """Read a LLaVA data set, check every record and its picture, and number the usable ones.
 
     Attributes:
-        records: Output folder, records/1: one row per usable record.
+        records: Output folder, records/2: one row per usable record.
         rejects: Output file: one JSON line per unusable record, with its reason.
     """
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
+from components.ingest.listing import file_sizes
 from components.ingest.records import RecordProblem
 from free2ds_common.errors import StageError
 from free2ds_common.pictures import (
@@ -199,19 +200,10 @@ class _Store:
         uri = posixpath.join(self._root.rstrip("/"), folder)
         logger.info("listing %s", redacted(uri))
         try:
-            entries = retried(uri, lambda: self._fs.ls(path, detail=True, refresh=True))
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
+            return file_sizes(self._fs, path, uri)
         except StageError as error:
             logger.warning("%s; its pictures are looked up one by one", error)
             return None
-        # It would stay in memory: with GCS some kilobytes a picture.
-        self._fs.invalidate_cache(path)
-        return {
-            posixpath.basename(entry["name"]): 1 if entry.get("size") is None else entry["size"]
-            for entry in entries
-            if entry.get("type") != "directory"
-        }
 
     def _judged(self, image: str, size: int | None) -> RecordProblem | None:
         """What its size says of a picture; None: it is not there."""

@@ -46,9 +46,10 @@ class RecordProblem(Exception):
 
 @dataclass(frozen=True)
 class CheckedRecord:
-    """The columns of records/1 that come from the record alone; `unique_id` follows once the picture is known."""
+    """The columns of records/2 that come from the record alone; its numbers follow once the picture is known."""
 
     record_key: str
+    id: str | None
     image: str | None
     source: str
     question: str | None
@@ -81,6 +82,7 @@ def check_record(record: object) -> CheckedRecord:
     _refuse_other_media(record, turns, image)
     return CheckedRecord(
         record_key=key,
+        id=_own_id(record.get("id")),
         image=image,
         source=_source(record.get("source"), image),
         question=question(turns),
@@ -105,6 +107,13 @@ def _raw(record: object) -> str:
         if levels > MAX_NESTING:
             raise RecordProblem(TOO_DEEP, f"is nested {levels} levels deep, at most {MAX_NESTING} are read")
     return raw
+
+
+def _own_id(value: object) -> str | None:
+    """A record's own id as text: what is no string as its JSON; None without one."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def nesting(value: object) -> int:

@@ -65,7 +65,7 @@ def run(config: IngestConfig) -> StageResult:
                     with_image += checked.image is not None
                     unnamed_pictures += checked.image is None and PLACEHOLDER in (checked.question or "")
                     without_question += checked.image is not None and checked.question is None
-                    rows.append({"unique_id": written, **vars(checked)})
+                    rows.append({"unique_id": written, "position": read, **vars(checked)})
                     if len(rows) == ROWS_PER_WRITE:
                         writer.write(rows)
                         rows = []

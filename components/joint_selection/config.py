@@ -14,7 +14,7 @@ from free2ds_common.settings import (
 )
 
 SAMPLERS = ("gumbel", "reference", "top")
-MISSING_IOU = ("text", "reference", "exclude")
+MISSING_IOU = ("calibrated", "text", "reference", "exclude")
 TEXT_NORMALIZATION = ("reference", "rank")
 STRATIFY = ("", "source")
 
@@ -53,14 +53,15 @@ class DrawSettings(SampleSettings):
         alpha: Weight of the text side, in [0, 1].
         temperature: Temperature of the softmax over the scores, above 0; a low one leans more towards high scores.
         sampler: gumbel (keyed by record), reference (numpy's draw, bit for bit) or top (the highest scores).
-        missing_iou: What ranks a record without an IoU: text (its text score alone), reference (IoU 0) or exclude.
+        missing_iou: What ranks a record without an IoU: calibrated (its text quantile among such records, in combined
+            scores of the others), text (its text score alone), reference (IoU 0) or exclude.
         text_normalization: reference (min-max) or rank.
     """
 
     alpha: float = 0.5
     temperature: float = 1.0
     sampler: str = "gumbel"
-    missing_iou: str = "text"
+    missing_iou: str = "calibrated"
     text_normalization: str = "reference"
 
     def check(self) -> None:
@@ -97,13 +98,13 @@ class JointSelectionConfig(JointSelectionSettings):
     """Join where the two models look with how typical the text is, and draw the records worth training on.
 
     Attributes:
-        records: Input folder, records/1.
+        records: Input folder, records/2.
         llava_attention: Input folders, attention/1 by LLaVA, one per shard.
         mgm_attention: Input folders, attention/1 by MGM, one per shard.
-        text_scores: Input folder, text_scores/1.
+        text_scores: Input folder, text_scores/2.
         kmeans: Input folder, kmeans/1, for the report's section on clusters; empty for none.
         selected: Output file, LLaVA JSON: the chosen records in input order, untouched but for unique_id.
-        scores: Output folder, scores/1, one row per record: every score, both outcomes, probability, selected.
+        scores: Output folder, scores/2, one row per record: every score, both outcomes, probability, selected.
         report: Output file: one self-contained HTML page.
         summary: Output file, JSON: counts, tilt, parameters; its scalars are metrics.
         random: Output file, LLaVA JSON: a random draw of the same size, the control to train against.
@@ -128,7 +129,7 @@ class SweepConfig(SampleSettings):
     """Show what other settings would select from the scores of an earlier run; no model is run.
 
     Attributes:
-        scores: Input folder, scores/1 of an earlier selection.
+        scores: Input folder, scores/2 of an earlier selection.
         alpha: Values of alpha, separated by commas.
         temperature: Values of temperature, separated by commas.
         sampler: Values of sampler, separated by commas.

@@ -53,6 +53,7 @@ def doubts(settings: DrawSettings, inputs: Inputs, candidates: Candidates, selec
         selection: What was drawn.
     """
     return (
+        *inputs.text.manifest.get("warnings", ()),
         *_few_compared(settings, inputs, candidates),
         *_different_models(inputs),
         *_pictures_of_one_colour(inputs),

@@ -40,6 +40,7 @@ SAME_CLUSTERING = (
     "max_tokens",
     "num_clusters",
     "num_iterations",
+    "order",
     "seed",
 )
 
@@ -71,11 +72,15 @@ class Text:
 
     Attributes:
         similarity: float64, (N,), in [0, 1]; NaN for a record without one.
-        manifest: Of text_scores/1.
+        num_turns: int32, (N,), human turns; 0 where there is no similarity.
+        cluster: int32, (N,), of the first human turn; 0 where there is no similarity.
+        manifest: Of text_scores/2.
         unknown: Rows of ids that are not in records.
     """
 
     similarity: np.ndarray
+    num_turns: np.ndarray
+    cluster: np.ndarray
     manifest: Mapping[str, Any]
     unknown: int
 
@@ -85,7 +90,7 @@ class Inputs:
     """Everything that was read, one row per record.
 
     Attributes:
-        dataset: records/1.
+        dataset: records/2.
         records: Its columns in memory.
         comparison: On what the maps of both models are compared.
         llava: LLaVA's maps.
@@ -117,6 +122,16 @@ class Inputs:
         """bool, (N,): both models have a map."""
         both: np.ndarray = (self.llava.outcome == _OK) & (self.mgm.outcome == _OK)
         return both
+
+    @property
+    def why_no_iou(self) -> np.ndarray:
+        """Both models' outcomes as one, uint8, (N,), index into `outcomes.ALL`: ok for a record with an IoU.
+
+        Where the models differ, one that is not ok; of two such the first in `outcomes.ALL`, whichever model's it is.
+        """
+        sides = np.stack([side.outcome for side in self.sides])
+        failed = np.where(sides == _OK, len(outcomes.ALL), sides).min(axis=0)
+        return np.where(self.compared, _OK, failed).astype(np.uint8)
 
     def iou(self) -> np.ndarray:
         """IoU of both models' maps, float64, (N,); NaN where one is missing.
@@ -207,10 +222,13 @@ def read_text(folder: str, records: Records) -> Text:
         StageError: Scores are there twice, of other records, or not in [0, 1].
     """
     similarity = np.full(len(records.unique_id), np.nan)
+    num_turns, cluster = np.zeros((2, len(similarity)), np.int32)
     unknown: list[np.ndarray] = []
     where = f"text_scores: {folder}"
     dataset = open_dataset(folder, TEXT_SCORES)
-    for batch in dataset.batches(["unique_id", "record_key", "text_similarity"], _TEXT_BATCH_ROWS):
+    for batch in dataset.batches(
+        ["unique_id", "record_key", "text_similarity", "num_turns", "cluster"], _TEXT_BATCH_ROWS
+    ):
         rows, known = locate(records, batch, where, unknown)
         if (again := there_twice(rows, ~np.isnan(similarity[rows]))).size:
             raise StageError(f"{where}: {records.named(again)} there twice. Rerun cluster_scoring.")
@@ -218,10 +236,11 @@ def read_text(folder: str, records: Records) -> Text:
         if (wrong := rows[~((values >= 0) & (values <= 1))]).size:
             raise StageError(f"{where}: {records.named(wrong)} outside [0, 1]. Rerun cluster_scoring.")
         similarity[rows] = values
+        num_turns[rows], cluster[rows] = known.column(3).to_numpy(), known.column(4).to_numpy()
     missing = np.flatnonzero(np.isnan(similarity))
     if len(missing):
         logger.warning("text_scores: no score for %s", records.named(missing))
-    return Text(similarity, dataset.manifest, count_unknown(unknown, "text_scores"))
+    return Text(similarity, num_turns, cluster, dataset.manifest, count_unknown(unknown, "text_scores"))
 
 
 def open_kmeans(folder: str, text: Text) -> Dataset:

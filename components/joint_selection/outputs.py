@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from components.joint_selection.inputs import Inputs
 from components.joint_selection.selection import Candidates, Selection
@@ -18,10 +19,12 @@ from free2ds_common.storage import atomic_writer
 # What every record of a selection is numbered by.
 UNIQUE_ID = "unique_id"
 _WRITE_ROWS = 50_000
+# Characters of a question in scores/2.
+_QUESTION_LENGTH = 200
 
 
 def write_scores(folder: str, inputs: Inputs, candidates: Candidates, selection: Selection, summary: Summary) -> None:
-    """Write scores/1, a row per record in input order.
+    """Write scores/2, a row per record in input order.
 
     Args:
         folder: Where to.
@@ -31,15 +34,21 @@ def write_scores(folder: str, inputs: Inputs, candidates: Candidates, selection:
         summary: For the manifest.
     """
     with DatasetWriter(folder, SCORES) as writer:
-        for start in range(0, len(candidates.iou), _WRITE_ROWS):
-            columns = list(_score_columns(inputs, candidates, selection, slice(start, start + _WRITE_ROWS)))
+        start = 0
+        # These columns are as large as the pictures' names and all questions: never held in full.
+        for batch in inputs.dataset.batches(["id", "image", "position", "question"], _WRITE_ROWS):
+            rows = slice(start, start + len(batch))
+            columns = [*_score_columns(inputs, candidates, selection, rows), *_told_by_record(inputs, batch, rows)]
             writer.write(pa.table(columns, names=SCORES.arrow.names))
+            start = rows.stop
         content = summary.as_json()
+        # Nothing that another run with the same result would not say too.
         writer.manifest.update({name: content[name] for name in ("parameters", "models", "counts")})
+        writer.manifest.update({name: content["ingest"][name] for name in ("dataset_uri", "dataset_sha256")})
 
 
 def _score_columns(inputs: Inputs, candidates: Candidates, selection: Selection, rows: slice) -> Iterator[pa.Array]:
-    """The columns of scores/1 in order."""
+    """The columns of scores/2 up to `selected`, in order."""
     words = pa.array(outcomes.ALL)
     yield pa.array(inputs.records.unique_id[rows])
     yield inputs.records.record_key[rows]
@@ -53,6 +62,21 @@ def _score_columns(inputs: Inputs, candidates: Candidates, selection: Selection,
     yield pa.array(selection.selected[rows])
 
 
+def _told_by_record(inputs: Inputs, batch: pa.RecordBatch, rows: slice) -> Iterator[pa.Array]:
+    """The columns of scores/2 after `selected`: what a record is known by elsewhere."""
+    identity, image, position, question = batch.columns
+    yield from (identity, image, position, _shortened(question))
+    unscored = np.isnan(inputs.text.similarity[rows])
+    for values in (inputs.text.num_turns, inputs.text.cluster):
+        yield pa.array(values[rows], mask=unscored)
+
+
+def _shortened(texts: pa.StringArray) -> pa.StringArray:
+    """Texts of at most `_QUESTION_LENGTH` characters; an ellipsis ends those that were longer."""
+    short = pc.binary_join_element_wise(pc.utf8_slice_codeunits(texts, 0, _QUESTION_LENGTH - 1), "…", "")
+    return pc.if_else(pc.greater(pc.utf8_length(texts), _QUESTION_LENGTH), short, texts)
+
+
 def write_records(path: str, dataset: Dataset, wanted: np.ndarray) -> None:
     """Write the wanted records in input order, untouched but for unique_id; the data set is read again as a stream.
 
@@ -60,7 +84,7 @@ def write_records(path: str, dataset: Dataset, wanted: np.ndarray) -> None:
 
     Args:
         path: JSON list to write.
-        dataset: records/1.
+        dataset: records/2.
         wanted: bool, (N,).
     """
     row, first = 0, True

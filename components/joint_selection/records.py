@@ -20,7 +20,7 @@ _IMAGE_BATCH_ROWS = 65_536
 
 @dataclass(frozen=True)
 class Records:
-    """What is kept in memory of records/1, in input order.
+    """What is kept in memory of records/2, in input order.
 
     Attributes:
         unique_id: int64, (N,).
@@ -41,7 +41,7 @@ class Records:
 
 
 def read_records(folder: str) -> tuple[Dataset, Records]:
-    """Open records/1 and read ids, keys and sources.
+    """Open records/2 and read ids, keys and sources.
 
     Raises:
         StageError: There are none.

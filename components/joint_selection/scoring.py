@@ -79,9 +79,48 @@ def image_score(iou: np.ndarray, missing_iou: str) -> np.ndarray:
     return score
 
 
-def combine(image: np.ndarray, text: np.ndarray, alpha: float) -> np.ndarray:
-    """(1 - alpha) * image + alpha * text; the text side alone where the image side is NaN."""
-    return np.where(np.isnan(image), text, (1 - alpha) * image + alpha * text)
+def combine(image: np.ndarray, text: np.ndarray, alpha: float, missing_iou: str) -> np.ndarray:
+    """(1 - alpha) * image + alpha * text; by the text side where the image side is NaN.
+
+    Args:
+        image: float64, (n,), in [0, 1] or NaN.
+        text: float64, (n,), in [0, 1].
+        alpha: Weight of the text side, in [0, 1].
+        missing_iou: "calibrated" puts a record without an image score where `at_text_quantile` says, as long as any
+            record has one; otherwise its score is that of the text side.
+
+    Returns:
+        float64, (n,), in [0, 1].
+    """
+    missing = np.isnan(image)
+    combined = np.where(missing, text, (1 - alpha) * image + alpha * text)
+    if missing_iou == "calibrated" and not missing.all():
+        combined[missing] = at_text_quantile(text[missing], combined[~missing])
+    return combined
+
+
+def at_text_quantile(text: np.ndarray, known_combined: np.ndarray) -> np.ndarray:
+    """The combined scores that stand among `known_combined` where each text score stands among `text`.
+
+    The mean of two signals spreads less than one of them, and other records say other things: side by side, records
+    with the text score alone crowd the top or are missing there. By quantiles both kinds have the same scores.
+
+    Args:
+        text: float64, (m,), of the records without an image score.
+        known_combined: float64, (k,), at least one, of those with one; in any order.
+
+    Returns:
+        float64, (m,), rising with `text`. Equal text scores stand at their mean rank; between two combined scores it
+        goes in a straight line.
+
+    Source:
+        docs/method.md, section 5.
+    """
+    _, group, sizes = np.unique(text, return_inverse=True, return_counts=True)
+    quantile = (np.cumsum(sizes) - sizes / 2) / len(text)
+    places = np.arange(len(known_combined)) + 0.5
+    found: np.ndarray = np.interp(quantile * len(known_combined), places, np.sort(known_combined))[group]
+    return found
 
 
 def softmax(combined: np.ndarray, temperature: float) -> np.ndarray:

@@ -42,6 +42,8 @@ class Selection:
         in_pool: bool, (N,): may be drawn.
         selected: bool, (N,).
         control: bool, (N,): the random control.
+        best: bool, (N,): what the "top" sampler would have drawn.
+        stratum: int64, (N,); each is drawn from on its own; -1 outside the pool.
         edge: float64, (N,); the score at which the "top" sampler would stop in the record's stratum.
         tilt: How far the draw leans.
     """
@@ -53,6 +55,8 @@ class Selection:
     in_pool: np.ndarray
     selected: np.ndarray
     control: np.ndarray
+    best: np.ndarray
+    stratum: np.ndarray
     edge: np.ndarray
     tilt: Tilt
 
@@ -77,7 +81,7 @@ def select(settings: DrawSettings, candidates: Candidates) -> Selection:
     image, text, combined = (np.full(count, np.nan) for _ in range(3))
     image[pool] = image_score(candidates.iou[pool], settings.missing_iou)
     text[pool] = text_score(candidates.text_similarity[pool], settings.text_normalization)
-    combined[pool] = scores = combine(image[pool], text[pool], settings.alpha)
+    combined[pool] = scores = combine(image[pool], text[pool], settings.alpha, settings.missing_iou)
     noise = candidates.noise[pool]
     strata = _strata(settings, candidates.source, pool)
     chosen, p = draw(scores, settings.temperature, wanted, settings.sampler, noise, strata, settings.seed)
@@ -89,6 +93,8 @@ def select(settings: DrawSettings, candidates: Candidates) -> Selection:
     np.minimum.at(lowest, strata[best], scores[best])
     edge = np.full(count, np.nan)
     edge[pool] = lowest[strata]
+    stratum = np.full(count, -1)
+    stratum[pool] = strata
     return Selection(
         image_score=image,
         text_score=text,
@@ -97,6 +103,8 @@ def select(settings: DrawSettings, candidates: Candidates) -> Selection:
         in_pool=in_pool,
         selected=_mask(count, pool[chosen]),
         control=_mask(count, pool[control]),
+        best=_mask(count, pool[best]),
+        stratum=stratum,
         edge=edge,
         # Each stratum's probabilities sum to 1; weighted by its share of the pool they are one distribution.
         tilt=tilt(scores, p * np.bincount(strata)[strata] / len(pool), chosen, best),

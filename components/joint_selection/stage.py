@@ -1,6 +1,7 @@
 """Joins where the models look with how typical the text is, and draws the records worth training on."""
 
 import logging
+import time
 
 from components.joint_selection.config import JointSelectionConfig
 from components.joint_selection.doubts import refuse_text_alone
@@ -14,6 +15,7 @@ from components.joint_selection.report.wording import tilt_in_words
 from components.joint_selection.selection import Candidates, select
 from components.joint_selection.summary import summarize
 from free2ds_common.result import StageResult
+from free2ds_common.run_facts import run_facts
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ def run(config: JointSelectionConfig) -> StageResult:
     Source:
         docs/method.md, sections 3 and 5; section 6 for what differs from the reference.
     """
+    started = time.time()
     config.check()
     inputs = read_inputs(config)
     verdict = judge([side.outcome for side in inputs.sides], inputs.text.similarity)
@@ -38,7 +41,7 @@ def run(config: JointSelectionConfig) -> StageResult:
     refuse_text_alone(inputs, verdict)
     candidates = score(inputs, verdict, config.seed)
     selection = select(config, candidates)
-    summary = summarize(config, inputs, verdict, candidates, selection)
+    summary = summarize(config, inputs, verdict, candidates, selection, run_facts(started))
     write_scores(config.scores, inputs, candidates, selection, summary)
     write_records(config.selected, inputs.dataset, selection.selected)
     write_records(config.random, inputs.dataset, selection.control)

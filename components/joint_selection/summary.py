@@ -3,12 +3,13 @@
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from components.joint_selection.config import JointSelectionConfig
+from components.joint_selection.chance import Chance, chance
+from components.joint_selection.config import JointSelectionConfig, JointSelectionSettings
 from components.joint_selection.doubts import doubts
 from components.joint_selection.inputs import Inputs, counted
 from components.joint_selection.rejected import Verdict
@@ -16,34 +17,54 @@ from components.joint_selection.scoring import Tilt
 from components.joint_selection.selection import Candidates, Selection, by_source
 from free2ds_common import __version__
 from free2ds_common.result import Counts, StageResult
+from free2ds_common.run_facts import RunFacts
 
 Facts = Mapping[str, Any]
 
 _MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "grid", "max_new_tokens", "capture_version")
-_TEXT_MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "max_tokens", "num_clusters", "faiss_version")
-_OUTPUTS = ("selected", "scores", "report", "summary", "random", "overview")
+_TEXT_MODEL_FACTS = (
+    "model",
+    "revision",
+    "model_fingerprint",
+    "dtype",
+    "max_tokens",
+    "num_clusters",
+    "num_clusters_asked",
+    "distinct_messages",
+    "order",
+    "iterations_run",
+    "faiss_version",
+    "numpy_version",
+)
 # Every artifact carries the metadata, which must not grow with the data set: so many sources, with names so long.
 _SOURCES_IN_METADATA, _NAME_LENGTH = 100, 80
 
 
 @dataclass(frozen=True)
 class Ingest:
-    """What ingest did before, as records/1 says; empty where it says nothing.
+    """What ingest did before, as records/2 says; empty where it says nothing.
 
     Attributes:
         dataset_uri: The data set.
+        dataset_sha256: Of its file, hex.
         counts: Records read, written, dropped and rejected.
         reject_reasons: Rejected records by reason.
     """
 
     dataset_uri: str
+    dataset_sha256: str
     counts: Mapping[str, int]
     reject_reasons: Mapping[str, int]
 
     @classmethod
     def of(cls, manifest: Facts) -> "Ingest":
-        """From the manifest of records/1."""
-        return cls(manifest.get("dataset_uri", ""), manifest.get("counts", {}), manifest.get("reject_reasons", {}))
+        """From the manifest of records/2."""
+        return cls(
+            manifest.get("dataset_uri", ""),
+            manifest.get("dataset_sha256", ""),
+            manifest.get("counts", {}),
+            manifest.get("reject_reasons", {}),
+        )
 
 
 @dataclass(frozen=True)
@@ -59,6 +80,21 @@ class SourceCounts:
     pool: int
     selected: int
     random: int
+
+
+@dataclass(frozen=True)
+class OutcomeCounts:
+    """Records of one outcome, both models' taken together.
+
+    Attributes:
+        pool: Could be drawn.
+        selected: Were drawn.
+        top: Would have been drawn by the "top" sampler.
+    """
+
+    pool: int
+    selected: int
+    top: int
 
 
 @dataclass(frozen=True)
@@ -105,12 +141,15 @@ class Summary:
         without_iou: How many of them have no IoU.
         all_scores_equal: Whether the draw was uniform.
         tilt: How far it leans.
+        chance: What of that is the settings' doing and what this draw's luck; in metadata only as metrics.
         outcomes: Of each model: records by outcome.
+        by_outcome: Records of the pool by why they have no IoU; "ok" are those with one.
         sources: Records by source, the largest source first.
-        parameters: Settings and ports; summary.json has the settings and the single inputs.
+        parameters: Settings and ports; summary.json has the settings, for the ports are gone after the run.
         grids: Of the maps.
         models: What was scored with.
         code_version: Of free2ds.
+        run: When and how it was made; nothing in it decides the selection.
     """
 
     counts: Counts
@@ -122,21 +161,20 @@ class Summary:
     without_iou: int
     all_scores_equal: bool
     tilt: Tilt
+    chance: Chance
     outcomes: Mapping[str, Mapping[str, int]]
+    by_outcome: Mapping[str, OutcomeCounts]
     sources: Mapping[str, SourceCounts]
     parameters: JointSelectionConfig
     grids: Grids
     models: Models
     code_version: str
+    run: RunFacts
 
     @property
     def named_parameters(self) -> dict[str, str | int | float]:
-        """Settings and single inputs by name: what decides the result, and fits a table."""
-        return {
-            name: value
-            for name, value in asdict(self.parameters).items()
-            if isinstance(value, str | int | float) and name not in _OUTPUTS
-        }
+        """Settings by name: what decides the result. No ports: their folders are gone after a run."""
+        return {field.name: getattr(self.parameters, field.name) for field in fields(JointSelectionSettings)}
 
     def as_json(self) -> dict[str, Any]:
         """The content of summary.json."""
@@ -144,9 +182,10 @@ class Summary:
 
     def as_result(self) -> StageResult:
         """What the stage returns: scalars as metrics, everything else as metadata, of the sources the largest ones."""
-        metrics = {name: float(value) for name, value in asdict(self.tilt).items()}
+        metrics = {name: float(value) for name, value in asdict(self.tilt).items()} | self.chance.metrics
         metrics |= {"pool": float(self.pool), "without_iou": float(self.without_iou)}
-        metadata = {name: value for name, value in self.as_json().items() if name not in ("counts", "tilt")}
+        left_out = ("counts", "tilt", "chance", "run")
+        metadata = {name: value for name, value in self.as_json().items() if name not in left_out}
         metadata["sources"] = {
             _short_name(name): asdict(row) for name, row in itertools.islice(self.sources.items(), _SOURCES_IN_METADATA)
         }
@@ -156,7 +195,12 @@ class Summary:
 
 
 def summarize(
-    config: JointSelectionConfig, inputs: Inputs, verdict: Verdict, candidates: Candidates, selection: Selection
+    config: JointSelectionConfig,
+    inputs: Inputs,
+    verdict: Verdict,
+    candidates: Candidates,
+    selection: Selection,
+    run: RunFacts,
 ) -> Summary:
     """Put the summary together.
 
@@ -166,6 +210,7 @@ def summarize(
         verdict: What of it cannot be used.
         candidates: What was drawn from.
         selection: What was drawn.
+        run: When and how.
     """
     scores = selection.combined[selection.in_pool]
     read, written, rejected = len(candidates.iou), int(selection.selected.sum()), int(verdict.rejected.sum())
@@ -183,7 +228,9 @@ def summarize(
         without_iou=int(np.isnan(candidates.iou[selection.in_pool]).sum()),
         all_scores_equal=bool(scores.min() == scores.max()),
         tilt=selection.tilt,
+        chance=chance(config, candidates.source, selection),
         outcomes={side.name: counted(side.outcome) for side in inputs.sides},
+        by_outcome=_by_outcome(inputs.why_no_iou, selection),
         sources={name: SourceCounts(**row) for name, row in sources.items()},
         parameters=config,
         grids=Grids(llava_grid, mgm_grid, inputs.comparison.grid),
@@ -193,7 +240,14 @@ def summarize(
             text=_facts(inputs.text.manifest, _TEXT_MODEL_FACTS),
         ),
         code_version=__version__,
+        run=run,
     )
+
+
+def _by_outcome(codes: np.ndarray, selection: Selection) -> dict[str, OutcomeCounts]:
+    """Records of the pool by outcome, in the order of `outcomes.ALL`."""
+    pool, selected, top = (counted(codes[mask]) for mask in (selection.in_pool, selection.selected, selection.best))
+    return {word: OutcomeCounts(count, selected.get(word, 0), top.get(word, 0)) for word, count in pool.items()}
 
 
 def _short_name(name: str) -> str:

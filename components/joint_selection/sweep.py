@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from components.joint_selection.chance import Expectation, expect
 from components.joint_selection.config import DrawSettings, SweepConfig
 from components.joint_selection.doubts import small_strata
 from components.joint_selection.draw import record_noise
@@ -29,20 +30,39 @@ _SOURCES_SHOWN, _SOURCE_LENGTH = 20, 60
 
 
 @dataclass(frozen=True)
+class SettingChance:
+    """What draws with a setting have on average.
+
+    Attributes:
+        overlap: Share in the deterministic top n.
+        overlap_random: The same, of a uniform draw.
+        mean_combined: Mean combined score.
+    """
+
+    overlap: Expectation
+    overlap_random: Expectation
+    mean_combined: float
+
+
+@dataclass(frozen=True)
 class Sweep:
     """What each combination of settings selects. The fields are those of the JSON output.
 
     Attributes:
         settings: The combinations.
-        tilt: Of each.
-        overlap: Share of each selection that is also in each other one.
+        tilt: Of the one draw that each makes with this seed.
+        chance: What the draws of each have on average.
+        expected_overlap: Expected share of each one's draws that is also in another draw, made independently, of each.
         sources: By name: records that any setting may draw ("pool"), and those that each one ("1", "2", ..) selects.
+        expected_sources: By name: how many records each setting is expected to select, in the order of the settings.
     """
 
     settings: list[DrawSettings]
     tilt: list[Tilt]
-    overlap: list[list[float]]
+    chance: list[SettingChance]
+    expected_overlap: list[list[float]]
     sources: Mapping[str, Mapping[str, int]]
+    expected_sources: Mapping[str, list[Expectation]]
 
     @property
     def numbers(self) -> list[str]:
@@ -63,19 +83,24 @@ def run(config: SweepConfig) -> Sweep:
     for one in settings:
         one.check()
     candidates = _read_scores(config.scores, config.seed)
-    tilts, masks, pools = [], [], []
+    tilts, masks, pools, expected = [], [], [], []
     warnings: list[str] = []
     for one in settings:
         selection = select(one, candidates)
         tilts.append(selection.tilt)
         masks.append(selection.selected)
         pools.append(selection.in_pool)
+        expected.append(expect(one, candidates.source, selection))
         warnings += small_strata(one, candidates, selection)
     for sentence in dict.fromkeys(warnings):
         logger.warning("%s", sentence)
-    common = [[float(np.count_nonzero(one & other) / np.count_nonzero(one)) for other in masks] for one in masks]
+    chances = [SettingChance(one.overlap, one.overlap_random, one.mean_combined) for one in expected]
+    common = [[float(one.inclusion @ other.inclusion / one.inclusion.sum()) for other in expected] for one in expected]
     columns = {str(number): mask for number, mask in enumerate(masks, start=1)}
-    sweep = Sweep(settings, tilts, common, by_source(candidates.source, pool=np.logical_or.reduce(pools), **columns))
+    sources = by_source(candidates.source, pool=np.logical_or.reduce(pools), **columns)
+    codes = {name: code for code, name in enumerate(candidates.source.dictionary.to_pylist())}
+    expected_sources = {name: [one.sources[codes[name]] for one in expected] for name in sources}
+    sweep = Sweep(settings, tilts, chances, common, sources, expected_sources)
     if config.output:
         with atomic_writer(config.output, "w") as handle:
             json.dump(asdict(sweep), handle, indent=1)
@@ -111,22 +136,22 @@ def combinations(config: SweepConfig) -> list[DrawSettings]:
 
 
 def as_markdown(sweep: Sweep) -> str:
-    """The tables of a sweep: tilt, overlap, composition by source (the largest ones)."""
+    """The tables of a sweep, all of expectations: tilt, overlap, composition by source (the largest ones)."""
     return "\n".join([*_tilt_table(sweep), "", *_overlap_table(sweep), "", *_source_table(sweep)])
 
 
 def _tilt_table(sweep: Sweep) -> list[str]:
     varied = [name for name in SWEPT if len({getattr(one, name) for one in sweep.settings}) > 1]
     shown = varied or list(SWEPT)[:2]
-    columns = ("mean score, pool", "mean score, selected", "in top n", "by chance", "weight ratio", "effective n")
+    columns = ("mean score, pool", "mean score, selected", "in top n", "random draw", "weight ratio", "effective n")
     head = ["", *shown, *columns]
-    lines = ["## Tilt", "", row(head), row([RIGHT] * len(head))]
-    for number, one, tilt in zip(sweep.numbers, sweep.settings, sweep.tilt, strict=True):
+    lines = ["## Tilt: what draws have on average, and 95% of them", "", row(head), row([RIGHT] * len(head))]
+    for number, one, tilt, chance in zip(sweep.numbers, sweep.settings, sweep.tilt, sweep.chance, strict=True):
         cells = (
             f"{tilt.mean_combined_pool:.4f}",
-            f"{tilt.mean_combined_selected:.4f}",
-            f"{tilt.overlap_with_top:.1%}",
-            f"{tilt.overlap_by_chance:.1%}",
+            f"{chance.mean_combined:.4f}",
+            _with_interval(chance.overlap),
+            _with_interval(chance.overlap_random),
             f"{tilt.weight_ratio:.3g}",
             f"{tilt.effective_sample_size:.0f}",
         )
@@ -136,24 +161,30 @@ def _tilt_table(sweep: Sweep) -> list[str]:
 
 def _overlap_table(sweep: Sweep) -> list[str]:
     numbers = sweep.numbers
-    lines = ["## Share of a row's selection that is also in a column's", "", row(["", *numbers])]
+    lines = ["## Expected share of a row's draw that is also in an independent draw of a column's", ""]
+    lines.append(row(["", *numbers]))
     lines.append(row([RIGHT] * (len(numbers) + 1)))
     lines += [
         row([number, *(f"{share:.1%}" for share in shares)])
-        for number, shares in zip(numbers, sweep.overlap, strict=True)
+        for number, shares in zip(numbers, sweep.expected_overlap, strict=True)
     ]
     return lines
 
 
 def _source_table(sweep: Sweep) -> list[str]:
     columns = ("pool", *sweep.numbers)
-    lines = ["## Records by source", "", row(["source", *columns]), row([LEFT, *[RIGHT] * len(columns)])]
+    lines = ["## Records by source, expected", "", row(["source", *columns]), row([LEFT, *[RIGHT] * len(columns)])]
     sources = list(sweep.sources.items())
     for name, counts in sources[:_SOURCES_SHOWN]:
-        lines.append(row([cell(name, _SOURCE_LENGTH), *(str(counts[column]) for column in columns)]))
+        expected = (f"{one.expected:.1f} ({one.low:.0f} to {one.high:.0f})" for one in sweep.expected_sources[name])
+        lines.append(row([cell(name, _SOURCE_LENGTH), str(counts["pool"]), *expected]))
     if len(sources) > _SOURCES_SHOWN:
         lines.append(f"\n{len(sources) - _SOURCES_SHOWN} smaller sources are not shown; --output has them all.")
     return lines
+
+
+def _with_interval(share: Expectation) -> str:
+    return f"{share.expected:.1%}" + (f" ({share.low:.1%} to {share.high:.1%})" if share.spread else "")
 
 
 def _words(text: str) -> list[str]:

@@ -31,8 +31,8 @@ class SplitConfig(SplitSettings):
     """Divide the records into shards; all records of one picture stay together.
 
     Attributes:
-        records: Input folder, records/1.
-        shards: Output folder: one records/1 folder per shard.
+        records: Input folder, records/2.
+        shards: Output folder: one records/2 folder per shard.
     """
 
     records: str

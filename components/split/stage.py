@@ -43,7 +43,7 @@ def run(config: SplitConfig) -> StageResult:
         The counts; the records of each shard. A shard may be empty.
 
     Raises:
-        StageError: A wrong number of shards, no records/1, or a file in place of the output folder.
+        StageError: A wrong number of shards, no records/2, or a file in place of the output folder.
     """
     config.check()
     records = open_dataset(config.records, RECORDS)

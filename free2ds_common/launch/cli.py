@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from free2ds_common.launch.kubernetes_names import require_registry, require_tag
 from free2ds_common.launch.local import LocalRun, run_locally
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameters import read_mapping, read_parameters, refuse_local_paths, with_absolute_paths
+from free2ds_common.redact import redacted
 from free2ds_common.runlog import quiet_libraries
 
 EXIT_INTERRUPTED = 130
@@ -37,6 +39,7 @@ def main(pipeline: dsl.base_component.BaseComponent, argv: Sequence[str] | None)
     quiet_libraries()
     package = Package.compile(pipeline)
     arguments = command_line(package).parse_args(argv)
+    arguments.typed = sys.argv[1:] if argv is None else argv
     exit_codes: list[int] = []
     try:
         with _ended_like_interrupted():
@@ -140,7 +143,8 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
     """Run the whole pipeline on this machine."""
     given = read_parameters(package, arguments.params_file, arguments.param)
     # A machine without a GPU takes longer and does the same; on a cluster it would be a step in the wrong place.
-    values = {"require_gpu": False, **with_absolute_paths(given)}
+    # Small data sets are tried out here, for which the method's 1000 clusters are too many.
+    values = {"require_gpu": False, "num_clusters": 0, **with_absolute_paths(given)}
     in_images = arguments.runner == "docker"
     if not in_images and (arguments.registry or arguments.network):
         raise StageError("--registry and --network: only --runner docker uses images. Add it, or leave them out.")
@@ -159,6 +163,8 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
         keep_work=arguments.keep_work,
         in_images=in_images,
         network=arguments.network,
+        # Each by itself: what redacts a URI must not see the quotes around it.
+        command=shlex.join(["free2ds", *map(redacted, arguments.typed)]),
     )
     return run_locally(run)
 

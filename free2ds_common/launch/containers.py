@@ -102,7 +102,9 @@ def _may_be_hub_id(name: str, value: object) -> bool:
     return name.endswith("_model") and "://" not in str(value) and not os.path.exists(str(value))
 
 
-def container_arguments(values: Mapping[str, Any], run: str, threads: int, network: str) -> dict[str, Any]:
+def container_arguments(
+    values: Mapping[str, Any], run: str, threads: int, network: str, facts: Mapping[str, str]
+) -> dict[str, Any]:
     """What every container of a run is started with, as JSON values.
 
     Args:
@@ -110,12 +112,13 @@ def container_arguments(values: Mapping[str, Any], run: str, threads: int, netwo
         run: Name of the run, for the label.
         threads: CPU threads per stage.
         network: Docker network; empty for Docker's own.
+        facts: Environment variables that tell the stages of the run.
 
     Raises:
         StageError: No Docker engine answers, it has no such network, or the credentials are not there.
     """
     client = connect()
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | dict(facts)
     environment["OMP_NUM_THREADS"] = str(threads)
     mounts = dict.fromkeys(read_only_paths(values), True)
     if credentials := os.environ.get(CREDENTIAL_FILE):

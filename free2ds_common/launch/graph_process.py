@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from free2ds_common.failure import ERROR_FILE, EXIT_CRASH, EXIT_WRONG_SETUP, Failure
@@ -45,13 +46,14 @@ class GraphFailed(Exception):
         self.exit_code = exit_code
 
 
-def run_graph(work: Path, log_path: Path, threads: int) -> None:
+def run_graph(work: Path, log_path: Path, threads: int, facts: Mapping[str, str]) -> None:
     """Run `execute_graph` in a process group that never outlives this call.
 
     Args:
         work: The folder with the compiled pipeline and its arguments.
         log_path: Gets every line that the stages print.
         threads: CPU threads per stage.
+        facts: Environment variables that tell the stages of the run.
 
     Raises:
         GraphFailed: A stage failed.
@@ -64,6 +66,7 @@ def run_graph(work: Path, log_path: Path, threads: int) -> None:
         # glibc keeps what threads free in an arena per thread: decoding large pictures in many took 7 GB.
         "MALLOC_ARENA_MAX": "2",
         **os.environ,
+        **facts,
         "PATH": f"{_folder_of_python3(work)}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         # The tasks import the stages from here, whatever folder they run in.
         "PYTHONPATH": os.pathsep.join(filter(None, [repository, os.environ.get("PYTHONPATH")])),

@@ -22,6 +22,7 @@ from free2ds_common.launch.graph_process import (
 )
 from free2ds_common.launch.output_folder import REJECTS, UNFINISHED_REJECTS, OutputFolder
 from free2ds_common.launch.package import Package
+from free2ds_common.run_facts import environment_of
 
 # kfp.local runs at most two iterations of a loop side by side.
 SIDE_BY_SIDE = 2
@@ -47,6 +48,7 @@ class LocalRun:
         keep_work: Keep what the stages handed to each other, in a folder below `output_dir`.
         in_images: Run every stage in its image instead of as a process.
         network: Docker network of the containers; empty for Docker's own.
+        command: What was typed to start it, without credentials; empty if nothing was.
     """
 
     package: Package
@@ -56,6 +58,7 @@ class LocalRun:
     keep_work: bool = False
     in_images: bool = False
     network: str = ""
+    command: str = ""
 
 
 def run_locally(run: LocalRun) -> int:
@@ -71,11 +74,11 @@ def run_locally(run: LocalRun) -> int:
         StageError: The folder cannot be written to or holds other files, or Docker does not answer.
     """
     names = [file_name for file_name, _ in RESULTS.values()]
-    start = time.monotonic()
+    start, facts = time.monotonic(), environment_of(time.time(), run.command)
     with OutputFolder(run.output_dir, names, keep_work=run.keep_work) as output:
         print(f"Running on this machine; everything the stages print goes to {output.log_path}", flush=True)
         try:
-            output.publish(_results(_run_in(output, run)))
+            output.publish(_results(_run_in(output, run, facts)))
         except GraphFailed as failure:
             print(f"error: {_with_rejects_kept(str(failure), output)}", file=sys.stderr)
             return failure.exit_code
@@ -86,7 +89,7 @@ def run_locally(run: LocalRun) -> int:
     return 0
 
 
-def _run_in(output: OutputFolder, run: LocalRun) -> dict[str, str]:
+def _run_in(output: OutputFolder, run: LocalRun, facts: Mapping[str, str]) -> dict[str, str]:
     """Run the graph in the work folder; returns the paths of its outputs by name."""
     work = output.work
     # More threads than cores make both shards slower.
@@ -97,9 +100,9 @@ def _run_in(output: OutputFolder, run: LocalRun) -> dict[str, str]:
     # Or Docker makes it, and then it belongs to root.
     (work / TASKS).mkdir()
     if run.in_images:
-        containers = container_arguments(run.values, work.name, threads, run.network)
+        containers = container_arguments(run.values, work.name, threads, run.network, facts)
         (work / CONTAINERS).write_text(json.dumps(containers), encoding="utf-8")
-    run_graph(work, output.log_path, threads)
+    run_graph(work, output.log_path, threads, facts)
     outputs: dict[str, str] = json.loads((work / OUTPUTS).read_text(encoding="utf-8"))
     return outputs
 
@@ -141,6 +144,23 @@ def print_results(output_dir: Path, seconds: float) -> None:
         f"\nFinished in {seconds:.0f} s: {summary['counts']['written']} of {summary['pool']} usable records selected, "
         f"{rejected} records unusable, {summary['without_iou']} ranked without comparing where the models look."
     )
+    print(_of_clusters(summary["models"]["text"]))
+    for warning in summary["warnings"]:
+        print(f"warning: {warning}")
+    made = summary["run"]
+    if made["command"]:
+        print(f"Command: {made['command']}")
+    print(
+        f"Started {made['started']}, {made['threads']} threads per stage; "
+        f"sha256 of the data set: {summary['ingest']['dataset_sha256']}"
+    )
     print(f"Results in {output_dir}:")
     for file_name, meaning in RESULTS.values():
         print(f"  {file_name:<15} {meaning}")
+
+
+def _of_clusters(text: Mapping[str, Any]) -> str:
+    """How many clusters the text side has, and why so many."""
+    asked = text["num_clusters_asked"]
+    why = f"num_clusters={asked}" if asked else "num_clusters=0: a 39th, at most 1000"
+    return f"Text: {text['num_clusters']:,} clusters of {text['distinct_messages']:,} distinct messages ({why})."

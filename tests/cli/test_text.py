@@ -14,7 +14,7 @@ from components.cluster_scoring.__main__ import main as scoring
         (bert, ["--records", "/nowhere", "--model", "/m", "--features", "/tmp/f"], "no _manifest.json"),
         (bert, ["--records", "/r", "--features", "/tmp/f", "--part", "3/2"], "part: got '3/2'"),
         (scoring, ["--features", "/nowhere", "--scores", "/tmp/s"], "no _manifest.json"),
-        (scoring, ["--features", "/f", "--scores", "/tmp/s", "--num-clusters", "0"], "num_clusters: got 0"),
+        (scoring, ["--features", "/f", "--scores", "/tmp/s", "--num-clusters", "-1"], "num_clusters: got -1"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_2(main, arguments, message, capsys):
@@ -42,7 +42,7 @@ BERT_OPTIONS = (
     ("main", "options"),
     [
         (bert, {*BERT_OPTIONS, "help"}),
-        (scoring, {"features", "num-clusters", "num-iterations", "seed", "scores", "kmeans", "help"}),
+        (scoring, {"features", "num-clusters", "num-iterations", "order", "seed", "scores", "kmeans", "help"}),
     ],
 )
 def test_help_explains_every_option(main, options, capsys):

@@ -49,7 +49,7 @@ SETTINGS = {
         "dtype": "dtype",
         "require_gpu": "require_gpu",
     },
-    "cluster_scoring": {"num_clusters": "num_clusters", "num_iterations": "num_iterations", "seed": "seed"},
+    "cluster_scoring": {name: name for name in ("num_clusters", "num_iterations", "order", "seed")},
     "joint_selection": {
         name: name
         for name in (

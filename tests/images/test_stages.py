@@ -95,10 +95,10 @@ def test_outputs_belong_to_a_caller_who_is_not_root(parameters, by_processes, tm
     caller = 54321
     seen = set()
 
-    def run_graph(work, log_path, threads):
+    def run_graph(work, log_path, threads, facts):
         tasks = work / local.TASKS
         os.chown(tasks, caller, caller)
-        started(work, log_path, threads)
+        started(work, log_path, threads, facts)
         seen.update((path.stat().st_uid, path.stat().st_gid) for path in tasks.rglob("*") if path.is_file())
 
     started = local.run_graph

@@ -30,6 +30,7 @@ def inputs(shared, tmp_path_factory):
                 {
                     "unique_id": record["unique_id"],
                     "record_key": keys[record["unique_id"]],
+                    "position": record["unique_id"] - 1,
                     "image": record.get("image"),
                     "source": "parity",
                     "question": None,
@@ -58,7 +59,13 @@ def inputs(shared, tmp_path_factory):
     with DatasetWriter(folder / "text", TEXT_SCORES) as writer:
         writer.write(
             [
-                {"unique_id": number, "record_key": key, "num_turns": 1, "text_similarity": scores[str(number)]}
+                {
+                    "unique_id": number,
+                    "record_key": key,
+                    "num_turns": 1,
+                    "text_similarity": scores[str(number)],
+                    "cluster": 0,
+                }
                 for number, key in keys.items()
             ]
         )

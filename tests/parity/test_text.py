@@ -116,6 +116,7 @@ def test_stage_on_the_given_embeddings(text, features, tmp_path):
             num_clusters=50,
             num_iterations=100,
             seed=42,
+            order="reference",
             scores=str(tmp_path / "scores"),
         )
     )

@@ -77,6 +77,8 @@ class Inputs:
         return {
             "unique_id": place,
             "record_key": self.key(record),
+            "position": 2 * place,
+            "id": str(record),
             "image": image,
             "source": self.sources[record % len(self.sources)],
             "question": self.question.format(record),
@@ -99,8 +101,9 @@ class Inputs:
         return {
             "unique_id": place,
             "record_key": self.key(record),
-            "num_turns": 1,
+            "num_turns": 1 + record % 3,
             "text_similarity": self.similarity[record],
+            "cluster": record % 7,
         }
 
     def write_kmeans(self, sizes, messages=None, **manifest):
@@ -159,7 +162,7 @@ def page_of(config):
 
 
 def rows_of(config):
-    """The rows of scores/1."""
+    """The rows of scores/2."""
     return open_dataset(config.scores, SCORES).table().to_pylist()
 
 

@@ -2,13 +2,15 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
+from components.joint_selection.chance import CurvePoint
 from components.joint_selection.report.wording import shortened_in_the_middle
 from components.joint_selection.summary import SourceCounts
 
@@ -19,6 +21,7 @@ matplotlib.rcParams["text.parse_math"] = False
 
 POOL_COLOUR, SELECTED_COLOUR = "#8a9bb0", "#d9622b"
 _INK = "#010203"  # replaced by currentColor
+_TEMPERATURES = (1e-6, 1e4)
 _MAX_SOURCES, _MAX_LETTERS = 15, 44
 _SHARE_COLOURS = LinearSegmentedColormap.from_list("share", [POOL_COLOUR, SELECTED_COLOUR])
 
@@ -115,6 +118,40 @@ def composition(sources: Mapping[str, SourceCounts]) -> str:
     axes.set_xlabel("share of records")
     axes.legend(frameon=False, fontsize=8)
     return _svg(figure, "Composition by source")
+
+
+def temperatures(curve: Sequence[CurvePoint], by_chance: float, pool: int, present: float | None) -> str:
+    """Expected overlap with the top n, and effective sample size, over the temperature.
+
+    Args:
+        curve: By temperature.
+        by_chance: Overlap of a uniform draw.
+        pool: Records that could be drawn.
+        present: The temperature of this run, or None.
+    """
+    figure = Figure(figsize=(8.4, 2.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    # A temperature beyond what an axis can show is at its end.
+    at = np.clip([point.temperature for point in curve], *_TEMPERATURES)
+    place = next((number for number, point in enumerate(curve) if point.temperature == present), None)
+    overlap = [point.overlap for point in curve]
+    size = [point.effective_sample_size / pool for point in curve]
+    for one, values, label in zip(
+        axes, (overlap, size), ("expected share in the top n", "effective sample size / pool"), strict=True
+    ):
+        one.plot(at, values, color=POOL_COLOUR, lw=1.8)
+        one.set_xscale("log")
+        # Not powers of ten in formulas: those are not parsed here.
+        one.xaxis.set_major_formatter("{x:g}")
+        one.xaxis.set_minor_formatter(NullFormatter())
+        one.set_ylim(0, 1.04)
+        one.set_xlabel("temperature")
+        one.set_ylabel(label)
+        if place is not None:
+            one.plot([at[place]], [values[place]], "o", color=SELECTED_COLOUR, label="this run")
+    axes[0].axhline(by_chance, color=POOL_COLOUR, lw=1, ls="--", label="a random draw")
+    axes[0].legend(frameon=False, fontsize=8)
+    return _svg(figure, "Overlap and effective sample size over the temperature")
 
 
 def clusters(sizes: np.ndarray) -> str:

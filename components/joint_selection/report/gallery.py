@@ -257,7 +257,7 @@ def card(
     numbers: list[tuple[str, str]],
     selected: bool,
 ) -> Card:
-    """Put a card together of a row of records/1; a picture that cannot be shown becomes a remark."""
+    """Put a card together of a row of records/2; a picture that cannot be shown becomes a remark."""
     question = (row["question"] or next(iter(row["messages"]), "")).replace(PLACEHOLDER, "").strip()
     shown, remark = root.show(row["image"], layers) if row["image"] else ([], "no picture (text only)")
     short, source = shortened(question, _QUESTION_LENGTH), shortened_in_the_middle(row["source"], _SOURCE_LENGTH)

@@ -12,10 +12,12 @@ from components.joint_selection.inputs import Inputs
 from components.joint_selection.report import charts
 from components.joint_selection.report.gallery import galleries
 from components.joint_selection.report.wording import (
-    MISSING_IOU_WORDS,
     MODEL_NAMES,
     OUTCOME_WORDS,
     counted_steps,
+    missing_in_words,
+    plus_minus,
+    shares_by_outcome,
     shortened,
     tilt_in_words,
 )
@@ -49,13 +51,15 @@ def write_report(path: str, inputs: Inputs, candidates: Candidates, selection: S
         lstrip_blocks=True,
     )
     environment.filters["count"] = "{:,}".format
+    environment.filters["plus_minus"] = plus_minus
     page = environment.get_template(_TEMPLATE).render(
         summary=summary,
         steps=counted_steps(summary),
         sentences=tilt_in_words(summary),
         model_names=MODEL_NAMES,
         outcome_words=OUTCOME_WORDS,
-        missing_words=MISSING_IOU_WORDS[summary.parameters.missing_iou],
+        missing_words=missing_in_words(summary),
+        outcome_shares=shares_by_outcome(summary),
         charts=_charts(candidates, selection, summary),
         galleries=galleries(summary.parameters.image_root_uri, inputs, candidates, selection),
         clusters=_clusters(inputs.kmeans) if inputs.kmeans else None,
@@ -76,7 +80,13 @@ def _charts(candidates: Candidates, selection: Selection, summary: Summary) -> d
         "combined": charts.distribution(combined, combined[selected], "combined score"),
         "signals": charts.iou_against_text(iou, text, selected),
         "sources": charts.composition(summary.sources),
+        "temperatures": _temperatures(summary),
     }
+
+
+def _temperatures(summary: Summary) -> str:
+    present = None if summary.parameters.sampler == "top" else summary.parameters.temperature
+    return charts.temperatures(summary.chance.curve, summary.chance.overlap_random.expected, summary.pool, present)
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ def _clusters(kmeans: Dataset) -> _Clusters:
     sizes = table.column("num_turns").to_numpy()
     texts = table.column("typical_message").to_pylist()
     order = np.argsort(-sizes, kind="stable")
-    # Equal embeddings of different texts may leave a cluster without a message.
+    # FAISS splits a large cluster where one is empty; of a text said many times, one half stays without a message.
     filled = order[sizes[order] > 0]
 
     def shown(rows: np.ndarray) -> list[tuple[int, str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from components.joint_selection.chance import Expectation
 from components.joint_selection.inputs import LLAVA, MGM
 from components.joint_selection.summary import Summary
 from free2ds_common import outcomes
@@ -22,6 +23,7 @@ OUTCOME_WORDS = {
     "image_outside_root": "the picture's path leaves the image root",
 }
 MISSING_IOU_WORDS = {
+    "calibrated": "by their text score among themselves, with the combined scores of the records that have an IoU",
     "text": "by their text score alone",
     "reference": "as if the models had looked at entirely different places, which is the best image score",
     "exclude": "not at all: they cannot be drawn",
@@ -42,14 +44,31 @@ class Step(NamedTuple):
     reasons: str
 
 
+class OutcomeShares(NamedTuple):
+    """Records of one outcome, both models' taken together.
+
+    Attributes:
+        name: The outcome.
+        records: How many could be drawn.
+        pool: Their share of the pool, as text.
+        selected: Their share of the selection.
+        top: Their share of what the "top" sampler would have drawn.
+    """
+
+    name: str
+    records: int
+    pool: str
+    selected: str
+    top: str
+
+
 def tilt_in_words(summary: Summary) -> list[str]:
     """What the tilt means: sentences for log and report."""
     tilt, written = summary.tilt, summary.counts.written
     lines = [
         f"Selected {written} of {summary.pool} records that could be drawn.",
         f"Mean combined score: {tilt.mean_combined_selected:.4f} selected, {tilt.mean_combined_pool:.4f} in the pool.",
-        f"{tilt.overlap_with_top:.1%} of the selection is in the deterministic top {written}; "
-        f"a purely random draw would have {tilt.overlap_by_chance:.1%}.",
+        _overlap_in_words(summary),
     ]
     if summary.all_scores_equal:
         lines.append("All scores are equal: the draw is uniform.")
@@ -60,7 +79,65 @@ def tilt_in_words(summary: Summary) -> list[str]:
             f"The most probable record is {tilt.weight_ratio:.3g} times as likely as the least probable one; "
             f"the effective sample size is {tilt.effective_sample_size:.0f} of {summary.pool}."
         )
+        lines += _temperature_in_words(summary)
     return lines
+
+
+def missing_in_words(summary: Summary) -> str:
+    """How records without an IoU are ranked, to follow "are ranked"."""
+    if summary.parameters.missing_iou == "calibrated" and summary.without_iou == summary.pool:
+        return "by their text score alone, since no record has an IoU to calibrate with"
+    return MISSING_IOU_WORDS[summary.parameters.missing_iou]
+
+
+def shares_by_outcome(summary: Summary) -> list[OutcomeShares]:
+    """What part of the pool, of the selection and of the top n each outcome has."""
+    rows = summary.by_outcome
+    selected, top = sum(row.selected for row in rows.values()), sum(row.top for row in rows.values())
+    return [
+        OutcomeShares(
+            "with an IoU" if word == outcomes.OK else word,
+            row.pool,
+            f"{row.pool / summary.pool:.1%}",
+            f"{row.selected / selected:.1%}",
+            f"{row.top / top:.1%}",
+        )
+        for word, row in rows.items()
+    ]
+
+
+def _overlap_in_words(summary: Summary) -> str:
+    """What this draw has of the top n, what its settings have on average, and what a random draw has."""
+    chance, parameters = summary.chance, summary.parameters
+    parts = [f"{chance.overlap_drawn:.1%} of the selection is in the deterministic top {summary.counts.written}"]
+    if parameters.sampler != "top":
+        parts.append(f"this setting expects {in_words(chance.overlap)}")
+    parts.append(f"a purely random draw expects {in_words(chance.overlap_random)}")
+    return "; ".join(parts) + "."
+
+
+def _temperature_in_words(summary: Summary) -> list[str]:
+    """The setting that would have the wanted overlap, to be pasted; nothing where none would."""
+    chance = summary.chance
+    if chance.wanted_temperature is None:
+        return []
+    return [
+        f"For {chance.wanted_overlap:.0%} of the top {summary.counts.written} on average: "
+        f"--param temperature={chance.wanted_temperature:g} (now {summary.parameters.temperature:g})."
+    ]
+
+
+def in_words(share: Expectation) -> str:
+    """A share with its interval."""
+    interval = f" (95% of draws: {share.low:.1%} to {share.high:.1%})" if share.spread else ""
+    return f"{share.expected:.1%}{interval}"
+
+
+def plus_minus(share: Expectation) -> str:
+    """A share with its interval, in percent, where there is little room."""
+    spread = 100 * share.spread
+    digits = 0 if spread >= 1 or not spread else 1
+    return f"{100 * share.expected:.{digits}f}" + (f" ± {max(spread, 0.1):.{digits}f}" if spread else "") + " %"
 
 
 def counted_steps(summary: Summary) -> list[Step]:

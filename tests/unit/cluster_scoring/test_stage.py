@@ -15,12 +15,13 @@ from free2ds_common.schemas import TEXT_SCORES, TEXT_TURNS, kmeans_schema
 from tests.support.text import MANIFEST_ENTRIES, write_features
 
 
-def config_for(tmp_path, *features, clusters=3, iterations=20, seed=42):
+def config_for(tmp_path, *features, clusters=3, iterations=20, seed=42, order="key"):
     return ClusterScoringConfig(
         features=features,
         num_clusters=clusters,
         num_iterations=iterations,
         seed=seed,
+        order=order,
         scores=str(tmp_path / "scores"),
         kmeans=str(tmp_path / "kmeans"),
     )
@@ -59,6 +60,17 @@ def test_by_hand(tmp_path):
     assert (result.counts.read, result.counts.written) == (4, 4)
 
 
+def test_the_cluster_of_a_record_is_that_of_its_first_turn(tmp_path):
+    # Two clusters: 0 and 1 near 0, and 100. The second record begins with 100 and goes on with 0.
+    embeddings = np.array([[0], [1], [100]], dtype=np.float32)
+    config = config_for(tmp_path, write_features(tmp_path / "f", embeddings, [[0, 2], [2, 0], [1]]), clusters=2)
+    run(config)
+    first, second, third = open_dataset(config.scores, TEXT_SCORES).table().column("cluster").to_pylist()
+    # Said near 0: 0, 0 and 1.
+    assert centroids_of(config, 1)[[first, second], 0].tolist() == pytest.approx([1 / 3, 100])
+    assert third == first
+
+
 def test_a_repeated_message_weighs_as_often_as_it_is_said(tmp_path):
     # (0) three times and (4) once: the mean is 1, not 2. Squared distances 1 and 9, similarities 8/9 and 0.
     embeddings = np.array([[0], [4]], dtype=np.float32)
@@ -80,7 +92,7 @@ def test_equals_faiss_on_the_full_duplicated_matrix(tmp_path, seed):
     distances, _ = kmeans.index.search(full, 1)
     wanted = similarity(distances[:, 0])
     bounds = np.cumsum([0, *map(len, said)])
-    config = config_for(tmp_path, write_features(tmp_path / "f", embeddings, said), seed=seed)
+    config = config_for(tmp_path, write_features(tmp_path / "f", embeddings, said), seed=seed, order="reference")
     run(config)
     found = scores_of(config)
     for record in range(800):
@@ -304,7 +316,8 @@ def test_gathered_rows_come_in_the_order_asked_for_across_blocks_and_parts(tmp_p
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("num_clusters", 0, "num_clusters: got 0"),
+        ("num_clusters", -1, "num_clusters: got -1, wanted a number of at least 0"),
+        ("order", "file", "order: got 'file', wanted one of key, reference"),
         ("num_iterations", 0, "num_iterations: got 0"),
         ("seed", -1, "seed: got -1"),
         ("features", ["/nowhere"], "no _manifest.json"),
@@ -329,8 +342,17 @@ def test_clusters_without_a_message_are_kept_and_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr("components.cluster_scoring.stage.train", lambda *_: (index, [1.0]))
     embeddings = np.array([[0], [4], [1]], dtype=np.float32)
     config = config_for(tmp_path, write_features(tmp_path / "f", embeddings, [[0], [0, 1], [2]]), clusters=3)
-    run(config)
+    run(dataclasses.replace(config, order="reference"))
     rows = open_dataset(config.kmeans, kmeans_schema(1)).table().to_pylist()
     assert [row["num_turns"] for row in rows] == [0, 3, 1, 0]
     assert [bool(row["typical_message"]) for row in rows] == [False, True, True, False]
     assert [row["centroid"] for row in rows] == centroids.tolist()
+
+
+def test_the_manifest_says_what_computed_it_also_where_numpy_finds_nothing(tmp_path, features, monkeypatch):
+    config = config_for(tmp_path, features)
+    run(config)
+    assert open_dataset(config.scores, TEXT_SCORES).manifest["numpy_version"] == np.__version__
+    monkeypatch.setattr("numpy.show_config", lambda mode: {"SIMD Extensions": {"baseline": ["X86_V2"]}})
+    run(config)
+    assert open_dataset(config.scores, TEXT_SCORES).manifest["instruction_sets"] == ["X86_V2"]

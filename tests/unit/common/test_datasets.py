@@ -19,7 +19,7 @@ from free2ds_common.schemas import RECORDS, TEXT_SCORES, Schema, attention_schem
 from tests.support.records import record_row, write_records
 
 ROWS = [
-    {"unique_id": number, "record_key": f"k{number}", "num_turns": number, "text_similarity": number / 8}
+    {"unique_id": number, "record_key": f"k{number}", "num_turns": number, "text_similarity": number / 8, "cluster": 0}
     for number in range(1, 8)
 ]
 
@@ -47,13 +47,22 @@ def test_round_trip(folder):
     assert [path.name for path in dataset.paths()] == [f"part-0000{part}.parquet" for part in range(3)]
     assert [part["rows"] for part in dataset.manifest["parts"]] == [3, 3, 1]
     assert dataset.manifest["seed"] == 42
-    assert dataset.manifest["schema"] == "text_scores/1"
+    assert dataset.manifest["schema"] == "text_scores/2"
     assert list(dataset.rows(["num_turns"])) == [{"num_turns": number} for number in range(1, 8)]
     assert [batch.num_rows for batch in dataset.batches(batch_rows=2)] == [2, 1, 2, 1, 1]
 
 
 def test_tables_lists_of_text_and_nulls(tmp_path):
-    full = {"record_key": "k", "image": "a", "source": "s", "question": "q", "messages": ["m"], "raw": "{}"}
+    full = {
+        "record_key": "k",
+        "position": 0,
+        "id": "i",
+        "image": "a",
+        "source": "s",
+        "question": "q",
+        "messages": ["m"],
+        "raw": "{}",
+    }
     rows = [{"unique_id": 1, **full}, {"unique_id": 2, **full, "image": None, "question": None, "messages": []}]
     with DatasetWriter(tmp_path, RECORDS) as writer:
         writer.write(pa.Table.from_pylist(rows[:1], schema=RECORDS.arrow))
@@ -82,11 +91,11 @@ def test_null_or_wrong_type_is_refused(tmp_path):
         with DatasetWriter(tmp_path, TEXT_SCORES) as writer:
             writer.write(rows)
 
-    with pytest.raises(pa.ArrowInvalid, match="text_scores/1: null in column num_turns"):
+    with pytest.raises(pa.ArrowInvalid, match="text_scores/2: null in column num_turns"):
         write([{**ROWS[0], "num_turns": None}])
     with pytest.raises(pa.ArrowInvalid, match="Could not convert 'many'"):
         write([{**ROWS[0], "num_turns": "many"}])
-    with pytest.raises(StageError, match=r"no _manifest\.json, wanted a finished text_scores/1 folder"):
+    with pytest.raises(StageError, match=r"no _manifest\.json, wanted a finished text_scores/2 folder"):
         open_dataset(tmp_path, TEXT_SCORES)
 
 
@@ -116,7 +125,7 @@ def test_folder_is_a_file(tmp_path):
 def test_no_manifest(folder):
     (folder / MANIFEST).unlink()
     with pytest.raises(
-        StageError, match=r"no _manifest\.json, wanted a finished text_scores/1 folder\. Rerun the stage"
+        StageError, match=r"no _manifest\.json, wanted a finished text_scores/2 folder\. Rerun the stage"
     ):
         open_dataset(folder, TEXT_SCORES)
 
@@ -128,9 +137,9 @@ def test_no_manifest(folder):
         "[]",
         "1",
         "{}",
-        '{"schema": "text_scores/1", "rows": 1}',
-        '{"schema": "text_scores/1", "rows": 1, "parts": 5}',
-        '{"schema": "text_scores/1", "rows": 1, "parts": [{"file": "part-00000.parquet"}]}',
+        '{"schema": "text_scores/2", "rows": 1}',
+        '{"schema": "text_scores/2", "rows": 1, "parts": 5}',
+        '{"schema": "text_scores/2", "rows": 1, "parts": [{"file": "part-00000.parquet"}]}',
     ],
 )
 def test_manifest_that_cannot_be_read(folder, text):
@@ -140,7 +149,7 @@ def test_manifest_that_cannot_be_read(folder, text):
 
 
 def test_another_schema(folder):
-    with pytest.raises(StageError, match=r"holds text_scores/1, wanted records/1\. Give the folder of another stage"):
+    with pytest.raises(StageError, match=r"holds text_scores/2, wanted records/2\. Give the folder of another stage"):
         open_dataset(folder, RECORDS)
 
 
@@ -225,6 +234,8 @@ ANY_ROWS = st.lists(
         {
             "unique_id": st.integers(-(2**63), 2**63 - 1),
             "record_key": st.text(),
+            "position": st.integers(0, 2**63 - 1),
+            "id": st.none() | st.text(),
             "image": st.none() | st.text(),
             "source": st.text(),
             "question": st.none() | st.text(),
@@ -265,7 +276,7 @@ def test_other_columns_in_any_part(folder):
     path = folder / "part-00001.parquet"
     pq.write_table(pq.read_table(path, partitioning=None).drop_columns("num_turns"), path)
     change_manifest(folder, lambda manifest: manifest["parts"][1].update(sha256=sha256_of_file(path)))
-    with pytest.raises(StageError, match=r"columns of part-00001\.parquet differ from text_scores/1"):
+    with pytest.raises(StageError, match=r"columns of part-00001\.parquet differ from text_scores/2"):
         open_dataset(folder, TEXT_SCORES)
 
 
@@ -331,5 +342,5 @@ def test_a_folder_named_like_a_partition_adds_no_column(tmp_path):
 
 
 def test_no_folder_of_a_table_is_refused():
-    with pytest.raises(StageError, match=r"features: no records/1 folder given, wanted at least one\."):
+    with pytest.raises(StageError, match=r"features: no records/2 folder given, wanted at least one\."):
         open_parts([], RECORDS, (), "features")

@@ -165,7 +165,7 @@ def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path)
             cluster_scoring,
             ("features",),
             ("scores", "kmeans"),
-            {"num_clusters": 3, "num_iterations": 2, "seed": 42},
+            {"num_clusters": 3, "num_iterations": 2, "order": "key", "seed": 42},
         ),
     ],
     ids=lambda value: getattr(value, "name", ""),

@@ -60,7 +60,7 @@ def load_tiny():
 
 @pytest.fixture
 def write_shard(tmp_path):
-    """Write a records/1 folder: (image or None, question or None) per record; pictures that exist are drawn."""
+    """Write a records/2 folder: (image or None, question or None) per record; pictures that exist are drawn."""
 
     def write(rows, draw=True):
         root = tmp_path / "images"
@@ -73,6 +73,8 @@ def write_shard(tmp_path):
                 {
                     "unique_id": number,
                     "record_key": f"key{number}",
+                    "position": number,
+                    "id": None,
                     "image": image,
                     "source": "s",
                     "question": question,

@@ -132,7 +132,7 @@ def is_usable(record):
     said = [(turn.get("from") or turn.get("role"), turn.get("value") or turn.get("content")) for turn in turns]
     asked = [text or "" for speaker, text in said if speaker in ("human", "user")]
     return (
-        "\\ud83d" not in json.dumps(record)
+        "\ud83d" not in json.dumps(record, ensure_ascii=False)
         and asked != []
         and "<video>" not in "".join(asked)
         and "tool" not in [speaker for speaker, _ in said]

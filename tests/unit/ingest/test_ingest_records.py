@@ -253,3 +253,17 @@ def test_two_keys_that_say_the_same():
 )
 def test_html_and_answers_may_name_the_tag(turns):
     assert len(check_record(record(*turns)).messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "text"),
+    [("a", "a"), ("", ""), (7, "7"), (1.5, "1.5"), (True, "true"), (["ü", 1], '["ü",1]'), (None, None)],
+)
+def test_the_own_id_is_text(own, text):
+    assert check_record(record(("h", "q"), ("g", "a"), id=own)).id == text
+
+
+def test_a_record_may_have_no_id():
+    without = record(("h", "q"), ("g", "a"))
+    del without["id"]
+    assert check_record(without).id is None

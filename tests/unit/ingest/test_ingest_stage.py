@@ -427,3 +427,11 @@ def test_example_data(tmp_path):
     assert result.metrics == {"records_with_image": 54, "records_text_only": 6, "pictures_of_one_colour": 0}
     rows = open_dataset(config.records, RECORDS).table(["raw"]).to_pylist()
     assert [json.loads(row["raw"]) for row in rows] == records
+
+
+def test_the_position_counts_rejected_records_from_0(place):
+    """The second of three records has no turns."""
+    good = {"id": 5, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    place.run([good, {"id": 6}, {**good, "id": "seven"}], max_reject_fraction=1.0)
+    assert [(row["unique_id"], row["position"], row["id"]) for row in place.rows()] == [(1, 0, "5"), (2, 2, "seven")]
+    assert [line["index"] for line in place.rejected()] == [1]

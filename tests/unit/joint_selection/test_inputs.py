@@ -28,6 +28,7 @@ OF_ONE_CLUSTERING = {
     "max_tokens",
     "num_clusters",
     "num_iterations",
+    "order",
     "seed",
 }
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from components.joint_selection.stage import run
-from tests.support.selection import Inputs, chosen_ids, page_of, rows_of
+from free2ds_common.run_facts import RunFacts
+from tests.support.selection import Inputs, chosen_ids, page_of, read_json, rows_of
 
 HOSTILE = "<script>alert('{0}')</script>\"{0}\"&"
 ESCAPED = "&lt;script&gt;alert(&#39;{0}&#39;)&lt;/script&gt;&#34;{0}&#34;&amp;"
@@ -176,7 +177,10 @@ def test_charts_compare_the_selection_with_the_pool(inputs, monkeypatch):
     }
 
 
-def test_the_same_command_writes_the_same_bytes(inputs):
+def test_the_same_command_writes_the_same_bytes(inputs, monkeypatch):
+    """But for the time that it took."""
+    facts = RunFacts(started="2001-09-09T01:46:40+00:00", seconds=1.5, command="", threads=1)
+    monkeypatch.setattr("components.joint_selection.stage.run_facts", lambda _: facts)
     config = inputs.config(overview=str(inputs.folder / "overview.md"))
     outputs = [Path(path) for path in (config.selected, config.random, config.report, config.summary, config.overview)]
     run(config)
@@ -234,7 +238,7 @@ def test_clusters(inputs):
     # The largest first, then the smallest first.
     assert re.findall(r"message \d", page) == ["message 2", "message 0", "message 0", "message 2"]
     assert "(empty text)" not in page
-    assert "1 clusters have no message" in page
+    assert "1 clusters have no message: no text is nearest to their centre." in page
 
 
 def test_no_clusters_without_a_k_means_model(plain):
@@ -260,13 +264,40 @@ def test_models_parameters_and_versions(plain):
     assert "24 x 24 positions</td>" in plain
 
 
-def test_records_without_an_iou_are_ranked_by_their_text(plain):
-    assert "by their text score alone (missing_iou = text)" in plain
+def test_the_page_says_how_records_without_an_iou_are_ranked(plain):
+    words = "by their text score among themselves, with the combined scores of the records that have an IoU"
+    assert f"{words} (missing_iou = calibrated)" in plain
+
+
+def test_without_any_iou_their_text_decides(make_inputs):
+    inputs = make_inputs()
+    inputs.text_only(*range(40))
+    config = inputs.write().config()
+    run(config)
+    words = "by their text score alone, since no record has an IoU to calibrate with (missing_iou = calibrated)"
+    assert words in page_of(config)
+
+
+def test_shares_by_outcome(make_inputs):
+    """40 records, 10 drawn; text alone counts, and those without an IoU have the least typical texts."""
+    inputs = make_inputs()
+    inputs.similarity = 0.5 + np.arange(40) / 100
+    inputs.similarity[[3, 4, 5, 7]] = 0.1
+    config = inputs.write().config(alpha=1.0, sampler="top", missing_iou="text")
+    run(config)
+    table = page_of(config).partition("<th>both models together</th>")[2].partition("</table>")[0]
+    assert "of the top 10" in table
+    assert re.findall(r'<tr><td>(.*?)</td><td class="n">(.*)</td></tr>', table) == [
+        ("with an IoU", '36</td><td class="n">90.0%</td><td class="n">60.0%</td><td class="n">60.0%'),
+        ("text_only", '3</td><td class="n">7.5%</td><td class="n">30.0%</td><td class="n">30.0%'),
+        ("eos_only", '1</td><td class="n">2.5%</td><td class="n">10.0%</td><td class="n">10.0%'),
+    ]
 
 
 @pytest.mark.parametrize(
     ("policy", "words"),
     [
+        ("text", "by their text score alone (missing_iou = text)"),
         ("reference", "which is the best image score (missing_iou = reference)"),
         ("exclude", "not at all: they cannot be drawn (missing_iou = exclude)"),
     ],
@@ -279,3 +310,96 @@ def test_or_as_missing_iou_says(inputs, policy, words):
 
 def test_placeholders_are_not_shown(plain):
     assert "&lt;image&gt;" not in plain
+
+
+def test_no_result_names_a_folder_of_the_inputs(inputs):
+    """They are gone after a run."""
+    config = inputs.config(kmeans=inputs.write_kmeans([40]))
+    run(config)
+    for path in (config.summary, config.report, f"{config.scores}/_manifest.json"):
+        text = Path(path).read_text(encoding="utf-8")
+        assert [name for name in (config.records, config.text_scores, config.kmeans) if f"{name}" in text] == []
+
+
+def test_the_report_says_when_and_how_it_was_made(inputs, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("FREE2DS_STARTED", "2001-09-09T01:46:40+00:00")
+    monkeypatch.setenv("FREE2DS_COMMAND", "free2ds run --x <y>")
+    inputs.records_manifest = {"dataset_uri": "gs://b/d.json", "dataset_sha256": "abc"}
+    config = inputs.write().config()
+    run(config)
+    page = page_of(config)
+    for name, value in (
+        ("started", "2001-09-09T01:46:40+00:00"),
+        ("command", "free2ds run --x &lt;y&gt;"),
+        ("threads per stage", "3"),
+        ("data set", "gs://b/d.json"),
+        ("its sha256", "abc"),
+    ):
+        assert f"<tr><th>{name}</th><td>{value}</td></tr>" in page
+
+
+def test_a_run_without_a_command_shows_none(inputs, monkeypatch):
+    monkeypatch.delenv("FREE2DS_COMMAND", raising=False)
+    config = inputs.config()
+    run(config)
+    assert "<th>command</th>" not in page_of(config)
+
+
+def tile_of(page):
+    """The tile on the top n, without markup."""
+    found = re.search(r'<div class="tile">(<b>\d+ %</b>of this selection.*?)</div>', page)
+    return re.sub(r"<[^>]*>", " ", found[1]).strip()
+
+
+def test_the_tile_says_what_this_draw_has_and_what_chance_makes_of_it(plain_config, plain):
+    found = read_json(plain_config.summary)["chance"]
+    spread = round(50 * (found["overlap"]["high"] - found["overlap"]["low"]))
+    assert tile_of(plain) == (
+        f"{100 * found['overlap_drawn']:.0f} % of this selection in the top 10 by score; "
+        f"this setting expects {100 * found['overlap']['expected']:.0f} ± {spread} %, a random draw 25 ± 25 %"
+    )
+
+
+def test_the_tile_of_top_expects_nothing(inputs):
+    config = inputs.config(sampler="top")
+    run(config)
+    assert tile_of(page_of(config)) == "100 % of this selection in the top 10 by score, a random draw 25 ± 25 %"
+
+
+def test_the_curve_and_the_command_for_half(plain_config, plain):
+    section = plain[
+        plain.index("<h3>Other temperatures on the same scores</h3>") : plain.index("<h2>Distributions</h2>")
+    ]
+    wanted = read_json(plain_config.summary)["chance"]["wanted_temperature"]
+    assert 'aria-label="Overlap and effective sample size over the temperature"' in section
+    assert f"<code>--param temperature={wanted:g}</code>" in section
+    assert [label for label in (">this run<", ">a random draw<") if label not in section] == []
+    # Numbers at its axis, where matplotlib would write formulas.
+    assert [label for label in (">0.001<", ">0.1<", ">10<") if label not in section] == []
+    assert "$" not in section
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [1e-300, 1e300])
+def test_any_temperature_is_on_the_curve(inputs, temperature):
+    config = inputs.config(temperature=temperature)
+    run(config)
+    assert ">this run<" in page_of(config)
+
+
+def test_no_temperature_for_half_is_said(inputs):
+    config = inputs.config(ratio=0.75, sampler="top")
+    run(config)
+    assert "No temperature on the curve gives 50 %." in page_of(config)
+    assert ">this run<" not in page_of(config)
+
+
+def test_sources_have_lifts(plain_config, plain):
+    found = read_json(plain_config.summary)
+    for name, row in found["chance"]["sources"].items():
+        pool, selected, lift = found["sources"][name]["pool"], row["selected"], row["lift"]
+        cells = [f"{row['lift_drawn']:.2f}", f"{selected['expected']:.1f}"]
+        cells += [f"{selected['low']:.0f} to {selected['high']:.0f}", f"{lift['low']:.2f} to {lift['high']:.2f}"]
+        line = re.search(rf'<tr><td>{name}</td><td class="n">{pool}</td>.*?</tr>', plain, re.DOTALL)[0]
+        assert re.findall(r'<td class="n">(.*?)</td>', line)[3:] == cells

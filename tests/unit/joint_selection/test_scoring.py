@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from components.joint_selection.scoring import (
     Tilt,
+    at_text_quantile,
     combine,
     image_score,
     inverted_minmax,
@@ -63,9 +64,70 @@ def test_missing_iou(policy, wanted):
     np.testing.assert_allclose(image_score(np.array([0.5, math.nan, 0.2]), policy), wanted)
 
 
-def test_combine_uses_text_alone_where_the_image_side_is_missing():
-    found = combine(np.array([0.2, math.nan]), np.array([1.0, 0.7]), 0.25)
-    np.testing.assert_allclose(found, [0.75 * 0.2 + 0.25, 0.7])
+@pytest.mark.parametrize(
+    ("missing_iou", "wanted"),
+    # The larger and the smaller text score of those without get the larger and the smaller one of 0.45 and 0.35.
+    [("text", [0.45, 0.7, 0.35, 0.55]), ("calibrated", [0.45, 0.45, 0.35, 0.35])],
+)
+def test_combine_by_hand(missing_iou, wanted):
+    image, text = np.array([0.5, math.nan, 0.0, math.nan]), np.array([0.4, 0.7, 0.7, 0.55])
+    found = combine(image, text, 0.5, missing_iou)
+    np.testing.assert_allclose(found, wanted)
+
+
+@pytest.mark.parametrize("missing_iou", ["text", "calibrated"])
+def test_without_any_image_score_the_text_decides(missing_iou):
+    text = np.array([0.2, 0.9, 0.2])
+    assert combine(np.full(3, math.nan), text, 0.5, missing_iou).tolist() == text.tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        # As many on both sides: rank by rank.
+        ([0.9, 0.1, 0.5], [0.8, 0.2, 0.6]),
+        # Twice as many: the first quarter stands before the middle of the first third, the second within it.
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.2, 0.3, 0.5, 0.65, 0.75, 0.8]),
+        # One stands in the middle.
+        ([0.3], [0.6]),
+        # Equal ones share the mean of their places: 0.5 and 1.5 of three.
+        ([0.3, 0.3, 0.7], [0.4, 0.4, 0.8]),
+        ([0.3, 0.3, 0.3], [0.6, 0.6, 0.6]),
+    ],
+)
+def test_at_text_quantile_by_hand(text, wanted):
+    found = at_text_quantile(np.array(text), np.array([0.6, 0.2, 0.8]))
+    np.testing.assert_allclose(found, wanted)
+
+
+def signals(seed):
+    """Image and text scores in steps of a tenth, so that many are equal; every third image score is missing."""
+    rng = np.random.default_rng(seed)
+    image, text = rng.integers(0, 11, 60) / 10, rng.integers(0, 11, 60) / 10
+    image[::3] = math.nan
+    return image, text
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 1000), alpha=st.sampled_from([0.0, 0.3, 0.5, 1.0]))
+def test_calibrated_depends_on_no_order_and_rises_with_the_text(seed, alpha):
+    image, text = signals(seed)
+    found = combine(image, text, alpha, "calibrated")
+    order = np.random.default_rng(seed).permutation(60)
+    assert combine(image[order], text[order], alpha, "calibrated").tolist() == found[order].tolist()
+    missing = np.flatnonzero(np.isnan(image))
+    by_text = found[missing[np.argsort(text[missing], kind="stable")]]
+    assert (np.diff(by_text) >= 0).all()
+    assert by_text.min() >= 0
+    assert by_text.max() <= 1
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_calibrated_leaves_the_records_with_both_signals_alone(alpha):
+    image, text = signals(1)
+    known = ~np.isnan(image)
+    found = [combine(image, text, alpha, policy)[known].tolist() for policy in ("text", "calibrated")]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

@@ -241,3 +241,59 @@ def test_by_source_by_hand():
         ("a", {"pool": 2, "selected": 1}),
         ("c", {"pool": 0, "selected": 0}),
     ]
+
+
+def missing_at_random(even_text):
+    """20,000 records, two independent signals, 42 % without an IoU; the text similarity is uniform or skewed."""
+    rng = np.random.default_rng(6)
+    iou, similarity = rng.random(20_000), rng.random(20_000)
+    iou[rng.random(20_000) < 0.42] = np.nan
+    return of_signals(iou, similarity if even_text else 1 - similarity**60)
+
+
+def of_signals(iou, similarity):
+    """All usable, of one source."""
+    return Candidates(
+        iou=iou,
+        text_similarity=similarity,
+        rejected=np.zeros(len(iou), bool),
+        source=pa.array(["one"] * len(iou)).dictionary_encode(),
+        noise=record_noise(pa.array([f"{number:064x}" for number in range(len(iou))]), 0),
+    )
+
+
+def share_of_top(made, **changes):
+    """The share of the top n that has no IoU."""
+    return np.isnan(made.iou[select(DrawSettings(**changes), made).best]).mean()
+
+
+@pytest.mark.parametrize("even_text", [True, False])
+def test_records_without_an_iou_are_as_many_in_the_top_as_in_the_pool(even_text):
+    """Missing at random. A share of 1,000 has a standard deviation of at most 0.016; text alone is far away."""
+    made = missing_at_random(even_text)
+    pool = np.isnan(made.iou).mean()
+    for ratio in (0.05, 0.2):
+        for alpha in (0.0, 0.3, 0.5, 0.7, 1.0):
+            assert share_of_top(made, alpha=alpha, ratio=ratio) == pytest.approx(pool, abs=0.05)
+        assert abs(share_of_top(made, ratio=ratio, missing_iou="text") - pool) > 0.1
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.2])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_other_texts_do_not_change_the_share(ratio, alpha):
+    """Those without an IoU have less typical texts: as many are in the top as in the pool all the same."""
+    made = missing_at_random(even_text=True)
+    unlike = dataclasses.replace(
+        made, text_similarity=np.where(np.isnan(made.iou), made.text_similarity * 0.6, made.text_similarity)
+    )
+    pool = np.isnan(made.iou).mean()
+    assert share_of_top(unlike, alpha=alpha, ratio=ratio) == pytest.approx(pool, abs=0.01)
+
+
+@pytest.mark.parametrize("stratify", ["", "source"])
+def test_the_top_is_what_the_top_sampler_takes(stratify):
+    made = candidates(source=pa.array(["a", "b"] * 20).dictionary_encode())
+    settings = DrawSettings(num_samples=9, stratify=stratify)
+    assert select(settings, made).best.tolist() == (
+        select(dataclasses.replace(settings, sampler="top"), made).selected.tolist()
+    )

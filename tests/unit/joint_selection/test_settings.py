@@ -10,7 +10,7 @@ from free2ds_common.errors import StageError
 from tests.support.selection import Inputs, chosen_ids, ids_after, rows_of
 
 pytestmark = pytest.mark.usefixtures("without_report")
-# Another value, and the columns of scores/1 that it changes; all others stay as they are.
+# Another value, and the columns of scores/2 that it changes; all others stay as they are.
 EFFECTS = {
     "seed": (7, {"selected"}),
     "ratio": (0.5, {"selected"}),
@@ -94,7 +94,7 @@ def test_the_same_seed_is_the_same_draw(written, sampler):
         ({"seed": -1}, "seed: got -1, wanted an integer from 0 to 4294967295"),
         ({"seed": 2**32}, "seed: got 4294967296, wanted an integer from 0 to 4294967295"),
         ({"sampler": "best"}, "sampler: got 'best', wanted one of gumbel, reference, top"),
-        ({"missing_iou": "zero"}, "missing_iou: got 'zero', wanted one of exclude, reference, text"),
+        ({"missing_iou": "zero"}, "missing_iou: got 'zero', wanted one of calibrated, exclude, reference, text"),
         ({"text_normalization": "z"}, "text_normalization: got 'z', wanted one of rank, reference"),
         ({"stratify": "image"}, r"stratify: got 'image', wanted one of '' \(empty\), source"),
         ({"max_reject_fraction": 1.1}, r"max_reject_fraction: got 1\.1, wanted a number in \[0, 1\]"),

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from components.joint_selection.stage import run
-from free2ds_common.datasets import MANIFEST
+from free2ds_common.datasets import MANIFEST, DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.result import Counts
+from free2ds_common.schemas import TEXT_SCORES
 from tests.support.selection import chosen_ids, ids_after, read_json, rows_of
 
 pytestmark = pytest.mark.usefixtures("without_report")
@@ -35,10 +36,22 @@ def test_columns(inputs):
         "llava_outcome",
         "mgm_outcome",
         "selected",
+        "id",
+        "image",
+        "position",
+        "question",
+        "num_turns",
+        "cluster",
     ]
     assert [row["unique_id"] for row in rows] == list(range(1, 41))
     assert [row["record_key"] for row in rows] == [inputs.key(number) for number in range(40)]
     assert [row["source"] for row in rows] == (["x", "y", "z"] * 14)[:40]
+    assert [row["id"] for row in rows] == [str(number) for number in range(40)]
+    assert [row["image"] for row in rows[:6]] == ["a.png", "b.png", "a.png", None, None, None]
+    assert [row["position"] for row in rows] == list(range(2, 82, 2))
+    assert rows[5]["question"] == "<image>\nQuestion 5?"
+    assert [row["num_turns"] for row in rows[:4]] == [1, 2, 3, 1]
+    assert [row["cluster"] for row in rows[:8]] == [0, 1, 2, 3, 4, 5, 6, 0]
     assert [row["text_similarity"] for row in rows] == inputs.similarity.tolist()
     assert [row["llava_outcome"] for row in rows] == inputs.outcomes[0]
     assert [row["mgm_outcome"] for row in rows] == inputs.outcomes[1]
@@ -60,11 +73,25 @@ def test_iou_against_python_sets(inputs):
 
 
 def test_combined_is_half_of_each_side_or_the_text_alone(inputs):
-    config = inputs.config()
+    config = inputs.config(missing_iou="text")
     run(config)
     for row in rows_of(config):
         image = row["text_score"] if row["iou"] is None else row["image_score"]
         assert row["combined"] == pytest.approx(0.5 * image + 0.5 * row["text_score"])
+
+
+def test_a_record_without_an_iou_has_its_text_quantile(make_inputs):
+    """The only one stands in the middle of its kind, and so in that of the other 39."""
+    inputs = make_inputs()
+    inputs.text_only(20)
+    inputs.outcomes[0][7] = "ok"
+    inputs.similarity = np.arange(40) / 40
+    config = inputs.write().config()
+    run(config)
+    rows = rows_of(config)
+    others = sorted((row["combined"] for row in rows if row["iou"] is not None), reverse=True)
+    assert len(others) == 39
+    assert rows[20]["combined"] == pytest.approx(others[19])
 
 
 @pytest.mark.parametrize("output", ["selected", "random"])
@@ -117,6 +144,7 @@ def test_order_and_shards_do_not_change_the_selection(inputs, make_inputs, shard
 @pytest.mark.parametrize(
     ("policy", "pool", "written", "fourth"),
     [
+        ("calibrated", 40, 10, {"iou": None, "image_score": None}),
         ("text", 40, 10, {"iou": None, "image_score": None}),
         ("reference", 40, 10, {"iou": None, "image_score": 1.0}),
         ("exclude", 36, 9, {"iou": None, "combined": None, "probability": 0.0, "selected": False}),
@@ -188,7 +216,7 @@ def test_records_without_attention_rows_are_ranked_and_counted(inputs):
     row = rows_of(config)[1]
     assert row["llava_outcome"] == "not_scored"
     assert row["iou"] is None
-    assert row["combined"] == row["text_score"]
+    assert row["combined"] is not None
 
 
 def test_too_many_records_without_attention_rows(inputs):
@@ -247,3 +275,33 @@ def test_an_overview_is_written_where_one_is_wanted(inputs):
     config = inputs.config(overview=str(inputs.folder / "overview.md"))
     run(config)
     assert Path(config.overview).read_text().startswith("# Free2DS selection\n")
+
+
+def test_a_record_without_a_text_score_has_neither_turns_nor_cluster(inputs):
+    inputs.write()
+    config = inputs.config(max_reject_fraction=1.0)
+    rows = open_dataset(config.text_scores, TEXT_SCORES).table().to_pylist()
+    with DatasetWriter(config.text_scores, TEXT_SCORES) as writer:
+        writer.write(rows[1:])
+    run(config)
+    assert [(row["num_turns"], row["cluster"]) for row in rows_of(config)[:2]] == [(None, None), (2, 1)]
+
+
+@pytest.mark.parametrize(("length", "kept"), [(200, "ü" * 200), (201, "ü" * 199 + "…")])
+def test_a_long_question_is_shortened(inputs, length, kept):
+    inputs.question = "ü" * length
+    config = inputs.write().config()
+    run(config)
+    assert rows_of(config)[0]["question"] == kept
+
+
+def test_when_and_how_it_ran_does_not_change_the_scores(inputs, monkeypatch):
+    config, found = inputs.config(), []
+    for threads, started in (("1", "2001-09-09T01:46:40+00:00"), ("4", "2002-09-09T01:46:40+00:00")):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        monkeypatch.setenv("FREE2DS_STARTED", started)
+        monkeypatch.setenv("FREE2DS_COMMAND", f"free2ds run {threads}")
+        run(config)
+        found.append({path.name: path.read_bytes() for path in Path(config.scores).iterdir()})
+        assert read_json(config.summary)["run"]["threads"] == int(threads)
+    assert found[0] == found[1]

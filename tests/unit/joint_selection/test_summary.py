@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from components.joint_selection.stage import run
@@ -19,6 +20,7 @@ def result_and_json(make_inputs):
     inputs = make_inputs()
     inputs.outcomes[0][9] = "image_missing"
     inputs.records_manifest = {
+        "dataset_sha256": "abc",
         "dataset_uri": "gs://b/d.json",
         "counts": {"read": 43, "written": 40, "dropped": 0, "rejected": 3},
         "reject_reasons": {"not_json": 3},
@@ -43,12 +45,15 @@ def test_its_entries(result_and_json):
         "without_iou",
         "all_scores_equal",
         "tilt",
+        "chance",
         "outcomes",
+        "by_outcome",
         "sources",
         "parameters",
         "grids",
         "models",
         "code_version",
+        "run",
     ]
 
 
@@ -62,6 +67,7 @@ def test_its_values(result_and_json):
         "unknown_ids": {"llava_attention": 0, "mgm_attention": 0, "text_scores": 0},
         "ingest": {
             "dataset_uri": "gs://b/d.json",
+            "dataset_sha256": "abc",
             "counts": {"read": 43, "written": 40, "dropped": 0, "rejected": 3},
             "reject_reasons": {"not_json": 3},
         },
@@ -108,6 +114,53 @@ def test_its_sources_are_those_of_the_pool(result_and_json):
     assert {name: row["pool"] for name, row in summary["sources"].items()} == {"x": 13, "y": 13, "z": 13}
 
 
+@pytest.fixture
+def mixed(make_inputs):
+    """Every kind of pair of outcomes, and one record that cannot be used."""
+    inputs = make_inputs()
+    pairs = {8: ("ok", "non_finite"), 9: ("image_missing", "eos_only"), 10: ("non_finite", "eos_only")}
+    pairs |= {11: ("eos_only", "non_finite"), 12: ("not_scored", "prompt_too_long")}
+    for record, pair in pairs.items():
+        for side, outcome in enumerate(pair):
+            inputs.outcomes[side][record] = outcome
+    return inputs.write()
+
+
+def test_a_record_has_one_outcome_whichever_models_it_is(mixed):
+    """Records 7, 10 and 11 are eos_only, 8 is non_finite, 12 prompt_too_long; 9 is in no pool."""
+    config = mixed.config(ratio=1.0, missing_iou="text")
+    run(config)
+    assert read_json(config.summary)["by_outcome"] == {
+        "ok": {"pool": 31, "selected": 31, "top": 31},
+        "text_only": {"pool": 3, "selected": 3, "top": 3},
+        "eos_only": {"pool": 3, "selected": 3, "top": 3},
+        "prompt_too_long": {"pool": 1, "selected": 1, "top": 1},
+        "non_finite": {"pool": 1, "selected": 1, "top": 1},
+    }
+
+
+def test_outcomes_of_selection_and_top_n(make_inputs):
+    """Text alone counts: of the ten least typical records three have no picture and one an empty answer."""
+    inputs = make_inputs()
+    inputs.similarity = 0.5 + np.arange(40) / 100
+    inputs.similarity[[3, 4, 5, 7]] = [0.1, 0.2, 0.3, 0.4]
+    config = inputs.write().config(alpha=1.0, seed=3, missing_iou="text")
+    run(config)
+    chosen = {int(number) for number in chosen_ids(config)}
+    selected = {"text_only": len(chosen & {3, 4, 5}), "eos_only": len(chosen & {7})}
+    assert read_json(config.summary)["by_outcome"] == {
+        "ok": {"pool": 36, "selected": 10 - sum(selected.values()), "top": 6},
+        "text_only": {"pool": 3, "selected": selected["text_only"], "top": 3},
+        "eos_only": {"pool": 1, "selected": selected["eos_only"], "top": 1},
+    }
+
+
+def test_excluded_records_are_in_no_row(mixed):
+    config = mixed.config(missing_iou="exclude")
+    run(config)
+    assert list(read_json(config.summary)["by_outcome"]) == ["ok"]
+
+
 @pytest.mark.parametrize("output", ["selected", "random"])
 def test_its_sources_are_those_of_the_files(result_and_json, output):
     _, summary, config = result_and_json
@@ -115,7 +168,7 @@ def test_its_sources_are_those_of_the_files(result_and_json, output):
     assert {name: row[output] for name, row in summary["sources"].items()} == {name: sources[name] for name in "xyz"}
 
 
-def test_its_parameters_are_settings_and_single_inputs(result_and_json):
+def test_its_parameters_are_settings_and_no_ports(result_and_json):
     _, summary, config = result_and_json
     names = {
         "seed",
@@ -130,9 +183,6 @@ def test_its_parameters_are_settings_and_single_inputs(result_and_json):
         "top_percent",
         "max_reject_fraction",
         "image_root_uri",
-        "records",
-        "text_scores",
-        "kmeans",
     }
     assert summary["parameters"] == {name: getattr(config, name) for name in names}
 
@@ -140,8 +190,11 @@ def test_its_parameters_are_settings_and_single_inputs(result_and_json):
 def test_the_result_has_scalars_as_metrics_and_everything_else_as_metadata(result_and_json):
     result, summary, _ = result_and_json
     assert vars(result.counts) == summary["counts"]
-    assert result.metrics == {**summary["tilt"], "pool": 39, "without_iou": 4}
-    assert result.metadata == {name: value for name, value in summary.items() if name not in ("counts", "tilt")}
+    chance = {name: value for name, value in result.metrics.items() if name not in summary["tilt"]}
+    assert {name for name in chance if "overlap" not in name} == {"pool", "without_iou"}
+    assert result.metrics == {**summary["tilt"], **chance, "pool": 39, "without_iou": 4}
+    elsewhere = ("counts", "tilt", "chance", "run")
+    assert result.metadata == {name: value for name, value in summary.items() if name not in elsewhere}
 
 
 @pytest.fixture

@@ -82,12 +82,37 @@ def test_combinations_are_in_order_and_in_their_types():
 
 
 def test_overlap(scores):
-    """39 records can be drawn, 9 are: the share is in ninths."""
-    overlap = sweep(scores, alpha="0.0,1.0", sampler="top").overlap
+    """39 records can be drawn, 9 are: the share is in ninths where nothing is left to chance."""
+    overlap = sweep(scores, alpha="0.0,1.0", sampler="top").expected_overlap
     assert overlap[0][0] == overlap[1][1] == 1
     assert overlap[0][1] == overlap[1][0]
     assert overlap[0][1] < 1
     assert overlap[0][1] * 9 == pytest.approx(round(overlap[0][1] * 9))
+
+
+def test_draws_of_one_setting_differ_too(scores):
+    """A uniform draw of 9 of 39 shares 9/39 with another one, whatever the seed, and with the top."""
+    result = sweep(scores, temperature="1e9", sampler="gumbel,top")
+    assert result.expected_overlap[0] == pytest.approx([9 / 39, 9 / 39])
+    assert result.expected_overlap[1] == pytest.approx([9 / 39, 1])
+
+
+def test_expectations_do_not_depend_on_the_seed(scores):
+    first, second = (sweep(scores, alpha="0,1", seed=seed) for seed in (1, 2))
+    assert first.tilt != second.tilt
+    assert (first.chance, first.expected_overlap) == (second.chance, second.expected_overlap)
+    assert first.expected_sources == second.expected_sources
+    assert as_markdown(first) == as_markdown(second), "nothing of one draw is printed"
+
+
+def test_expectations_are_those_of_the_stage(written, scores):
+    config = written.config(temperature=0.1, scores=str(written.folder / "again"))
+    run(config)
+    wanted = read_json(config.summary)["chance"]
+    result = sweep(scores, temperature="1,0.1")
+    assert dataclasses.asdict(result.chance[1]) == {name: wanted[name] for name in dataclasses.asdict(result.chance[1])}
+    found = {name: dataclasses.asdict(row[1]) for name, row in result.expected_sources.items()}
+    assert found == {name: row["selected"] for name, row in wanted["sources"].items()}
 
 
 def test_the_command_prints_tables_and_writes_everything(scores, tmp_path, capsys):
@@ -99,22 +124,29 @@ def test_the_command_prints_tables_and_writes_everything(scores, tmp_path, capsy
     result = sweep(scores, alpha="0,0.5,1", temperature="1,0.01")
     assert printed.out == as_markdown(result) + "\n"
     assert json.loads(output.read_text()) == json.loads(json.dumps(dataclasses.asdict(result)))
-    assert list(json.loads(output.read_text())) == ["settings", "tilt", "overlap", "sources"]
+    assert list(json.loads(output.read_text())) == [
+        "settings",
+        "tilt",
+        "chance",
+        "expected_overlap",
+        "sources",
+        "expected_sources",
+    ]
 
 
 def test_tables(scores):
     """Columns for the settings that vary, rows for the combinations."""
     lines = as_markdown(sweep(scores, sampler="top", missing_iou="text,exclude")).splitlines()
-    head = lines.index("## Tilt") + 2
-    columns = "mean score, pool | mean score, selected | in top n | by chance | weight ratio | effective n"
+    head = lines.index("## Tilt: what draws have on average, and 95% of them") + 2
+    columns = "mean score, pool | mean score, selected | in top n | random draw | weight ratio | effective n"
     assert lines[head] == f"|  | missing_iou | {columns} |"
     assert [line.split(" | ")[:2] for line in lines[head + 2 : head + 4]] == [["| 1", "text"], ["| 2", "exclude"]]
-    assert lines[head + 2].split(" | ")[4:6] == ["100.0%", "23.1%"]
-    sources = lines[lines.index("## Records by source") + 2 :]
+    assert lines[head + 2].split(" | ")[4:6] == ["100.0%", "23.1% (0.0% to 55.6%)"]
+    sources = lines[lines.index("## Records by source, expected") + 2 :]
     # Nine of 39 are drawn, eight of 35 with an IoU.
     assert sources[0] == "| source | pool | 1 | 2 |"
     assert sources[2].startswith(r"| a\|b | 14 | ")
-    assert [sum(int(line.split(" | ")[column].rstrip(" |")) for line in sources[2:]) for column in (1, 2, 3)] == [
+    assert [sum(float(line.split(" | ")[column].split()[0]) for line in sources[2:]) for column in (1, 2, 3)] == [
         39,
         9,
         8,
@@ -136,7 +168,7 @@ def test_small_sources_are_counted(scores, monkeypatch):
         (["--alpha", "0,2"], "alpha: got 2, wanted a number in [0, 1]."),
         (["--temperature", "1,0"], "temperature: got 0, wanted a number above 0."),
         (["--sampler", "best"], "sampler: got 'best', wanted one of gumbel, reference, top."),
-        (["--missing-iou", "text,"], "missing_iou: got '', wanted one of exclude, reference, text."),
+        (["--missing-iou", "text,"], "missing_iou: got '', wanted one of calibrated, exclude, reference, text."),
         (["--num-samples", "40"], "num_samples: got 40, but only 39 records can be drawn. Ask for fewer."),
         (["--alpha", "0,x"], "alpha: got '0,x', wanted numbers separated by commas."),
         (["--temperature", ""], "temperature: got '', wanted numbers separated by commas."),

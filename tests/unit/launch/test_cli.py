@@ -76,6 +76,7 @@ def test_what_a_run_is_started_with(local_run, tmp_path, monkeypatch):
     (run,) = seen
     assert run.values == {
         "require_gpu": False,
+        "num_clusters": 0,
         "dataset_uri": f"{tmp_path}/d.json",
         "image_root_uri": "",
         "num_shards": 7,
@@ -161,3 +162,12 @@ def test_a_digest_of_another_form_is_refused(digest):
     name = released_name("r.example", "", {"free2ds-split": digest})
     with pytest.raises(StageError, match=r"--digests: free2ds-split has .*, wanted sha256: and 64 hex digits\."):
         name("free2ds-split:dev")
+
+
+def test_a_run_knows_its_command_without_credentials(local_run, tmp_path):
+    seen = local_run(lambda: 0)
+    data = "dataset_uri=https://me:secret@host/a b.json"
+    pipeline.main(["run", "--output-dir", str(tmp_path), "--param", data, "--param", "image_root_uri="])
+    assert seen[0].command == (
+        f"free2ds run --output-dir {tmp_path} --param 'dataset_uri=https://***@host/a b.json' --param image_root_uri="
+    )

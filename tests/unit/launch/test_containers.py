@@ -71,10 +71,16 @@ def test_what_a_model_folder_links_to_is_mounted_too(tmp_path):
 def test_container_arguments(engine, tmp_path, monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://gcs:9023")
     monkeypatch.setenv("SECRET_OF_ANOTHER_PROGRAM", "x")
-    arguments = containers.container_arguments({"dataset_uri": str(tmp_path)}, "run-1", 3, "mine")
+    arguments = containers.container_arguments(
+        {"dataset_uri": str(tmp_path)}, "run-1", 3, "mine", {"FREE2DS_COMMAND": "free2ds run"}
+    )
     assert json.loads(json.dumps(arguments)) == arguments
     assert arguments["mounts"] == [{"Type": "bind", "Source": str(tmp_path), "Target": str(tmp_path), "ReadOnly": True}]
-    assert arguments["environment"] == {"STORAGE_EMULATOR_HOST": "http://gcs:9023", "OMP_NUM_THREADS": "3"}
+    assert arguments["environment"] == {
+        "STORAGE_EMULATOR_HOST": "http://gcs:9023",
+        "OMP_NUM_THREADS": "3",
+        "FREE2DS_COMMAND": "free2ds run",
+    }
     assert arguments["user"] == f"{os.getuid()}:{os.getgid()}"
     assert (arguments["network"], arguments["labels"]) == ("mine", {"free2ds.run": "run-1"})
     assert "device_requests" not in arguments
@@ -82,7 +88,7 @@ def test_container_arguments(engine, tmp_path, monkeypatch):
 
 def test_gpus_are_passed_on_where_the_engine_has_them(monkeypatch, engine):
     monkeypatch.setattr(containers, "connect", lambda: Engine(runtimes=("nvidia", "runc")))
-    arguments = containers.container_arguments({}, "r", 1, "")
+    arguments = containers.container_arguments({}, "r", 1, "", {})
     request = docker.types.DeviceRequest(**arguments["device_requests"][0])
     assert (request.count, request.capabilities) == (-1, [["gpu"]])
     assert "network" not in arguments
@@ -92,7 +98,7 @@ def test_credentials_and_the_hub_cache_come_along(engine, tmp_path, monkeypatch)
     (tmp_path / "key.json").write_text("{}")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", f"{tmp_path}/key.json")
     monkeypatch.setenv("HF_HOME", f"{tmp_path}/hub")
-    arguments = containers.container_arguments({"mgm_model": "org/name"}, "r", 1, "")
+    arguments = containers.container_arguments({"mgm_model": "org/name"}, "r", 1, "", {})
     assert {mount["Source"]: mount["ReadOnly"] for mount in arguments["mounts"]} == {
         f"{tmp_path}/key.json": True,
         f"{tmp_path}/hub": False,
@@ -103,7 +109,7 @@ def test_credentials_and_the_hub_cache_come_along(engine, tmp_path, monkeypatch)
 def test_credentials_that_are_not_there(engine, tmp_path, monkeypatch):
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", f"{tmp_path}/none.json")
     with pytest.raises(StageError, match=r"GOOGLE_APPLICATION_CREDENTIALS: .*none.json is not there"):
-        containers.container_arguments({}, "r", 1, "")
+        containers.container_arguments({}, "r", 1, "", {})
 
 
 def test_stopping_waits_for_containers_that_were_about_to_start(monkeypatch):
@@ -125,7 +131,7 @@ def test_an_unknown_network_is_refused(engine):
     with pytest.raises(
         StageError, match=r"--network: there is no Docker network other. Make it: docker network create"
     ):
-        containers.container_arguments({}, "r", 1, "other")
+        containers.container_arguments({}, "r", 1, "other", {})
 
 
 def test_images_must_be_here_or_in_the_registry(engine):

@@ -126,7 +126,7 @@ def test_the_graph_stops_at_a_crash(tmp_path):
     compiler.Compiler().compile(crashing, str(tmp_path / "free2ds.yaml"))
     (tmp_path / "arguments.json").write_text("{}")
     with pytest.raises(GraphFailed, match=r"^crash: ValueError: boom. The whole log is in .*run.log.$"):
-        run_graph(tmp_path, tmp_path / "run.log", threads=1)
+        run_graph(tmp_path, tmp_path / "run.log", threads=1, facts={})
     log = (tmp_path / "run.log").read_text()
     assert "Traceback" in log
     assert "Executing task 'never'" not in log
@@ -149,7 +149,7 @@ def test_a_path_with_python3_in_it_reaches_the_stage_unchanged(tmp_path):
 
     compiler.Compiler().compile(echoing, str(work / "free2ds.yaml"))
     (work / "arguments.json").write_text(json.dumps({"path": "/lib/python3/x"}))
-    run_graph(work, work / "run.log", threads=1)
+    run_graph(work, work / "run.log", threads=1, facts={})
     assert json.loads((work / "outputs.json").read_text()) == {"Output": f"/lib/python3/x {sys.prefix}"}
 
 
@@ -199,3 +199,48 @@ def test_rejects_are_shown_when_there_are_too_many(tmp_path, capsys, monkeypatch
     assert "1 of 2 records rejected (conversations_missing 1), more than max_reject_fraction 0.05 allows." in error
     rejects = [json.loads(line) for line in (tmp_path / "out/unfinished-rejects.jsonl").read_text().splitlines()]
     assert [(reject["index"], reject["record"]) for reject in rejects] == [(1, {"id": "b"})]
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def told() -> str:
+    import os
+
+    return os.environ["FREE2DS_COMMAND"]
+
+
+def test_the_stages_are_told_of_the_run(tmp_path, monkeypatch):
+    """Also where an earlier run's word is in the environment."""
+    monkeypatch.setenv("FREE2DS_COMMAND", "another")
+
+    @dsl.pipeline(name="telling")
+    def telling() -> str:
+        return told().output
+
+    compiler.Compiler().compile(telling, str(tmp_path / "free2ds.yaml"))
+    (tmp_path / "arguments.json").write_text("{}")
+    run_graph(tmp_path, tmp_path / "run.log", threads=1, facts={"FREE2DS_COMMAND": "free2ds run"})
+    assert json.loads((tmp_path / "outputs.json").read_text()) == {"Output": "free2ds run"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"), [(0, "num_clusters=0: a 39th, at most 1000"), (5, "num_clusters=5")], ids=["fitting", "asked"]
+)
+@pytest.mark.parametrize(("command", "line"), [("free2ds run", "Command: free2ds run\n"), ("", "")])
+def test_the_terminal_says_how_the_results_were_made(tmp_path, capsys, command, line, asked, why):
+    summary = {
+        "counts": {"written": 2, "rejected": 1},
+        "pool": 9,
+        "without_iou": 3,
+        "ingest": {"dataset_sha256": "abc"},
+        "warnings": ["Something is doubtful."],
+        "models": {"text": {"num_clusters": 2, "num_clusters_asked": asked, "distinct_messages": 1234}},
+        "run": {"started": "2001-09-09T01:46:40+00:00", "seconds": 1.0, "command": command, "threads": 4},
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "rejects.jsonl").write_text("")
+    local.print_results(tmp_path, 12)
+    assert (
+        f"Text: 2 clusters of 1,234 distinct messages ({why}).\nwarning: Something is doubtful.\n"
+        f"{line}Started 2001-09-09T01:46:40+00:00, 4 threads per stage; sha256 of the data set: abc\nResults in"
+        in capsys.readouterr().out
+    )

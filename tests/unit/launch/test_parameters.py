@@ -74,11 +74,11 @@ def test_a_parameter_file_yields_to_the_command_line(package, write, tmp_path):
         ([*REQUIRED, "--param", "sampler=best"], "sampler: got 'best', wanted one of gumbel, reference, top."),
         (
             [*REQUIRED, "--param", "missing_iou=zero"],
-            "missing_iou: got 'zero', wanted one of exclude, reference, text.",
+            "missing_iou: got 'zero', wanted one of calibrated, exclude, reference, text.",
         ),
         ([*REQUIRED, "--param", "num_shards=65"], "num_shards: got 65, wanted 1 to 64."),
         ([*REQUIRED, "--param", "max_new_tokens=0"], "max_new_tokens: got 0, wanted a number of at least 1."),
-        ([*REQUIRED, "--param", "num_clusters=0"], "num_clusters: got 0, wanted a number of at least 1."),
+        ([*REQUIRED, "--param", "num_clusters=-1"], "num_clusters: got -1, wanted a number of at least 0."),
         ([*REQUIRED, "--param", "dtype=int8"], "dtype: got 'int8', wanted one of auto, bfloat16, float16, float32."),
         ([*REQUIRED, "--param", "seed=3000000000"], "seed: got 3000000000, wanted an integer from 0 to 2147483647."),
         ([*REQUIRED, "--param", "llava_prompt=chat"], "llava_prompt: got 'chat', wanted one of method."),

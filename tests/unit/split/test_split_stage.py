@@ -17,6 +17,8 @@ def row(number, image):
     return {
         "unique_id": number,
         "record_key": f"{number % 90:064x}",
+        "position": number,
+        "id": None,
         "image": image,
         "source": "s",
         "question": None,
@@ -132,7 +134,7 @@ def test_number_of_shards_out_of_range(tmp_path, num_shards):
 
 
 def test_no_records_folder(tmp_path):
-    with pytest.raises(StageError, match=r"no _manifest\.json, wanted a finished records/1 folder"):
+    with pytest.raises(StageError, match=r"no _manifest\.json, wanted a finished records/2 folder"):
         run(SplitConfig(records=str(tmp_path / "none"), shards=str(tmp_path / "shards")))
 
 
