@@ -33,9 +33,8 @@ _LATER_ERRNO = {
     errno.EAGAIN,
     errno.EBUSY,
     errno.EHOSTUNREACH,
-    errno.EIO,
     errno.ENETUNREACH,
-    getattr(errno, "EREMOTEIO", errno.EIO),
+    getattr(errno, "EREMOTEIO", errno.EAGAIN),
 }
 _LATER_NAMES = {
     # Python, and by inheritance fsspec's time-out.
@@ -91,6 +90,9 @@ def meaning(error: BaseException) -> Meaning:
             return found
     if any(_status(link) for link in chain):
         return Meaning.UNKNOWN
+    # s3fs says so of every answer that it has no other word for, a refusal (401) too: only where no answer is known.
+    if any(isinstance(link, OSError) and link.errno == errno.EIO for link in chain):
+        return Meaning.LATER
     if isinstance(error, ValueError) or isinstance(error.__cause__, ValueError):
         return Meaning.WRONG_URI
     return Meaning.MISSING if isinstance(error, FileNotFoundError) else Meaning.UNKNOWN
