@@ -50,7 +50,8 @@ class Bucket:
     Attributes:
         store: URL of the store itself.
         url: Of the relay.
-        faults: What the next requests get instead: a status, a reset or, with `sent`, the store's own body broken off.
+        faults: What the next requests get instead: a status, a reset or, with `sent`, the store's own body broken off,
+            or, with `chunked` too, shortened.
         asked: Method and path of every request.
     """
 
@@ -133,7 +134,8 @@ def _relay(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
                 connection.close()
             headers = {name: value for name, value in found.getheaders() if name.lower() not in _OF_CONNECTION}
             length = int(found.getheader("Content-Length") or len(body))
-            self.answer(found.status, headers, body[: fault.sent if fault else None], length)
+            body = body[: fault.sent if fault else None]
+            self.answer(found.status, headers, body, len(body) if fault and fault.chunked else length)
             self.close_connection = bool(fault)
 
         do_HEAD = do_GET

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -73,7 +74,7 @@ def test_a_picture_that_is_not_there(place):
 
 
 # A web server gives a page for a folder.
-@pytest.mark.parametrize("place", ["plain path", "file", "memory"], indirect=True)
+@pytest.mark.parametrize("place", ["plain path", "file", "memory", "s3", "gs"], indirect=True)
 def test_a_folder_is_no_picture(place):
     place.put("a/b.png", png())
     with pytest.raises(PictureProblem, match=r"^image_missing: no file at .*/a"):
@@ -138,6 +139,9 @@ BUSY = {str(status): Answer(status) for status in (408, 429, 500, 502, 503, 504)
 BROKEN = {"503": Answer(503), "reset": Answer(reset=True), "cut": Answer(sent=100), "no body": Answer(sent=0)}
 
 
+SHORT = {"short": Answer(sent=100, chunked=True)}
+
+
 def each(faults):
     return pytest.mark.parametrize("fault", faults.values(), ids=faults.keys())
 
@@ -154,7 +158,7 @@ def stored(bucket, tmp_path):
     return f"{bucket.scheme}data/{tmp_path.name}/x.png"
 
 
-@each(BUSY | BROKEN)
+@each(BUSY | BROKEN | SHORT)
 def test_a_bucket_that_fails_for_a_moment(bucket, stored, pauses, fault):
     bucket.faults[:] = [fault] * 3
     assert whole(stored) == BODY
@@ -176,7 +180,7 @@ def test_a_model_of_a_bucket_that_fails_for_a_moment(bucket, stored, pauses, tmp
     assert bucket.faults == []
 
 
-@each(BROKEN)
+@each(BROKEN | SHORT)
 def test_a_bucket_that_stays_so_fails_with_the_file_s_name(bucket, stored, pauses, fault):
     bucket.faults[:] = [fault] * 1000
     with pytest.raises(StoreError, match=f"^{stored}: could not be read in 8 tries"):
@@ -190,3 +194,16 @@ def test_a_bucket_that_refuses(bucket, stored, pauses, status):
     with pytest.raises(StageError, match=f"^{stored}: may not be read"):
         whole(stored)
     assert pauses == []
+
+
+def test_a_picture_takes_one_request(bucket, stored):
+    whole(stored)
+    assert [method for method, _ in bucket.asked] == ["GET"]
+
+
+def test_as_many_connections_to_s3_as_are_asked_for(monkeypatch):
+    fs, _ = filesystem("s3://data/x")
+    assert fs.config_kwargs["max_pool_connections"] == 100
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"max_pool_connections": 7, "read_timeout": 3}})
+    fs, _ = filesystem("s3://data/x")
+    assert fs.config_kwargs == {"max_pool_connections": 7, "read_timeout": 3}
