@@ -35,7 +35,7 @@ def _read(ask: Callable[[str, str], tuple[Mapping[str, Any], bytes]], path: str,
         if http_status(error) == _NO_SUCH_RANGE:
             return b""
         raise
-    # A compressed object is unpacked on the way, and its length is another.
+    # Of GCS a compressed object is unpacked on the way, and its length is another.
     length = re.search(r"/(\d+)$", headers.get("Content-Range") or "")
     if length and len(data) < min(int(length[1]), max_bytes) and not headers.get("Content-Encoding"):
         raise ShortBodyError(f"only {len(data)} of {length[1]} bytes came")
@@ -53,7 +53,7 @@ def _ask_s3(fs: AsyncFileSystem, path: str, part: str) -> tuple[Mapping[str, Any
 
     # One visit to the thread that asks, not two.
     answer, data = sync(fs.loop, ask)
-    return {"Content-Range": answer.get("ContentRange"), "Content-Encoding": answer.get("ContentEncoding")}, data
+    return {"Content-Range": answer.get("ContentRange")}, data
 
 
 def _ask_gcs(fs: AsyncFileSystem, path: str, part: str) -> tuple[Mapping[str, Any], bytes]:

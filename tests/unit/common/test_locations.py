@@ -7,12 +7,14 @@ from pathlib import Path
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+from fsspec.asyn import AsyncFileSystem
 from PIL import Image
 
 from components.ingest.config import IngestConfig
 from components.ingest.stage import run
 from free2ds_common.checkpoints import resolve_model
 from free2ds_common.errors import StageError
+from free2ds_common.objects import object_reader
 from free2ds_common.pictures import PictureProblem, load_picture, read_picture_bytes
 from free2ds_common.retry import StoreError
 from free2ds_common.storage import filesystem, open_binary, read_bytes
@@ -199,6 +201,22 @@ def test_a_bucket_that_refuses(bucket, stored, pauses, status):
 def test_a_picture_takes_one_request(bucket, stored):
     whole(stored)
     assert [method for method, _ in bucket.asked] == ["GET"]
+
+
+class Unpacking(AsyncFileSystem):
+    """A store of GCS whose object of 1000 bytes is unpacked on the way."""
+
+    protocol = ("gs", "gcs")
+
+    def url(self, path):
+        return path
+
+    def call(self, method, url, headers):
+        return {"Content-Range": "bytes 0-999/1000", "Content-Encoding": "gzip"}, b"unpacked"
+
+
+def test_an_object_that_is_unpacked_on_the_way():
+    assert object_reader(Unpacking())("data/x", 1 << 20) == b"unpacked"
 
 
 def test_as_many_connections_to_s3_as_are_asked_for(monkeypatch):
