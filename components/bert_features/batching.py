@@ -1,4 +1,4 @@
-"""Batches with little padding: messages are read in windows, and within a window bucketed by length."""
+"""Batches of one length: messages are read in windows, and within a window bucketed by length."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,7 +16,6 @@ _WINDOW = 65_536
 _FIRST_WINDOW = 4096
 # Long messages make a window smaller: 250 characters each on average.
 _WINDOW_CHARACTERS = 16 << 20
-_MAX_PADDING = 0.05
 
 
 @dataclass(frozen=True)
@@ -60,26 +59,21 @@ def read_windows(source: MessageSource, encoder: Encoder) -> Iterator[Window]:
 
 
 def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Divide messages into batches, one per forward pass: neighbours in length, so that there is little padding.
+    """Divide messages into batches, one per forward pass, each of a single length.
 
-    A batch is filled up with shorter messages, so batches of one length mostly have the same size: on a CPU, kernels
-    are compiled and cached for each size, and the heap serves the same sizes again.
+    A message's length thus never depends on its neighbours, and nor does its embedding. Batches of one length mostly
+    have the same size: on a CPU, kernels are compiled and cached for each size, and the heap serves them again.
 
     Args:
-        lengths: int, (n,), tokens per message.
-        batch_tokens: Maximum tokens of a batch, padding included; a single longer message makes a batch of its own.
+        lengths: int, (n,), tokens per message, padding included: `Encoder.padded_lengths`.
+        batch_tokens: Maximum tokens of a batch; a single longer message makes a batch of its own.
 
     Yields:
-        int64 indices into `lengths`; every index once. At most `_MAX_PADDING` of a batch's tokens are padding.
+        int64 indices into `lengths`, the longest messages first; every index once.
     """
     order = np.argsort(lengths, kind="stable")[::-1]
-    sorted_lengths = lengths[order]
-    start = 0
-    while start < len(order):
-        longest = int(sorted_lengths[start])
-        max_messages = max(1, batch_tokens // max(1, longest))
-        candidates = sorted_lengths[start : start + max_messages]
-        padded = longest * np.arange(1, len(candidates) + 1)
-        stop = start + int(np.flatnonzero(np.cumsum(candidates) >= padded * (1 - _MAX_PADDING))[-1]) + 1
-        yield order[start:stop]
-        start = stop
+    _, starts = np.unique(-lengths[order], return_index=True)
+    for group in np.split(order, starts[1:]):
+        max_messages = max(1, batch_tokens // max(1, int(lengths[group[0]])))
+        for start in range(0, len(group), max_messages):
+            yield group[start : start + max_messages]

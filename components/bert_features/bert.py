@@ -28,7 +28,7 @@ class ClsBert(nn.Module):
       x is q'(Wk x + bk), which is (Wk'q)'x but for a constant that softmax cancels, and its weighted sum of values is
       Wv times the weighted sum of states, plus bv.
     - On a CPU, keys and values run on into the next message until a vector is full; the surplus is masked. Matrices get
-      surplus rows, so that few sizes occur.
+      surplus rows, so that few sizes occur, and no product of so few rows that it would be added up in another order.
     """
 
     def __init__(self, model: PreTrainedModel, packed: bool) -> None:
@@ -106,7 +106,7 @@ class ClsBert(nn.Module):
     def _mask(inside: torch.Tensor | None, length: int, key_length: int, like: torch.Tensor) -> torch.Tensor | None:
         """What to add to attention scores, (n or 1, 1, 1, key_length); None for nothing."""
         if inside is None:
-            if key_length == length:
+            if like.device.type != "cpu":
                 return None
             inside = torch.ones(1, length, dtype=torch.bool, device=like.device)
         visible = functional.pad(inside, (0, key_length - length))
@@ -119,13 +119,14 @@ class ClsBert(nn.Module):
         read = layer.attention.self
         surplus = (0, 0, 0, -count % _CLS_STEP)
         cls = functional.pad(states[: count * length : length], surplus)
-        query = read.query(cls)[:count].view(count, self.heads, -1)
+        query = read.query(cls).view(len(cls), self.heads, -1)
         # Wk'q of every head: to the attention below, the heads are so many queries of a single head.
-        queries = torch.einsum("nhs,hsd->nhd", query, self.last_key)[:, None]
+        queries = torch.einsum("nhs,hsd->nhd", query, self.last_key)[:count, None]
         keys = _split_heads(states, count, length, key_length, 1)
         sums = functional.scaled_dot_product_attention(queries, keys, keys, mask, scale=query.shape[2] ** -0.5)[:, 0]
+        sums = functional.pad(sums, (0, 0, *surplus))
         context = torch.einsum("nhd,hsd->nhs", sums, self.last_value).flatten(1) + read.value.bias
-        output: torch.Tensor = layer.feed_forward_chunk(layer.attention.output(functional.pad(context, surplus), cls))
+        output: torch.Tensor = layer.feed_forward_chunk(layer.attention.output(context, cls))
         return output[:count]
 
 

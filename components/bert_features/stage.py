@@ -99,12 +99,13 @@ def _embed(
         if first:
             words.check()
         lengths = window.tokens.lengths
+        padded_lengths = encoder.padded_lengths(lengths)
         embeddings = np.empty((len(lengths), encoder.dimensions), dtype=np.float32)
         embedded = 0
-        for batch in token_batches(lengths, batch_tokens):
+        for batch in token_batches(padded_lengths, batch_tokens):
             embeddings[batch] = encoder.embed(window.tokens, batch)
             real += int(lengths[batch].sum())
-            padded += len(batch) * int(lengths[batch].max())
+            padded += int(padded_lengths[batch].sum())
             # A window may take minutes: its records count as done in step with its messages.
             before, embedded = embedded, embedded + len(batch)
             freed.limit()

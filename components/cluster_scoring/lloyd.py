@@ -16,10 +16,12 @@ from threadpoolctl import threadpool_limits
 
 logger = logging.getLogger(__name__)
 
-# Rows that one thread works on at a time: with 1000 centroids a product of 4 MB. Decides the speed, never the result.
-_BLOCK_ROWS = 1024
+# Rows that one thread works on at a time: with 1000 centroids a product of 2 MB. Decides the speed, never the result.
+_BLOCK_ROWS = 512
+# Points and centroids that float64 compares at a time, as small as that; no part of the result either.
+_PAIRS = 128
 # Rows of a cluster that are summed at a time. The partial sums are added in order, so this belongs to the result.
-_SUMMED_ROWS = 4096
+_SUMMED_ROWS = 512
 # Of float32: half the distance from 1 to the next number.
 _UNIT = 2.0**-24
 
@@ -98,8 +100,9 @@ def nearest_centroids(
     return np.concatenate(distances), np.concatenate(numbers)
 
 
-def _in_pieces(points: np.ndarray) -> Iterator[np.ndarray]:
-    return (points[start : start + _BLOCK_ROWS] for start in range(0, len(points), _BLOCK_ROWS))
+def _in_pieces(points: np.ndarray, rows: int = 0) -> Iterator[np.ndarray]:
+    rows = rows or _BLOCK_ROWS
+    return (points[start : start + rows] for start in range(0, len(points), rows))
 
 
 def _assignment(centroids: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -107,7 +110,7 @@ def _assignment(centroids: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     # Around their common middle the vectors are short, and so is the error of their products.
     middle = centroids.mean(axis=0)
     moved = centroids - middle
-    norms = np.sqrt(_row_sums(np.square(moved, dtype=np.float64)))
+    norms = np.sqrt(np.concatenate([squared_distances(rows, rows[:1] * 0) for rows in _in_pieces(moved, _PAIRS)]))
     halves = (norms**2 / 2).astype(np.float32)
     # |x - c|^2 / 2 without |x|^2 / 2, which is the same for all centroids, is |c|^2 / 2 - x c. A sum of n products is
     # wrong by at most n u / (1 - n u) |x| |c|, in any order and with any fused operations (N. Higham, Accuracy and
@@ -149,7 +152,7 @@ def _decided(points: np.ndarray, centroids: np.ndarray, candidates: np.ndarray) 
     distances = np.concatenate(
         [
             squared_distances(points[row[some]], centroids[number[some]])
-            for some in (slice(start, start + _BLOCK_ROWS) for start in range(0, len(row), _BLOCK_ROWS))
+            for some in (slice(start, start + _PAIRS) for start in range(0, len(row), _PAIRS))
         ]
     )
     order = np.lexsort((number, distances, row))
@@ -197,7 +200,9 @@ def train(
 
 def _norms(points: np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:
     """Squared lengths, float64, (n,)."""
-    return np.concatenate(list(pool.map(lambda rows: squared_distances(rows, rows[:1] * 0), _in_pieces(points))))
+    return np.concatenate(
+        list(pool.map(lambda rows: squared_distances(rows, rows[:1] * 0), _in_pieces(points, _PAIRS)))
+    )
 
 
 def _sum_up(
@@ -228,8 +233,13 @@ def _sum_up(
 
 def _spread(sums: np.ndarray, sizes: np.ndarray, centroids: np.ndarray) -> float:
     """Sum of |x - c|^2 - |x|^2 over all points."""
-    terms = sizes[:, None] * np.square(centroids, dtype=np.float64) - 2 * sums * centroids
-    return float(np.add.reduce(_row_sums(terms)))
+    spread = np.empty(len(sums))
+    for start in range(0, len(sums), _BLOCK_ROWS // 8):
+        some = slice(start, start + _BLOCK_ROWS // 8)
+        terms = np.square(centroids[some], dtype=np.float64) * sizes[some, None]
+        terms -= 2 * sums[some] * centroids[some]
+        spread[some] = _row_sums(terms)
+    return float(np.add.reduce(spread))
 
 
 def _farthest(points: np.ndarray, own: np.ndarray, count: int) -> np.ndarray:

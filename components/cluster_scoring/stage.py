@@ -94,7 +94,7 @@ def _computed_with() -> dict[str, object]:
     return {
         "faiss_version": faiss.__version__,
         "numpy_version": np.__version__,
-        "instruction_sets": [*simd["baseline"], *simd["found"]],
+        "instruction_sets": [*simd.get("baseline", []), *simd.get("found", [])],
         "faiss_options": faiss.get_compile_options().split(),
     }
 

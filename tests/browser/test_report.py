@@ -97,7 +97,8 @@ def test_pictures_and_charts_are_there(opened):
     assert {(complete, natural) for complete, natural, _ in pictures} == {(True, 224)}
     assert min(shown for _, _, shown in pictures) > 40
     charts = opened.page.evaluate("[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width)")
-    assert len(charts) == 6
+    # Three distributions, IoU against text, overlap over temperature, sources and clusters.
+    assert len(charts) == 7
     assert min(charts) > 200
 
 

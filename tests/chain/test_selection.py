@@ -127,6 +127,14 @@ def naive_gumbel(record_key, seed):
     return -math.log(-math.log(uniform))
 
 
+def naive_quantile(sorted_values, share):
+    """The value below which a share of the values lies; each stands in the middle of its own part."""
+    place = min(max(share * len(sorted_values) - 0.5, 0), len(sorted_values) - 1)
+    below = int(place)
+    above = min(below + 1, len(sorted_values) - 1)
+    return sorted_values[below] + (place - below) * (sorted_values[above] - sorted_values[below])
+
+
 def tables(work, port):
     """All rows of an output, whichever of a loop's tasks wrote them."""
     files = sorted(path for path in work.glob(f"tasks/*/**/{port}/*.parquet") if ".ranges" not in str(path))
@@ -149,11 +157,23 @@ def naive_selection(work, *, seed, alpha, temperature, top_percent, n):
         if None not in pair:
             ious[row["unique_id"]] = len(pair[0] & pair[1]) / len(pair[0] | pair[1])
     image = dict(zip(ious, naive_minmax(list(ious.values())), strict=True))
-    keys = {}
-    for row, text in zip(rows, naive_minmax([row["text_similarity"] for row in rows]), strict=True):
-        number = row["unique_id"]
-        combined = (1 - alpha) * image[number] + alpha * text if number in image else text
-        keys[number] = combined / temperature + naive_gumbel(row["record_key"], seed)
+    texts = dict(
+        zip(
+            [row["unique_id"] for row in rows],
+            naive_minmax([row["text_similarity"] for row in rows]),
+            strict=True,
+        )
+    )
+    combined = {number: (1 - alpha) * image[number] + alpha * texts[number] for number in image}
+    known = sorted(combined.values())
+    others = [texts[number] for number in texts if number not in image]
+    for number in set(texts) - set(image):
+        less, alike = sum(text < texts[number] for text in others), others.count(texts[number])
+        combined[number] = naive_quantile(known, (less + alike / 2) / len(others))
+    keys = {
+        row["unique_id"]: combined[row["unique_id"]] / temperature + naive_gumbel(row["record_key"], seed)
+        for row in rows
+    }
     return sorted(sorted(keys, key=keys.get)[-n:])
 
 

@@ -347,3 +347,12 @@ def test_clusters_without_a_message_are_kept_and_say_so(tmp_path, monkeypatch):
     assert [row["num_turns"] for row in rows] == [0, 3, 1, 0]
     assert [bool(row["typical_message"]) for row in rows] == [False, True, True, False]
     assert [row["centroid"] for row in rows] == centroids.tolist()
+
+
+def test_the_manifest_says_what_computed_it_also_where_numpy_finds_nothing(tmp_path, features, monkeypatch):
+    config = config_for(tmp_path, features)
+    run(config)
+    assert open_dataset(config.scores, TEXT_SCORES).manifest["numpy_version"] == np.__version__
+    monkeypatch.setattr("numpy.show_config", lambda mode: {"SIMD Extensions": {"baseline": ["X86_V2"]}})
+    run(config)
+    assert open_dataset(config.scores, TEXT_SCORES).manifest["instruction_sets"] == ["X86_V2"]
