@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,8 @@ from free2ds_common.storage import WEB, OutsideRootError, clean_path, filesystem
 # Begins the names of downloads under way. One that is this old is of a run that was killed.
 _UNDER_WAY = ".download-"
 _STALE_S = 24 * 3600.0
+# Files of one folder: weights come in a few parts, and a store gives each of them only so fast.
+_AT_A_TIME = 8
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,9 @@ def local_folder(uri: str, cache_dir: str) -> str:
         _remove_stale_downloads(cache)
         folder = Path(tempfile.mkdtemp(dir=cache, prefix=_UNDER_WAY))
         try:
-            for place, file in files.items():
-                _fetch(fs, file, folder / place)
+            with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="download") as pool:
+                # The first error cancels what has not begun.
+                list(pool.map(lambda place: _fetch(fs, files[place], folder / place), files))
             if _versions(_files_below(fs, root, uri)) != _versions(files):
                 raise StageError(f"{redacted(uri)}: its files changed while they were copied. Run again.")
             target = cache / (name if known else f"{name}-{_content(folder)}")

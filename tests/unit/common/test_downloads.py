@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -179,6 +180,36 @@ def test_a_short_file_is_fetched_again(listing, cache, pauses, monkeypatch):
     monkeypatch.setattr(Listing, "get_file", lambda self, remote, local: Path(local).write_bytes(bodies.pop(0)))
     assert (download("listing://model", cache) / "config.json").read_bytes() == b"xx"
     assert len(pauses) == 2
+
+
+def test_files_come_side_by_side(listing, cache, monkeypatch):
+    meeting = threading.Barrier(4, timeout=10)
+
+    def meet(self, remote, local):
+        meeting.wait()
+        Path(local).write_bytes(b"x")
+
+    listing("1.bin", "2.bin", "3.bin", "tower/4.bin")
+    monkeypatch.setattr(Listing, "get_file", meet)
+    assert names(download("listing://model", cache)) == ["1.bin", "2.bin", "3.bin", "tower/4.bin"]
+
+
+def test_a_file_that_fails_ends_the_download(listing, cache, monkeypatch):
+    """Of a hundred files those that have not begun are not fetched."""
+    fetched = []
+
+    def fail(self, remote, local):
+        fetched.append(remote)
+        # The thread that waits for the first is told before the next are through.
+        time.sleep(0.05 * (len(fetched) > 1))
+        raise KeyError("no such part")
+
+    listing(*[f"{number}.bin" for number in range(100)])
+    monkeypatch.setattr(Listing, "get_file", fail)
+    monkeypatch.setattr("free2ds_common.downloads._AT_A_TIME", 1)
+    with pytest.raises(StoreError, match=r"listing://model/0\.bin: could not be read \(KeyError"):
+        download("listing://model", cache)
+    assert len(fetched) < 50
 
 
 def test_a_failed_download_leaves_nothing(listing, cache, monkeypatch):
