@@ -172,7 +172,7 @@ class _Store:
             waiting = self._waiting.pop(folder, [])
             if sizes is not None:
                 return self._judged(image, sizes.get(name))
-            for other in {*waiting, image}:
+            for other in {*waiting, image} - self._singles.keys():
                 self._ask_for(other)
         result = self._singles[image]
         if isinstance(result, Future):
@@ -202,7 +202,7 @@ class _Store:
         try:
             return file_sizes(self._fs, path, uri)
         except StageError as error:
-            logger.warning("%s; its pictures are looked up one by one", error)
+            logger.warning("%s Its pictures are looked up one by one.", error)
             return None
 
     def _judged(self, image: str, size: int | None) -> RecordProblem | None:
