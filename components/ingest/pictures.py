@@ -39,9 +39,9 @@ DECODE_THREADS = min(8, os.cpu_count() or 1)
 PIXELS_AT_A_TIME = MAX_PIXELS
 # Of the pictures of one colour.
 NAMES_KEPT = 20
-# A folder of a store is listed once so many of its pictures were asked for one by one: a page of a listing holds
-# 1,000 names, and a small data set on a folder of millions needs no listing at all.
-LIST_AFTER = 1000
+# A folder of a store is listed once so many of its pictures were asked for one by one: an answer holds 1,000 names, but
+# only one is asked for at a time, and a small data set on a folder of millions is better off without.
+LIST_AFTER = 500
 
 DECODED, FOUND, NONE = "decoded", "found", "none"
 

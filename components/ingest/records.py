@@ -20,8 +20,8 @@ HUMAN, GPT, SYSTEM = "human", "gpt", "system"
 SPEAKERS: Mapping[str, str] = {HUMAN: HUMAN, "user": HUMAN, GPT: GPT, "assistant": GPT, SYSTEM: SYSTEM}
 
 # Made once: json.dumps makes one for each record.
-_RAW = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+_RAW = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False)
 _PLACEHOLDERS = re.compile("<image>|<Image>")
 # A record is rejected where one of these keys holds anything: it would pass for a record without a picture.
 _OTHER_MEDIA = re.compile(r"(video|audio|sound|speech)s?([_-]?(path|file|name|url|uri)s?)?", re.IGNORECASE)
