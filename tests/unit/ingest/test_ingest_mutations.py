@@ -59,7 +59,7 @@ def retyped(draw):
         holder = records
         for key in path:
             holder = holder[key]
-        holder[last] = draw(st.sampled_from(WRONG))
+        holder[last] = copy.deepcopy(draw(st.sampled_from(WRONG)))
     return records
 
 
