@@ -139,7 +139,7 @@ def test_pages_of_gcs(monkeypatch):
 
     def call(method, path, bucket, *, json_out, **wanted):
         asked.append((method, path, bucket, wanted["prefix"], wanted["delimiter"], wanted["maxResults"]))
-        return pages[wanted.get("pageToken")]
+        return pages.pop(wanted.get("pageToken"))
 
     store = SimpleNamespace(protocol=("gs", "gcs"), call=call)
     assert file_sizes(store, "data/in/", "the folder") == {"a.png": 3, "": 0, "b.png": 0}
