@@ -1,12 +1,15 @@
 """Names and sizes of the files in a folder of a store."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from fsspec import AbstractFileSystem
 
 from free2ds_common.retry import retried
 
+# Names a page, the most that S3 and GCS give.
+PAGE = 1000
 # Given a bucket, a prefix and where to go on: names and sizes of one page, and where to go on, "" at the end.
 _Page = Callable[[str, str, str], tuple[Mapping[str, int], str]]
 
@@ -48,7 +51,7 @@ def _all_pages(ask: _Page, bucket: str, prefix: str, uri: str) -> dict[str, int]
     sizes: dict[str, int] = {}
     token = ""
     while True:
-        page, token = retried(uri, lambda at=token: ask(bucket, prefix, at))
+        page, token = retried(uri, partial(ask, bucket, prefix, token))
         sizes.update(page)
         if not token:
             return sizes
@@ -59,7 +62,7 @@ def _pages_of(fs: AbstractFileSystem) -> _Page | None:
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
 
     def of_gcs(bucket: str, prefix: str, token: str) -> tuple[Mapping[str, int], str]:
-        wanted = {"prefix": prefix, "delimiter": "/", "fields": "items(name,size),nextPageToken"}
+        wanted = {"prefix": prefix, "delimiter": "/", "maxResults": PAGE, "fields": "items(name,size),nextPageToken"}
         if token:
             wanted["pageToken"] = token
         page: Mapping[str, Any] = fs.call("GET", "b/{}/o", bucket, json_out=True, **wanted)
@@ -69,7 +72,7 @@ def _pages_of(fs: AbstractFileSystem) -> _Page | None:
     def of_s3(bucket: str, prefix: str, token: str) -> tuple[Mapping[str, int], str]:
         more = {"ContinuationToken": token} if token else {}
         page: Mapping[str, Any] = fs.call_s3(
-            "list_objects_v2", fs.req_kw, Bucket=bucket, Prefix=prefix, Delimiter="/", **more
+            "list_objects_v2", fs.req_kw, Bucket=bucket, Prefix=prefix, Delimiter="/", MaxKeys=PAGE, **more
         )
         return {_name(item["Key"]): item["Size"] for item in page.get("Contents", ())}, page.get(
             "NextContinuationToken", ""

@@ -39,9 +39,9 @@ DECODE_THREADS = min(8, os.cpu_count() or 1)
 PIXELS_AT_A_TIME = MAX_PIXELS
 # Of the pictures of one colour.
 NAMES_KEPT = 20
-# A folder of a store is listed once so many of its pictures were asked for one by one: a page of a listing holds
-# 1,000 names, and a small data set on a folder of millions needs no listing at all.
-LIST_AFTER = 1000
+# A folder of a store is listed once so many of its pictures were asked for one by one: an answer holds 1,000 names, but
+# only one is asked for at a time, and a small data set on a folder of millions is better off without.
+LIST_AFTER = 500
 
 DECODED, FOUND, NONE = "decoded", "found", "none"
 
@@ -144,36 +144,38 @@ class _Store:
         self._fs, self._may_list = fs, not is_http(fs)
         self._singles: dict[str, Future[RecordProblem | None] | RecordProblem | None] = {}
         self._singles_in: Counter[str] = Counter()
-        # By folder: names and sizes, or None where the store does not list it.
+        # By folder: names and sizes, first on their way; None where the store does not list it.
+        self._listed: dict[str, Mapping[str, int] | None] = {}
         self._listings: dict[str, Future[Mapping[str, int] | None]] = {}
         # Not asked for, since a listing was under way.
         self._waiting: dict[str, list[str]] = {}
 
     def look_at(self, image: str) -> None:
         """Ask for a picture, unless it is known or its folder is being listed."""
-        if image in self._singles:
+        folder = image.rpartition("/")[0]
+        if self._listed.get(folder) is not None or image in self._singles:
             return
-        folder = posixpath.dirname(image)
-        listing = self._listings.get(folder)
-        if listing is None and self._may_list and self._singles_in[folder] >= LIST_AFTER:
-            listing = self._listings[folder] = self._threads.submit(self._list, folder)
-            self._waiting[folder] = []
-        if listing is None or (listing.done() and listing.result() is None):
+        waiting = self._waiting.get(folder)
+        if waiting is None and self._may_list and folder not in self._listed and self._singles_in[folder] >= LIST_AFTER:
+            self._listings[folder] = self._threads.submit(self._list, folder)
+            waiting = self._waiting[folder] = []
+        if waiting is None:
             self._ask_for(image)
-        elif not listing.done():
-            self._waiting[folder].append(image)
+        else:
+            waiting.append(image)
 
     def problem(self, image: str) -> RecordProblem | None:
         """See `Pictures.problem`."""
-        folder, name = posixpath.split(image)
-        listing = self._listings.get(folder)
-        if image not in self._singles and listing is not None:
-            sizes = listing.result()
-            waiting = self._waiting.pop(folder, [])
-            if sizes is not None:
-                return self._judged(image, sizes.get(name))
-            for other in {*waiting, image}:
-                self._ask_for(other)
+        folder, _, name = image.rpartition("/")
+        if image not in self._singles and folder in self._listings:
+            self._listed[folder] = self._listings.pop(folder).result()
+            waiting = self._waiting.pop(folder)
+            if self._listed[folder] is None:
+                for other in {*waiting, image}:
+                    self._ask_for(other)
+        sizes = self._listed.get(folder)
+        if sizes is not None and image not in self._singles:
+            return self._judged(image, sizes.get(name))
         result = self._singles[image]
         if isinstance(result, Future):
             result = self._singles[image] = result.result()
@@ -202,7 +204,7 @@ class _Store:
         try:
             return file_sizes(self._fs, path, uri)
         except StageError as error:
-            logger.warning("%s; its pictures are looked up one by one", error)
+            logger.warning("%s Its pictures are looked up one by one.", error)
             return None
 
     def _judged(self, image: str, size: int | None) -> RecordProblem | None:

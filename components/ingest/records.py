@@ -1,12 +1,12 @@
 """What makes a record usable, and what is taken from it."""
 
-import hashlib
 import itertools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
+from components.ingest.canonical import line_and_key
 from components.ingest.values import TOO_DEEP
 from free2ds_common.storage import OutsideRootError, clean_path
 
@@ -19,9 +19,6 @@ HUMAN, GPT, SYSTEM = "human", "gpt", "system"
 # LLaVA's words and those of chat templates.
 SPEAKERS: Mapping[str, str] = {HUMAN: HUMAN, "user": HUMAN, GPT: GPT, "assistant": GPT, SYSTEM: SYSTEM}
 
-# Made once: json.dumps makes one for each record.
-_RAW = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _PLACEHOLDERS = re.compile("<image>|<Image>")
 # A record is rejected where one of these keys holds anything: it would pass for a record without a picture.
 _OTHER_MEDIA = re.compile(r"(video|audio|sound|speech)s?([_-]?(path|file|name|url|uri)s?)?", re.IGNORECASE)
@@ -44,8 +41,7 @@ class RecordProblem(Exception):
         self.reason, self.detail = reason, detail
 
 
-@dataclass(frozen=True)
-class CheckedRecord:
+class CheckedRecord(NamedTuple):
     """The columns of records/2 that come from the record alone; its numbers follow once the picture is known."""
 
     record_key: str
@@ -66,14 +62,10 @@ def check_record(record: object) -> CheckedRecord:
     Raises:
         RecordProblem: It is not a usable LLaVA record. Its picture is not looked at.
     """
-    raw = _raw(record)
     if not isinstance(record, dict):
+        _refuse_depth(record)
         raise RecordProblem("not_an_object", f"is {_kind(record)}, wanted an object")
-    try:
-        key = record_key(record)
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise RecordProblem("lone_surrogate", f"holds {half!r}, half of a character, which is no Unicode") from None
+    raw, key = _line_and_key(record)
     turns = _turns(record)
     messages = [clean_message(value) for speaker, value in turns if speaker == HUMAN]
     if not messages:
@@ -91,22 +83,30 @@ def check_record(record: object) -> CheckedRecord:
     )
 
 
-def _raw(record: object) -> str:
-    """The record's JSON in one line.
+def _line_and_key(record: dict[str, object]) -> tuple[str, str]:
+    """The record's JSON in one line, and its key.
 
     Raises:
-        RecordProblem: It is nested too deeply, perhaps too deeply to be written.
+        RecordProblem: It is nested too deeply, perhaps too deeply to be written, or holds a lone surrogate.
     """
     try:
-        raw = _RAW.encode(record)
+        line, key = line_and_key(record)
     except RecursionError:
-        raw = ""
+        _refuse_depth(record)
+        raise
+    except UnicodeEncodeError as error:
+        _refuse_depth(record)
+        half = error.object[error.start]
+        raise RecordProblem("lone_surrogate", f"holds {half!r}, half of a character, which is no Unicode") from None
     # Levels are counted only where there are brackets enough for so many: few records have 500.
-    if not raw or raw.count("[") + raw.count("{") > MAX_NESTING:
-        levels = nesting(record)
-        if levels > MAX_NESTING:
-            raise RecordProblem(TOO_DEEP, f"is nested {levels} levels deep, at most {MAX_NESTING} are read")
-    return raw
+    if line.count("[") + line.count("{") > MAX_NESTING:
+        _refuse_depth(record)
+    return line, key
+
+
+def _refuse_depth(record: object) -> None:
+    if (levels := nesting(record)) > MAX_NESTING:
+        raise RecordProblem(TOO_DEEP, f"is nested {levels} levels deep, at most {MAX_NESTING} are read")
 
 
 def _own_id(value: object) -> str | None:
@@ -123,15 +123,6 @@ def nesting(value: object) -> int:
         levels += 1
         level = [inner for outer in containers for inner in (outer.values() if isinstance(outer, dict) else outer)]
     return levels
-
-
-def record_key(record: object) -> str:
-    """Hex sha256 of the record's canonical JSON: sorted keys, no spaces, UTF-8.
-
-    Raises:
-        UnicodeEncodeError: It holds a lone surrogate.
-    """
-    return hashlib.sha256(_CANONICAL.encode(record).encode()).hexdigest()
 
 
 def question(turns: list[tuple[str, str]]) -> str | None:

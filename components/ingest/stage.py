@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from components.ingest.config import IngestConfig
 from components.ingest.pictures import FETCH_THREADS, FOUND, Pictures
 from components.ingest.reader import DatasetReader, open_records
@@ -57,7 +59,7 @@ def run(config: IngestConfig) -> StageResult:
         logger.info("reading %s (%s)", config.dataset_uri, "JSON list" if reader.is_list else "JSON lines")
         progress = Progress(None, "records", logger)
         read = written = with_image = unnamed_pictures = without_question = 0
-        rows: list[dict[str, Any]] = []
+        rows: list[tuple[object, ...]] = []
         with RejectLog(config.rejects) as rejects, Pictures(config.image_root_uri) as pictures:
             for checked in _checked_in_order(reader, pictures):
                 if isinstance(checked, CheckedRecord):
@@ -65,9 +67,9 @@ def run(config: IngestConfig) -> StageResult:
                     with_image += checked.image is not None
                     unnamed_pictures += checked.image is None and PLACEHOLDER in (checked.question or "")
                     without_question += checked.image is not None and checked.question is None
-                    rows.append({"unique_id": written, "position": read, **vars(checked)})
+                    rows.append((written, read, *checked))
                     if len(rows) == ROWS_PER_WRITE:
-                        writer.write(rows)
+                        writer.write(_table(rows))
                         rows = []
                 else:
                     rejects.add(read, checked.problem.reason, checked.problem.detail, checked.record)
@@ -75,7 +77,7 @@ def run(config: IngestConfig) -> StageResult:
                 progress.add()
         progress.close()
         if rows:
-            writer.write(rows)
+            writer.write(_table(rows))
         reasons = dict(sorted(rejects.reasons.items()))
         counts = Counts(read=read, written=written, rejected=sum(reasons.values()))
         _require_usable(config, counts, reasons, with_image)
@@ -107,6 +109,13 @@ def run(config: IngestConfig) -> StageResult:
         },
         metadata=details,
     )
+
+
+def _table(rows: list[tuple[object, ...]]) -> pa.Table:
+    """Rows of the two numbers and a `CheckedRecord`, as columns: half the time of a dictionary per row."""
+    columns = dict(zip(("unique_id", "position", *CheckedRecord._fields), zip(*rows, strict=True), strict=True))
+    schema = RECORDS.arrow
+    return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
 def _warn(details: Mapping[str, Any]) -> None:

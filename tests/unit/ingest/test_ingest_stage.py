@@ -89,6 +89,7 @@ def test_numbers_and_columns(place):
     assert manifest["dataset_uri"].endswith("data.json")
     assert len(manifest["dataset_sha256"]) == 64
     assert result.metadata["reject_reasons"] == {}
+    assert result.metadata["pictures_checked"] == "decoded"
     assert None not in result.metadata.values()
 
 
@@ -257,7 +258,9 @@ def test_image_root_that_does_not_exist(place, tmp_path):
 
 
 def test_text_only_data_set_needs_no_image_root(place):
-    assert place.run([record(1)], image_root_uri="").counts == Counts(read=1, written=1)
+    result = place.run([record(1)], image_root_uri="")
+    assert result.counts == Counts(read=1, written=1)
+    assert result.metadata["pictures_checked"] == "none"
 
 
 def test_no_records(place):
@@ -393,7 +396,7 @@ def test_object_store(tmp_path):
     memory.pipe(
         "/store/data.json.gz", gzip.compress(json.dumps([record(1, "x/a.png"), record(2, "x/no.png")]).encode())
     )
-    memory.pipe("/store/images/x/a.png", png())
+    memory.pipe("/store/images/x/a.png", b"looked up, not read")
     config = IngestConfig(
         dataset_uri="memory://store/data.json.gz",
         image_root_uri="memory://store/images/",
@@ -401,7 +404,11 @@ def test_object_store(tmp_path):
         records=str(tmp_path / "records"),
         rejects=str(tmp_path / "rejects"),
     )
-    assert run(config).counts == Counts(read=2, written=1, rejected=1)
+    result = run(config)
+    assert result.counts == Counts(read=2, written=1, rejected=1)
+    assert result.metadata["pictures_checked"] == "found"
+    assert result.metrics == {"records_with_image": 1, "records_text_only": 0}
+    assert not [name for name in open_dataset(config.records, RECORDS).manifest if "colour" in name]
     rejected = json.loads(Path(config.rejects).read_text())
     assert (rejected["reason"], rejected["detail"]) == ("image_missing", "no file at memory://store/images/x/no.png")
 
