@@ -10,6 +10,7 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import unquote
@@ -23,10 +24,11 @@ from free2ds_common.objects import object_reader
 from free2ds_common.redact import redacted
 from free2ds_common.retry import ShortBodyError, is_full_disk, retried
 
-# Of one answer over http(s). aiohttp's own limit is on a whole file: 5 minutes, too few for 14 GB of weights.
+# Of one answer of a web server or GCS. aiohttp's own limit is on a whole file: 5 minutes, too few for 14 GB of weights.
 SOCKET_TIMEOUT_S = 60.0
 WEB = ("http://", "https://")
 _FILE = "file://"
+_GCS = ("gs://", "gcs://")
 _S3 = ("s3://", "s3a://")
 # Of botocore's 10 the 11th reader would wait; the other stores' libraries have 100.
 _CONNECTIONS = 100
@@ -36,6 +38,8 @@ _VERSION_ENTRIES = (
     *("etag", "ETag", "generation", "VersionId", "md5Hash", "crc32c", "content_md5", "Content-MD5", "Digest"),
     *("blob_id", "mtime", "updated", "LastModified", "last_modified", "Last-Modified", "created"),
 )
+# The first that a store has: its generation or etag, then a time.
+_IDENTITY_ENTRIES = ("generation", "ETag", "etag", "mtime", "LastModified", "Last-Modified", "created")
 
 
 class OutsideRootError(ValueError):
@@ -78,11 +82,10 @@ def _local_path(uri: str) -> str | None:
 def _remote(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     options: dict[str, Any] = {}
     if uri.startswith(WEB):
-        from aiohttp import ClientTimeout
-
-        options["client_kwargs"] = {
-            "timeout": ClientTimeout(total=None, sock_connect=SOCKET_TIMEOUT_S, sock_read=SOCKET_TIMEOUT_S)
-        }
+        options["client_kwargs"] = {"timeout": _timeout()}
+    if uri.startswith(_GCS):
+        # Without it a request that is never answered takes 5 minutes, and gcsfs asks six times.
+        options["requests_timeout"] = _timeout()
     if uri.startswith(_S3):
         set_by_user = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
         options["config_kwargs"] = {"max_pool_connections": _CONNECTIONS, **set_by_user}
@@ -94,6 +97,13 @@ def _remote(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
             "Wanted a path or a URI such as gs://bucket/folder."
         ) from error
     return found
+
+
+def _timeout() -> object:
+    """How long to wait for a server that says nothing, however long the whole takes; for aiohttp."""
+    from aiohttp import ClientTimeout
+
+    return ClientTimeout(total=None, sock_connect=SOCKET_TIMEOUT_S, sock_read=SOCKET_TIMEOUT_S)
 
 
 def is_local(uri: str) -> bool:
@@ -209,6 +219,24 @@ def version_of(info: Mapping[str, Any]) -> dict[str, str]:
         Its size, etag, generation, time of change: what the store knows, as text.
     """
     return {name: str(info[name]) for name in ("size", *_VERSION_ENTRIES) if info.get(name) is not None}
+
+
+def identity_of(info: Mapping[str, Any]) -> str:
+    """A text that changes when the bytes of a stored file do, the same from a listing of its folder and from a look.
+
+    Args:
+        info: What a store or fsspec's `info` or `ls` says of the file.
+
+    Returns:
+        Its size, and its generation (GCS), etag (S3, web) or time of change; "" where the store knows none of them, so
+        that only the bytes tell.
+    """
+    name = next((name for name in _IDENTITY_ENTRIES if info.get(name) is not None), None)
+    if name is None:
+        return ""
+    value = info[name]
+    # memory:// lists seconds, and says a date of the same file.
+    return f"{info.get('size')} {name} {value.timestamp() if isinstance(value, datetime) else value}"
 
 
 def _read_up_to(handle: IO[bytes], size: int) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from typing import ClassVar
 from urllib.parse import quote, urlsplit
 
 from tests.support.stores import Answer, reset, running
@@ -58,6 +59,7 @@ class Bucket:
     store: str
     url: str = ""
     faults: list[Answer] = field(default_factory=list)
+    credentials: ClassVar[dict[str, str]] = {}
     asked: list[tuple[str, str]] = field(default_factory=list)
 
     def forget(self) -> None:
@@ -73,7 +75,9 @@ class Bucket:
 
     def send(self, method: str, path: str, body: bytes = b"", kind: str = "application/octet-stream") -> None:
         """Ask the store itself."""
-        request = urllib.request.Request(self.store + path, body, {"Content-Type": kind}, method=method)
+        request = urllib.request.Request(
+            self.store + path, body, {"Content-Type": kind, **self.credentials}, method=method
+        )
         urllib.request.urlopen(request, timeout=30).close()
 
 
@@ -81,6 +85,8 @@ class S3(Bucket):
     """Of moto."""
 
     scheme = "s3://"
+    # moto lets a stranger make an object, but not replace one.
+    credentials: ClassVar[dict[str, str]] = {"Authorization": "AWS test:test"}
     code = _S3
 
     def create(self) -> None:
