@@ -1,5 +1,6 @@
 """Copies folders of object stores to this machine, once per version of their files."""
 
+import base64
 import hashlib
 import json
 import posixpath
@@ -20,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from free2ds_common.errors import StageError
 from free2ds_common.redact import redacted
-from free2ds_common.retry import ShortBodyError, retried
+from free2ds_common.retry import BrokenBodyError, retried
 from free2ds_common.storage import WEB, OutsideRootError, clean_path, filesystem, room_on_disk, version_of
 
 # Begins the names of downloads under way. One that is this old is of a run that was killed.
@@ -28,6 +29,7 @@ _UNDER_WAY = ".download-"
 _STALE_S = 24 * 3600.0
 # Files of one folder: weights come in a few parts, and a store gives each of them only so fast.
 _AT_A_TIME = 8
+_CHECKED_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -161,11 +163,24 @@ def _fetch(fs: fsspec.AbstractFileSystem, file: _Stored, place: Path) -> None:
         fs.get_file(file.path, str(place))
         came, size = place.stat().st_size, file.version.get("size")
         if size is not None and size != str(came):
-            raise ShortBodyError(f"{came} bytes came, the store said {size}")
+            raise BrokenBodyError(f"{came} bytes came, the store said {size}")
+        if (wanted := file.version.get("crc32c")) and (found := _crc32c(place)) != wanted:
+            raise BrokenBodyError(f"its crc32c is {found}, the store said {wanted}")
 
     place.parent.mkdir(parents=True, exist_ok=True)
     with _listed(file.uri):
         retried(file.uri, fetch)
+
+
+def _crc32c(path: Path) -> str:
+    """The checksum that GCS keeps of every object."""
+    import google_crc32c
+
+    checksum = google_crc32c.Checksum()
+    with path.open("rb") as handle:
+        for _ in checksum.consume(handle, _CHECKED_BYTES):
+            pass
+    return base64.b64encode(checksum.digest()).decode()
 
 
 @contextmanager

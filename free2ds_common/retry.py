@@ -61,8 +61,8 @@ class StoreError(Exception):
     """A store that does not answer, or not as it should: exit code 1, one sentence. No setting mends it."""
 
 
-class ShortBodyError(ConnectionError):
-    """A file that ended before its length."""
+class BrokenBodyError(ConnectionError):
+    """A file that ended before its length, or whose bytes are not those that the store has."""
 
 
 class Meaning(Enum):

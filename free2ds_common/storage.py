@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from free2ds_common.errors import StageError, first_line
 from free2ds_common.objects import object_reader
 from free2ds_common.redact import redacted
-from free2ds_common.retry import ShortBodyError, is_full_disk, retried
+from free2ds_common.retry import BrokenBodyError, is_full_disk, retried
 
 # Of one answer of a web server or GCS. aiohttp's own limit is on a whole file: 5 minutes, too few for 14 GB of weights.
 SOCKET_TIMEOUT_S = 60.0
@@ -203,7 +203,7 @@ def read_bytes(fs: fsspec.AbstractFileSystem, path: str, max_bytes: int, uri: st
             data = _read_up_to(handle, max_bytes)
             size = getattr(handle, "size", None)
         if isinstance(size, int) and len(data) < min(size, max_bytes):
-            raise ShortBodyError(f"only {len(data)} of {size} bytes came")
+            raise BrokenBodyError(f"only {len(data)} of {size} bytes came")
         return data
 
     return retried(uri, work)
@@ -286,7 +286,7 @@ class StoredFile:
             block = handle.read(size)
             length = getattr(handle, "size", None)
             if not block and isinstance(length, int) and self._at < length:
-                raise ShortBodyError(f"only {self._at} of {length} bytes came")
+                raise BrokenBodyError(f"only {self._at} of {length} bytes came")
         except Exception as error:
             self.close()
             if isinstance(error, ValueError) and "range requests" in str(error) and not self._whole:
@@ -312,7 +312,7 @@ class StoredFile:
         while left:
             block = handle.read(min(left, _SKIPPED_BYTES))
             if not block:
-                raise ShortBodyError(f"only {self._at - left} of the first {self._at} bytes came again")
+                raise BrokenBodyError(f"only {self._at - left} of the first {self._at} bytes came again")
             left -= len(block)
 
     def _replaced(self) -> StageError:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,6 +126,7 @@ def _relay(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             bucket.asked.append((self.command, self.path))
             fault = bucket.next_fault(self.command)
+            time.sleep(fault.delay_s if fault else 0)
             if fault and fault.reset:
                 reset(self)
                 return

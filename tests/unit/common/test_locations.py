@@ -225,3 +225,14 @@ def test_as_many_connections_to_s3_as_are_asked_for(monkeypatch):
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"max_pool_connections": 7, "read_timeout": 3}})
     fs, _ = filesystem("s3://data/x")
     assert fs.config_kwargs == {"max_pool_connections": 7, "read_timeout": 3}
+
+
+def test_a_bucket_that_never_answers_is_asked_again(bucket, stored, pauses, monkeypatch):
+    # Of GCS it is ours, of S3 s3fs's own: 15 s.
+    monkeypatch.setattr("free2ds_common.storage.SOCKET_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("s3fs.S3FileSystem.read_timeout", 0.1)
+    type(filesystem(stored)[0]).clear_instance_cache()
+    bucket.faults[:] = [Answer(delay_s=0.5, reset=True)]
+    assert whole(stored) == BODY
+    assert [method for method, _ in bucket.asked].count("GET") == 2
+    type(filesystem(stored)[0]).clear_instance_cache()
