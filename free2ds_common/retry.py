@@ -43,6 +43,8 @@ _LATER_NAMES = {
     *("ClientConnectionError", "ClientPayloadError", "ChunkedEncodingError", "Timeout", "TransportError"),
     # botocore; gcsfs.
     *("HTTPClientError", "IncompleteReadError", "ResponseParserError", "ChecksumError"),
+    # An answer of GCS about an object that was cut off.
+    "JSONDecodeError",
 }
 _REFUSED_NAMES = {
     "PermissionError",

@@ -50,17 +50,19 @@ class Bucket:
     """A bucket behind a relay, which hands over the store's answers unless told to fail.
 
     Attributes:
+        scheme: What its URIs begin with.
         store: URL of the store itself.
         url: Of the relay.
         faults: What the next requests get instead: a status, a reset or, with `sent`, the store's own body broken off,
-            or, with `chunked` too, shortened.
+            or, with `chunked` too, shortened; None is the store's answer.
         asked: Method and path of every request.
     """
 
+    scheme: ClassVar[str] = ""
+    credentials: ClassVar[dict[str, str]] = {}
     store: str
     url: str = ""
-    faults: list[Answer] = field(default_factory=list)
-    credentials: ClassVar[dict[str, str]] = {}
+    faults: list[Answer | None] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
     def forget(self) -> None:
@@ -70,7 +72,7 @@ class Bucket:
 
     def next_fault(self, method: str) -> Answer | None:
         """What the next request gets instead of the store's answer; a body is broken off where there is one."""
-        if not self.faults or (method == "HEAD" and self.faults[0].sent is not None):
+        if not self.faults or (method == "HEAD" and self.faults[0] and self.faults[0].sent is not None):
             return None
         return self.faults.pop(0)
 
@@ -163,6 +165,13 @@ def _relay(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
+def relayed(bucket: Bucket) -> Iterator[Bucket]:
+    """Run the relay before a store."""
+    with running(_relay(bucket)) as bucket.url:
+        yield bucket
+
+
+@contextmanager
 def served_bucket(kind: type[S3] | type[GCS]) -> Iterator[S3 | GCS]:
     """Run a store with one bucket, and the relay before it."""
     environment = {**os.environ, "S3_IGNORE_SUBDOMAIN_BUCKETNAME": "true"}
@@ -175,7 +184,7 @@ def served_bucket(kind: type[S3] | type[GCS]) -> Iterator[S3 | GCS]:
                 raise RuntimeError("the store did not start: pip install -e '.[dev]'")
             bucket = kind(f"http://127.0.0.1:{port}")
             bucket.create()
-            with running(_relay(bucket)) as bucket.url:
+            with relayed(bucket):
                 yield bucket
         finally:
             process.stdin.close()
