@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from free2ds_common.errors import StageError
 from free2ds_common.redact import redacted
-from free2ds_common.retry import BrokenBodyError, retried
+from free2ds_common.retry import ShortBodyError, retried
 from free2ds_common.storage import WEB, OutsideRootError, clean_path, filesystem, room_on_disk, version_of
 
 # Begins the names of downloads under way. One that is this old is of a run that was killed.
@@ -163,9 +163,9 @@ def _fetch(fs: fsspec.AbstractFileSystem, file: _Stored, place: Path) -> None:
         fs.get_file(file.path, str(place))
         came, size = place.stat().st_size, file.version.get("size")
         if size is not None and size != str(came):
-            raise BrokenBodyError(f"{came} bytes came, the store said {size}")
+            raise ShortBodyError(f"{came} bytes came, the store said {size}")
         if (wanted := file.version.get("crc32c")) and (found := _crc32c(place)) != wanted:
-            raise BrokenBodyError(f"its crc32c is {found}, the store said {wanted}")
+            raise ShortBodyError(f"its crc32c is {found}, the store said {wanted}")
 
     place.parent.mkdir(parents=True, exist_ok=True)
     with _listed(file.uri):

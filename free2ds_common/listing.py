@@ -2,34 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from fsspec import AbstractFileSystem
 
 from free2ds_common.retry import retried
-from free2ds_common.storage import identity_of
+from free2ds_common.storage import version_of
 
 # Names a page, the most that S3 and GCS give.
 PAGE = 1000
-
-
-class Listed(NamedTuple):
-    """What a store's listing says of a file.
-
-    Attributes:
-        size: In bytes; 1 where the store does not say.
-        identity: See `identity_of`.
-    """
-
-    size: int
-    identity: str
-
-
+# See `version_of`.
+Version = Mapping[str, str]
 # Given a bucket, a prefix and where to go on: one page's files by name, and where to go on, "" at the end.
-_Page = Callable[[str, str, str], tuple[Mapping[str, Listed], str]]
+_Page = Callable[[str, str, str], tuple[Mapping[str, Version], str]]
 
 
-def list_folder(fs: AbstractFileSystem, folder: str, uri: str) -> dict[str, Listed]:
+def list_folder(fs: AbstractFileSystem, folder: str, uri: str) -> dict[str, Version]:
     """List a folder.
 
     GCS and S3 are asked page by page for what is wanted: fsspec keeps all that a store knows of an object, and starts
@@ -41,7 +29,8 @@ def list_folder(fs: AbstractFileSystem, folder: str, uri: str) -> dict[str, List
         uri: For messages.
 
     Returns:
-        The files directly in the folder, by name; empty if there is no folder.
+        What `version_of` says of the files directly in the folder, by name: of S3 and GCS size and etag, or generation
+        and md5, as a look at each would say. Empty if there is no folder.
 
     Raises:
         StageError: The store refuses to list it.
@@ -54,15 +43,15 @@ def list_folder(fs: AbstractFileSystem, folder: str, uri: str) -> dict[str, List
             # Else it stays in memory.
             fs.invalidate_cache(folder)
             files = [entry for entry in entries if entry.get("type") != "directory"]
-            return {_name(entry["name"]): _stored(entry) for entry in files}
+            return {_name(entry["name"]): version_of(entry) for entry in files}
         bucket, _, key = folder.strip("/").partition("/")
         return _all_pages(ask, bucket, f"{key}/" if key else "", uri)
     except (FileNotFoundError, NotADirectoryError):
         return {}
 
 
-def _all_pages(ask: _Page, bucket: str, prefix: str, uri: str) -> dict[str, Listed]:
-    files: dict[str, Listed] = {}
+def _all_pages(ask: _Page, bucket: str, prefix: str, uri: str) -> dict[str, Version]:
+    files: dict[str, Version] = {}
     token = ""
     while True:
         page, token = retried(uri, partial(ask, bucket, prefix, token))
@@ -75,29 +64,27 @@ def _pages_of(fs: AbstractFileSystem) -> _Page | None:
     """What asks a store for one page; None for one that is asked through fsspec alone."""
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
 
-    def of_gcs(bucket: str, prefix: str, token: str) -> tuple[Mapping[str, Listed], str]:
-        fields = "items(name,size,generation),nextPageToken"
+    def of_gcs(bucket: str, prefix: str, token: str) -> tuple[Mapping[str, Version], str]:
+        fields = "items(name,size,generation,md5Hash),nextPageToken"
         wanted = {"prefix": prefix, "delimiter": "/", "maxResults": PAGE, "fields": fields}
         if token:
             wanted["pageToken"] = token
         page: Mapping[str, Any] = fs.call("GET", "b/{}/o", bucket, json_out=True, **wanted)
-        return {_name(item["name"]): _stored(item) for item in page.get("items", ())}, page.get("nextPageToken", "")
+        return {_name(item["name"]): version_of(item) for item in page.get("items", ())}, page.get("nextPageToken", "")
 
-    def of_s3(bucket: str, prefix: str, token: str) -> tuple[Mapping[str, Listed], str]:
+    def of_s3(bucket: str, prefix: str, token: str) -> tuple[Mapping[str, Version], str]:
         more = {"ContinuationToken": token} if token else {}
         page: Mapping[str, Any] = fs.call_s3(
             "list_objects_v2", fs.req_kw, Bucket=bucket, Prefix=prefix, Delimiter="/", MaxKeys=PAGE, **more
         )
-        files = {_name(item["Key"]): _stored({**item, "size": item["Size"]}) for item in page.get("Contents", ())}
+        files = {
+            _name(item["Key"]): {"size": str(item["Size"]), "ETag": item["ETag"]} for item in page.get("Contents", ())
+        }
         return files, page.get("NextContinuationToken", "")
 
     if "gs" in protocols:
         return of_gcs
     return of_s3 if "s3" in protocols else None
-
-
-def _stored(info: Mapping[str, Any]) -> Listed:
-    return Listed(1 if info.get("size") is None else int(info["size"]), identity_of(info))
 
 
 def _name(path: str) -> str:

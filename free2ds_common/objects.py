@@ -8,7 +8,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync
 
-from free2ds_common.retry import BrokenBodyError, http_status
+from free2ds_common.retry import ShortBodyError, http_status
 
 # Given a path and a number of bytes: the first bytes of the object.
 Read = Callable[[str, int], bytes]
@@ -18,7 +18,7 @@ _NO_SUCH_RANGE = 416
 def object_reader(fs: AbstractFileSystem) -> Read | None:
     """What reads an object of this store by one request; None where that is not known.
 
-    Errors are those of the store's library, BrokenBodyError where fewer bytes came than the store has.
+    Errors are those of the store's library, ShortBodyError where fewer bytes came than the store has.
     """
     if not isinstance(fs, AsyncFileSystem):
         return None
@@ -38,7 +38,7 @@ def _read(ask: Callable[[str, str], tuple[Mapping[str, Any], bytes]], path: str,
     # Of GCS a compressed object is unpacked on the way, and its length is another.
     length = re.search(r"/(\d+)$", headers.get("Content-Range") or "")
     if length and len(data) < min(int(length[1]), max_bytes) and not headers.get("Content-Encoding"):
-        raise BrokenBodyError(f"only {len(data)} of {length[1]} bytes came")
+        raise ShortBodyError(f"only {len(data)} of {length[1]} bytes came")
     return data[:max_bytes]
 
 

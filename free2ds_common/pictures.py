@@ -23,8 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, UnidentifiedImageError
 
 from free2ds_common.redact import redacted
-from free2ds_common.retry import retried
-from free2ds_common.storage import OutsideRootError, clean_path, filesystem, identity_of, read_bytes
+from free2ds_common.storage import OutsideRootError, clean_path, filesystem, read_bytes
 
 MAX_BYTES = 256 << 20
 MAX_PIXELS = 100_000_000
@@ -126,31 +125,6 @@ def picture_location(image_root_uri: str, image: str) -> tuple[fsspec.AbstractFi
     path = root.rstrip("/") + "/" + (_quoted(relative, image) if is_http(fs) else relative)
     uri = redacted(image_root_uri.rstrip("/") + "/" + relative)
     return fs, path, uri
-
-
-def picture_identity(image_root_uri: str, image: str) -> str:
-    """A text that changes when a picture's bytes do, without reading them; see `identity_of`.
-
-    Args:
-        image_root_uri: The folder that record images are relative to.
-        image: The record's `image`.
-
-    Returns:
-        "" where only the bytes tell: the store knows no version of its files, or the picture is not there.
-
-    Raises:
-        PictureProblem: The path leaves the root.
-        StageError: The store refuses to say.
-        StoreError: The store does not answer.
-    """
-    fs, path, uri = picture_location(image_root_uri, image)
-    try:
-        if isinstance(fs, LocalFileSystem):
-            found = os.stat(path)
-            return identity_of({"size": found.st_size, "mtime": found.st_mtime_ns})
-        return identity_of(retried(uri, lambda: fs.info(path)))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return ""
 
 
 def is_http(fs: object) -> bool:

@@ -63,8 +63,8 @@ class StoreError(Exception):
     """A store that does not answer, or not as it should: exit code 1, one sentence. No setting mends it."""
 
 
-class BrokenBodyError(ConnectionError):
-    """A file that ended before its length, or whose bytes are not those that the store has."""
+class ShortBodyError(ConnectionError):
+    """A file that ended before its length, or came with other bytes than the store has."""
 
 
 class Meaning(Enum):

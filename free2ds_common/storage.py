@@ -10,7 +10,6 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import unquote
@@ -22,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from free2ds_common.errors import StageError, first_line
 from free2ds_common.objects import object_reader
 from free2ds_common.redact import redacted
-from free2ds_common.retry import BrokenBodyError, is_full_disk, retried
+from free2ds_common.retry import ShortBodyError, is_full_disk, retried
 
 # Of one answer of a web server or GCS. aiohttp's own limit is on a whole file: 5 minutes, too few for 14 GB of weights.
 SOCKET_TIMEOUT_S = 60.0
@@ -38,8 +37,6 @@ _VERSION_ENTRIES = (
     *("etag", "ETag", "generation", "VersionId", "md5Hash", "crc32c", "content_md5", "Content-MD5", "Digest"),
     *("blob_id", "mtime", "updated", "LastModified", "last_modified", "Last-Modified", "created"),
 )
-# The first that a store has: its generation or etag, then a time.
-_IDENTITY_ENTRIES = ("generation", "ETag", "etag", "mtime", "LastModified", "Last-Modified", "created")
 
 
 class OutsideRootError(ValueError):
@@ -203,7 +200,7 @@ def read_bytes(fs: fsspec.AbstractFileSystem, path: str, max_bytes: int, uri: st
             data = _read_up_to(handle, max_bytes)
             size = getattr(handle, "size", None)
         if isinstance(size, int) and len(data) < min(size, max_bytes):
-            raise BrokenBodyError(f"only {len(data)} of {size} bytes came")
+            raise ShortBodyError(f"only {len(data)} of {size} bytes came")
         return data
 
     return retried(uri, work)
@@ -219,24 +216,6 @@ def version_of(info: Mapping[str, Any]) -> dict[str, str]:
         Its size, etag, generation, time of change: what the store knows, as text.
     """
     return {name: str(info[name]) for name in ("size", *_VERSION_ENTRIES) if info.get(name) is not None}
-
-
-def identity_of(info: Mapping[str, Any]) -> str:
-    """A text that changes when the bytes of a stored file do, the same from a listing of its folder and from a look.
-
-    Args:
-        info: What a store or fsspec's `info` or `ls` says of the file.
-
-    Returns:
-        Its size, and its generation (GCS), etag (S3, web) or time of change; "" where the store knows none of them, so
-        that only the bytes tell.
-    """
-    name = next((name for name in _IDENTITY_ENTRIES if info.get(name) is not None), None)
-    if name is None:
-        return ""
-    value = info[name]
-    # memory:// lists seconds, and says a date of the same file.
-    return f"{info.get('size')} {name} {value.timestamp() if isinstance(value, datetime) else value}"
 
 
 def _read_up_to(handle: IO[bytes], size: int) -> bytes:
@@ -286,7 +265,7 @@ class StoredFile:
             block = handle.read(size)
             length = getattr(handle, "size", None)
             if not block and isinstance(length, int) and self._at < length:
-                raise BrokenBodyError(f"only {self._at} of {length} bytes came")
+                raise ShortBodyError(f"only {self._at} of {length} bytes came")
         except Exception as error:
             self.close()
             if isinstance(error, ValueError) and "range requests" in str(error) and not self._whole:
@@ -312,7 +291,7 @@ class StoredFile:
         while left:
             block = handle.read(min(left, _SKIPPED_BYTES))
             if not block:
-                raise BrokenBodyError(f"only {self._at - left} of the first {self._at} bytes came again")
+                raise ShortBodyError(f"only {self._at - left} of the first {self._at} bytes came again")
             left -= len(block)
 
     def _replaced(self) -> StageError:

@@ -202,7 +202,7 @@ class _Store:
         uri = posixpath.join(self._root.rstrip("/"), folder)
         logger.info("listing %s", redacted(uri))
         try:
-            return {name: file.size for name, file in list_folder(self._fs, path, uri).items()}
+            return {name: int(file.get("size", 1)) for name, file in list_folder(self._fs, path, uri).items()}
         except StageError as error:
             logger.warning("%s Its pictures are looked up one by one.", error)
             return None

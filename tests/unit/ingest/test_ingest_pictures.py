@@ -151,9 +151,9 @@ def test_pages_of_gcs(monkeypatch):
 
     store = SimpleNamespace(protocol=("gs", "gcs"), call=call)
     assert list_folder(store, "data/in/", "the folder") == {
-        "a.png": (3, "3 generation 7"),
-        "": (0, ""),
-        "b.png": (0, "0 generation 9"),
+        "a.png": {"size": "3", "generation": "7"},
+        "": {"size": "0"},
+        "b.png": {"size": "0", "generation": "9"},
     }
     assert asked == [("GET", "b/{}/o", "data", "in/", "/", 2)] * 3
 
