@@ -128,6 +128,26 @@ class Models:
 
 
 @dataclass(frozen=True)
+class Reuse:
+    """Where results of a model come from: records, of the text model distinct messages.
+
+    Attributes:
+        reused: Results that an earlier run had computed.
+        computed: Results that this one did.
+    """
+
+    reused: int
+    computed: int
+
+    @classmethod
+    def of(cls, *manifests: Facts) -> "Reuse | None":
+        """All parts together; None where one does not say."""
+        if not all({"reused", "computed"} <= manifest.keys() for manifest in manifests):
+            return None
+        return cls(*(sum(manifest[name] for manifest in manifests) for name in ("reused", "computed")))
+
+
+@dataclass(frozen=True)
 class Summary:
     """A run in numbers. The fields are those of summary.json, in its order.
 
@@ -148,6 +168,8 @@ class Summary:
         parameters: Settings and ports; summary.json has the settings, for the ports are gone after the run.
         grids: Of the maps.
         models: What was scored with.
+        reuse: By model ("llava", "mgm", "text"): how much of it was computed and how much was there; it decides
+            nothing, and is in metadata only as metrics.
         code_version: Of free2ds.
         run: When and how it was made; nothing in it decides the selection.
     """
@@ -168,6 +190,7 @@ class Summary:
     parameters: JointSelectionConfig
     grids: Grids
     models: Models
+    reuse: Mapping[str, Reuse]
     code_version: str
     run: RunFacts
 
@@ -184,7 +207,9 @@ class Summary:
         """What the stage returns: scalars as metrics, everything else as metadata, of the sources the largest ones."""
         metrics = {name: float(value) for name, value in asdict(self.tilt).items()} | self.chance.metrics
         metrics |= {"pool": float(self.pool), "without_iou": float(self.without_iou)}
-        left_out = ("counts", "tilt", "chance", "run")
+        for name, count in self.reuse.items():
+            metrics |= {f"{name}_reused": float(count.reused), f"{name}_computed": float(count.computed)}
+        left_out = ("counts", "tilt", "chance", "run", "reuse")
         metadata = {name: value for name, value in self.as_json().items() if name not in left_out}
         metadata["sources"] = {
             _short_name(name): asdict(row) for name, row in itertools.islice(self.sources.items(), _SOURCES_IN_METADATA)
@@ -239,9 +264,17 @@ def summarize(
             mgm=_facts(inputs.mgm.parts[0].manifest, _MODEL_FACTS),
             text=_facts(inputs.text.manifest, _TEXT_MODEL_FACTS),
         ),
+        reuse=_reuse(inputs),
         code_version=__version__,
         run=run,
     )
+
+
+def _reuse(inputs: Inputs) -> dict[str, Reuse]:
+    """How much of each model's work an earlier run had done; a model is left out where nothing says so."""
+    found = {side.name: Reuse.of(*(part.manifest for part in side.parts)) for side in inputs.sides}
+    found["text"] = Reuse.of(inputs.text.manifest)
+    return {name: reuse for name, reuse in found.items() if reuse is not None}
 
 
 def _by_outcome(codes: np.ndarray, selection: Selection) -> dict[str, OutcomeCounts]:

@@ -1,7 +1,6 @@
 """Divides the records into shards; all records of one picture stay together."""
 
 import contextlib
-import hashlib
 import logging
 import re
 import shutil
@@ -14,6 +13,7 @@ import pyarrow as pa
 from components.split.config import SplitConfig
 from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
+from free2ds_common.places import place
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.schemas import RECORDS
 from free2ds_common.storage import room_on_disk
@@ -71,17 +71,6 @@ def run(config: SplitConfig) -> StageResult:
         metrics={"num_shards": config.num_shards, "largest_shard": max(sizes), "smallest_shard": min(sizes)},
         metadata={"shards": names, "records_per_shard": sizes},
     )
-
-
-def place(image: str | None, record_key: str) -> int:
-    """A record's place among all records: a hash, uniform in [0, 2**64).
-
-    Args:
-        image: Path of the picture; records of one picture get one place.
-        record_key: Decides for records without a picture.
-    """
-    name = f"text {record_key}" if image is None else f"image {image}"
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def _remove_shards(root: Path) -> None:

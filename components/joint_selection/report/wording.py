@@ -62,6 +62,16 @@ class OutcomeShares(NamedTuple):
     top: str
 
 
+def reuse_in_words(summary: Summary) -> str:
+    """How much the models computed for this run; empty where nothing says so."""
+    names = {**MODEL_NAMES, "text": "text model"}
+    parts = [
+        f"{names[name]} {reuse.computed:,} computed, {reuse.reused:,} from the results store"
+        for name, reuse in summary.reuse.items()
+    ]
+    return f"Results: {'; '.join(parts)}." if parts else ""
+
+
 def tilt_in_words(summary: Summary) -> list[str]:
     """What the tilt means: sentences for log and report."""
     tilt, written = summary.tilt, summary.counts.written
