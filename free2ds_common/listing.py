@@ -6,6 +6,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from free2ds_common.objects import protocols_of
 from free2ds_common.retry import retried
 from free2ds_common.storage import version_of
 
@@ -62,7 +63,7 @@ def _all_pages(ask: _Page, bucket: str, prefix: str, uri: str) -> dict[str, Vers
 
 def _pages_of(fs: AbstractFileSystem) -> _Page | None:
     """What asks a store for one page; None for one that is asked through fsspec alone."""
-    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    protocols = protocols_of(fs)
 
     def of_gcs(bucket: str, prefix: str, token: str) -> tuple[Mapping[str, Version], str]:
         fields = "items(name,size,generation,md5Hash),nextPageToken"

@@ -43,8 +43,8 @@ _LATER_NAMES = {
     *("ClientConnectionError", "ClientPayloadError", "ChunkedEncodingError", "Timeout", "TransportError"),
     # botocore; gcsfs.
     *("HTTPClientError", "IncompleteReadError", "ResponseParserError", "ChecksumError"),
-    # An answer of GCS about an object that was cut off.
-    "JSONDecodeError",
+    # An answer of GCS about an object that was cut off; google-cloud-storage.
+    *("JSONDecodeError", "DataCorruption"),
 }
 _REFUSED_NAMES = {
     "PermissionError",

@@ -139,6 +139,10 @@ def _relay(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
                 connection.close()
             headers = {name: value for name, value in found.getheaders() if name.lower() not in _OF_CONNECTION}
             length = int(found.getheader("Content-Length") or len(body))
+            if "json" in found.getheader("Content-Type", ""):
+                # GCS says where an object's bytes are.
+                body = body.replace(bucket.store.encode(), bucket.url.encode())
+                length = len(body)
             body = body[: fault.sent if fault else None]
             self.answer(found.status, headers, body, len(body) if fault and fault.chunked else length)
             self.close_connection = bool(fault)

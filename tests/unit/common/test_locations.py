@@ -2,7 +2,9 @@
 
 import io
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ from PIL import Image
 
 from components.ingest.config import IngestConfig
 from components.ingest.stage import run
+from free2ds_common import downloads, objects
 from free2ds_common.checkpoints import resolve_model
 from free2ds_common.errors import StageError
 from free2ds_common.objects import object_reader
@@ -180,6 +183,22 @@ def test_a_model_of_a_bucket_that_fails_for_a_moment(bucket, stored, pauses, tmp
     folder = resolve_model(stored.removesuffix("/x.png"), "main", str(tmp_path / "cache"))
     assert (Path(folder) / "x.png").read_bytes() == BODY
     assert bucket.faults == []
+
+
+@each(BROKEN | SHORT)
+def test_a_large_file_of_a_model_in_gcs_that_fails_for_a_moment(gcs, pauses, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(downloads, "_LARGE_BYTES", len(BODY))
+    monkeypatch.setattr(objects, "_PART_BYTES", 2000)
+    monkeypatch.setattr(
+        "google.api_core.retry.retry_unary.time", SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append)
+    )
+    gcs.put(f"{tmp_path.name}/x.bin", BODY)
+    gcs.put(f"{tmp_path.name}/config.json", b"{}")
+    gcs.faults[:] = [None, None, fault] * 4
+    folder = resolve_model(f"gs://data/{tmp_path.name}", "main", str(tmp_path / "cache"))
+    assert (Path(folder) / "x.bin").read_bytes() == BODY
+    # Where google-cloud-storage asks, once for each of six parts, and again for what failed.
+    assert len([path for _, path in gcs.asked if path.startswith("/download/") and "x.bin" in path]) > 6
 
 
 @each(BROKEN | SHORT)
