@@ -1,6 +1,6 @@
 """Model folders of GCS: as the stages copy them (gcsfs), against google-cloud-storage's transfer manager.
 
-    python -m benchmarks.folders [--files N] [--megabytes N] [--latency SECONDS] [--rate BYTES]
+    python -m benchmarks.folders [--files N,N] [--megabytes N] [--latency SECONDS] [--rate BYTES]
 
 The store is a server of its own process on 127.0.0.1 that answers after a time and gives every connection only so many
 bytes a second, as stores do. Both sides check GCS's checksums.
@@ -88,10 +88,10 @@ async def serve(store: Store, latency: float, rate: float) -> None:
 
 
 @contextmanager
-def running(options: argparse.Namespace) -> Iterator[str]:
+def running(files: int, options: argparse.Namespace) -> Iterator[str]:
     """Run the server; its address."""
-    given = [f"--{name}={getattr(options, name)}" for name in ("files", "megabytes", "latency", "rate")]
-    command = [sys.executable, "-m", "benchmarks.folders", "--serve", *given]
+    given = [f"--{name}={getattr(options, name)}" for name in ("megabytes", "latency", "rate")]
+    command = [sys.executable, "-m", "benchmarks.folders", "--serve", f"--files={files}", *given]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             if process.stdout is None or not (port := process.stdout.readline().strip()):
@@ -126,31 +126,39 @@ def timed(work: Callable[[str], None]) -> tuple[float, float]:
     return end - start, sum(after[:4]) - sum(before[:4])
 
 
+def measure(bounds: Bounds, files: int, options: argparse.Namespace) -> None:
+    """Copy a folder in every way, in turns."""
+    ways: dict[str, Callable[[str], None]] = {
+        "ours": ours,
+        "threads": partial(transferred, transfer_manager.THREAD, files),
+        "processes": partial(transferred, transfer_manager.PROCESS, files),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with running(files, options) as address, patch.dict(os.environ, {"STORAGE_EMULATOR_HOST": address}):
+        for _ in range(_ROUNDS):
+            for name, way in ways.items():
+                found, processor = timed(way)
+                seconds[name].append(found)
+                print(f"{files} files, {name}: {found:.2f} s, {processor:.2f} s of processor time", flush=True)
+    bounds.at_most(
+        f"folder_of_{files}_over_transfer_manager", min(seconds["ours"]) / min(map(min, seconds.values())), 1.2
+    )
+
+
 def main() -> int:
     """Run it; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=int, default=3)
+    parser.add_argument("--files", default="1,3")
     parser.add_argument("--megabytes", type=int, default=256)
     parser.add_argument("--latency", type=float, default=0.02)
     parser.add_argument("--rate", type=float, default=40e6)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        asyncio.run(serve(Store(options.files, options.megabytes << 20), options.latency, options.rate))
-    ways: dict[str, Callable[[str], None]] = {
-        "ours": ours,
-        "threads": partial(transferred, transfer_manager.THREAD, options.files),
-        "processes": partial(transferred, transfer_manager.PROCESS, options.files),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    with running(options) as address, patch.dict(os.environ, {"STORAGE_EMULATOR_HOST": address}):
-        for _ in range(_ROUNDS):
-            for name, way in ways.items():
-                found, processor = timed(way)
-                seconds[name].append(found)
-                print(f"{name}: {found:.2f} s, {processor:.2f} s of processor time", flush=True)
+        asyncio.run(serve(Store(int(options.files), options.megabytes << 20), options.latency, options.rate))
     bounds = Bounds()
-    bounds.at_most("folder_over_transfer_manager", min(seconds["ours"]) / min(map(min, seconds.values())), 1.2)
+    for files in map(int, options.files.split(",")):
+        measure(bounds, files, options)
     return bounds.report()
 
 
