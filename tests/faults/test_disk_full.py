@@ -8,7 +8,7 @@ import pytest
 
 from free2ds_common.datasets import MANIFEST
 from free2ds_common.failure import Failure
-from tests.support.stages import FULL, STAGES
+from tests.support.commands import FULL, STAGES
 
 DISK_BYTES = 8 << 20
 PAGE_BYTES = 4096

@@ -11,7 +11,7 @@ import pytest
 from free2ds_common.downloads import local_folder
 from free2ds_common.retry import MAX_TRIES, StoreError, retried
 from tests.faults.test_inputs_store import outputs
-from tests.support.stages import STAGES
+from tests.support.commands import STAGES
 
 YEAR_S = 365 * 86_400.0
 # The page says when it was made; the summary too.

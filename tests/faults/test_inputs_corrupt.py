@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from free2ds_common.datasets import MANIFEST
-from tests.support.stages import FULL, INPUTS
+from tests.support.commands import FULL, INPUTS
 
 FLIPS = 40 if FULL else 2
 

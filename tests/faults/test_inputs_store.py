@@ -9,7 +9,7 @@ import pytest
 
 from free2ds_common.datasets import MANIFEST
 from tests.support.buckets import BUCKET, Bucket, relayed
-from tests.support.stages import FULL
+from tests.support.commands import FULL
 from tests.support.stores import Answer
 
 FAULTS = {

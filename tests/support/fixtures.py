@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from tests.support.buckets import GCS, S3, served_bucket
-from tests.support.stages import run_all
+from tests.support.commands import run_all
 from tests.support.stores import served
 
 

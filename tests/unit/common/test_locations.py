@@ -251,7 +251,7 @@ def test_a_bucket_that_never_answers_is_asked_again(bucket, stored, pauses, monk
     monkeypatch.setattr("free2ds_common.storage.SOCKET_TIMEOUT_S", 0.1)
     monkeypatch.setattr("s3fs.S3FileSystem.read_timeout", 0.1)
     type(filesystem(stored)[0]).clear_instance_cache()
-    bucket.faults[:] = [Answer(delay_s=0.5, reset=True)]
+    bucket.faults[:] = [Answer(204, delay_s=1.0)]
     assert whole(stored) == BODY
     assert [method for method, _ in bucket.asked].count("GET") == 2
     type(filesystem(stored)[0]).clear_instance_cache()
