@@ -51,6 +51,7 @@ class Bucket:
 
     Attributes:
         scheme: What its URIs begin with.
+        credentials: Headers of those who store objects.
         store: URL of the store itself.
         url: Of the relay.
         faults: What the next requests get instead: a status, a reset or, with `sent`, the store's own body broken off,
@@ -59,6 +60,7 @@ class Bucket:
     """
 
     scheme: ClassVar[str] = ""
+    credentials: ClassVar[dict[str, str]] = {}
     store: str
     url: str = ""
     faults: list[Answer | None] = field(default_factory=list)
@@ -77,7 +79,9 @@ class Bucket:
 
     def send(self, method: str, path: str, body: bytes = b"", kind: str = "application/octet-stream") -> None:
         """Ask the store itself."""
-        request = urllib.request.Request(self.store + path, body, {"Content-Type": kind}, method=method)
+        request = urllib.request.Request(
+            self.store + path, body, {"Content-Type": kind, **self.credentials}, method=method
+        )
         urllib.request.urlopen(request, timeout=30).close()
 
 
@@ -85,6 +89,8 @@ class S3(Bucket):
     """Of moto."""
 
     scheme = "s3://"
+    # moto lets a stranger make an object, but not replace one.
+    credentials: ClassVar[dict[str, str]] = {"Authorization": "AWS test:test"}
     code = _S3
 
     def create(self) -> None:
