@@ -116,14 +116,12 @@ def container_arguments(
 
     Raises:
         StageError: No Docker engine answers, it has no such network, or the credentials are not there.
-        OSError: The folder of the results store cannot be made.
     """
     client = connect()
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | dict(facts)
     environment["OMP_NUM_THREADS"] = str(threads)
     mounts = dict.fromkeys(read_only_paths({**values, "cache_uri": ""}), True)
     if os.path.isabs(cache := values.get("cache_uri", "").removeprefix("file://")):
-        os.makedirs(cache, exist_ok=True)
         mounts[cache] = False
     if credentials := os.environ.get(CREDENTIAL_FILE):
         if not os.path.isfile(credentials):
