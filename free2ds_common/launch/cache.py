@@ -51,7 +51,7 @@ def _problem(folder: Path) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        return error.strerror
+        return error.strerror or str(error)
     return "" if os.access(folder, os.W_OK) else "no right to write"
 
 

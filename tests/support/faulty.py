@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ class FaultyFileSystem(AbstractFileSystem):
         how: "busy", "timeout", "reset", "truncated" or "altered"; the last two only fail where bytes come back.
         requests: How many there were.
         failed: How many of them failed.
+        delay_s: Until a request is answered.
     """
 
     protocol = "faulty"
     cachable = False
     every, how = 0, "busy"
     requests, failed = itertools.count(1), 0
+    delay_s = 0.0
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -44,6 +47,7 @@ class FaultyFileSystem(AbstractFileSystem):
     def _ask(self) -> bool:
         """Count a request; returns whether its bytes are to be spoiled."""
         cls = type(self)
+        time.sleep(cls.delay_s)
         if not cls.every or next(cls.requests) % cls.every:
             return False
         cls.failed += 1
@@ -76,6 +80,8 @@ class FaultyFileSystem(AbstractFileSystem):
     def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
         spoil = self._ask()
         data = Path(self._strip_protocol(path)).read_bytes()
+        # fsspec's files ask for the length first.
+        time.sleep(self.delay_s)
         handle = _Sized(self._spoiled(data) if spoil else data)
         handle.size = len(data)
         return handle
