@@ -89,6 +89,9 @@ def read_only_paths(values: Mapping[str, Any]) -> list[str]:
         Existing paths, none below another.
     """
     texts = {name: value.removeprefix("file://") for name, value in values.items() if isinstance(value, str)}
+    if earlier := texts.get("previous_selected_uri"):
+        # The scores lie beside it.
+        texts["previous_selected_uri"] = os.path.dirname(earlier)
     found = {path for path in texts.values() if os.path.isabs(path) and os.path.exists(path)}
     for name, path in texts.items():
         # A folder of the hub's cache is nothing but links.
