@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from components.joint_selection.chance import Chance, chance
+from components.joint_selection.changes import Changes
 from components.joint_selection.config import JointSelectionConfig, JointSelectionSettings
 from components.joint_selection.doubts import doubts
 from components.joint_selection.inputs import Inputs, counted
@@ -170,6 +171,7 @@ class Summary:
         models: What was scored with.
         reuse: By model ("llava", "mgm", "text"): how much of it was computed and how much was there; it decides
             nothing, and is in metadata only as metrics.
+        changes: Since the earlier selection that the settings name; None where they name none.
         code_version: Of free2ds.
         run: When and how it was made; nothing in it decides the selection.
     """
@@ -191,6 +193,7 @@ class Summary:
     grids: Grids
     models: Models
     reuse: Mapping[str, Reuse]
+    changes: Changes | None
     code_version: str
     run: RunFacts
 
@@ -209,7 +212,13 @@ class Summary:
         metrics |= {"pool": float(self.pool), "without_iou": float(self.without_iou)}
         for name, count in self.reuse.items():
             metrics |= {f"{name}_reused": float(count.reused), f"{name}_computed": float(count.computed)}
-        left_out = ("counts", "tilt", "chance", "run", "reuse")
+        if self.changes is not None:
+            metrics |= {
+                "stayed": float(self.changes.stayed),
+                "came_in": float(sum(self.changes.came_in.values())),
+                "dropped_out": float(sum(self.changes.dropped_out.values())),
+            }
+        left_out = ("counts", "tilt", "chance", "run", "reuse", *(() if self.changes else ("changes",)))
         metadata = {name: value for name, value in self.as_json().items() if name not in left_out}
         metadata["sources"] = {
             _short_name(name): asdict(row) for name, row in itertools.islice(self.sources.items(), _SOURCES_IN_METADATA)
@@ -225,6 +234,7 @@ def summarize(
     verdict: Verdict,
     candidates: Candidates,
     selection: Selection,
+    changes: Changes | None,
     run: RunFacts,
 ) -> Summary:
     """Put the summary together.
@@ -235,6 +245,7 @@ def summarize(
         verdict: What of it cannot be used.
         candidates: What was drawn from.
         selection: What was drawn.
+        changes: Since an earlier selection.
         run: When and how.
     """
     scores = selection.combined[selection.in_pool]
@@ -265,6 +276,7 @@ def summarize(
             text=_facts(inputs.text.manifest, _TEXT_MODEL_FACTS),
         ),
         reuse=_reuse(inputs),
+        changes=changes,
         code_version=__version__,
         run=run,
     )

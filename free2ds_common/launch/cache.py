@@ -27,24 +27,32 @@ def cache_of_run(given: str | None, *, off: bool) -> str:
         Its location; empty for none.
 
     Raises:
-        StageError: Both are given.
+        StageError: Both are given, or a folder that cannot be written to.
     """
     if off and given:
         raise StageError(f"--no-cache: cache_uri={given} is given, too. Leave one of them out.")
     if off:
         return ""
     if given is not None:
+        path = given.removeprefix("file://")
+        if os.path.isabs(path) and (problem := _problem(Path(path))):
+            raise StageError(f"cache_uri: {given} cannot be written to ({problem}). Give another, or --no-cache.")
         return given
     folder = user_cache()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(13, "no right to write")
-    except OSError as error:
+    if problem := _problem(folder):
         # Nobody asked for it: a run that would work without it does.
-        print(f"warning: {folder} cannot be used ({error.strerror}): this run keeps no results", file=sys.stderr)
+        print(f"warning: {folder} cannot be used ({problem}): this run keeps no results", file=sys.stderr)
         return ""
     return str(folder)
+
+
+def _problem(folder: Path) -> str:
+    """Make a folder; why it cannot be written to, or nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    return "" if os.access(folder, os.W_OK) else "no right to write"
 
 
 def add_cache_options(parser: argparse.ArgumentParser) -> None:

@@ -63,6 +63,7 @@ SETTINGS = {
             "text_normalization",
             "top_percent",
             "stratify",
+            "previous_selected_uri",
             "max_reject_fraction",
             "seed",
             "image_root_uri",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # `make faults` asks for more than fits into every run.
-FULL = "FREE2DS_EXAMPLES" in os.environ
+FULL = "FREE2DS_FAULTS" in os.environ
 NUM_RECORDS = 24
 # As `make demo`'s, in order: what each stage is given beside its inputs, and the names of its outputs.
 _OPTIONS = {

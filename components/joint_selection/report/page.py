@@ -14,6 +14,7 @@ from components.joint_selection.report.gallery import galleries
 from components.joint_selection.report.wording import (
     MODEL_NAMES,
     OUTCOME_WORDS,
+    changes_in_words,
     counted_steps,
     missing_in_words,
     plus_minus,
@@ -61,6 +62,7 @@ def write_report(path: str, inputs: Inputs, candidates: Candidates, selection: S
         outcome_words=OUTCOME_WORDS,
         missing_words=missing_in_words(summary),
         reuse_words=reuse_in_words(summary),
+        changes=changes_in_words(summary),
         outcome_shares=shares_by_outcome(summary),
         charts=_charts(candidates, selection, summary),
         galleries=galleries(summary.parameters.image_root_uri, inputs, candidates, selection),

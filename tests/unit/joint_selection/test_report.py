@@ -417,3 +417,24 @@ def test_how_much_was_computed_and_how_much_was_there(make_inputs):
     )
     assert f"<p>{sentence}</p>" in page_of(config)
     assert f"- {sentence}\n" in (inputs.folder / "overview.md").read_text()
+
+
+def test_what_changed_since_an_earlier_selection(make_inputs):
+    inputs = make_inputs().write()
+    run(inputs.config())
+    config = inputs.config(
+        num_samples=13,
+        previous_selected_uri=str(inputs.folder / "selected.json"),
+        overview=str(inputs.folder / "overview.md"),
+    )
+    run(config)
+    sentences = (
+        "Since the earlier selection 10 records stayed.",
+        "3 came in: 3 more records are drawn.",
+        "0 dropped out.",
+        "Settings that differ: num_samples.",
+    )
+    for sentence in sentences:
+        assert f"<li>{sentence}</li>" in page_of(config)
+        assert f"- {sentence}\n" in (inputs.folder / "overview.md").read_text()
+    assert "<h2>Since the earlier selection</h2>" in page_of(config)

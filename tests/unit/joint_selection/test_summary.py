@@ -53,6 +53,7 @@ def test_its_entries(result_and_json):
         "grids",
         "models",
         "reuse",
+        "changes",
         "code_version",
         "run",
     ]
@@ -182,6 +183,7 @@ def test_its_parameters_are_settings_and_no_ports(result_and_json):
         "missing_iou",
         "text_normalization",
         "top_percent",
+        "previous_selected_uri",
         "max_reject_fraction",
         "image_root_uri",
     }
@@ -194,7 +196,7 @@ def test_the_result_has_scalars_as_metrics_and_everything_else_as_metadata(resul
     chance = {name: value for name, value in result.metrics.items() if name not in summary["tilt"]}
     assert {name for name in chance if "overlap" not in name} == {"pool", "without_iou"}
     assert result.metrics == {**summary["tilt"], **chance, "pool": 39, "without_iou": 4}
-    elsewhere = ("counts", "tilt", "chance", "run", "reuse")
+    elsewhere = ("counts", "tilt", "chance", "run", "reuse", "changes")
     assert result.metadata == {name: value for name, value in summary.items() if name not in elsewhere}
 
 

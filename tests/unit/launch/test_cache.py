@@ -47,6 +47,14 @@ def test_a_users_cache_that_cannot_be_made_is_none(monkeypatch, tmp_path, capsys
     assert "this run keeps no results" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made_is_refused_where_it_was_asked_for(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        StageError, match=r"cache_uri: .*file/x cannot be written to \(Not a directory\)\. Give another"
+    ):
+        cache_of_run(f"{tmp_path}/file/x", off=False)
+
+
 @pytest.fixture
 def root(tmp_path):
     """A store with results of two models, of each in three parts."""
