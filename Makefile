@@ -110,3 +110,4 @@ bench-attention bench-folders bench-ingest bench-reading bench-results_store ben
 bench-text: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
 	@$(BIN)/python -m benchmarks.text
+	@$(BIN)/python -m benchmarks.keyed

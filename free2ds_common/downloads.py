@@ -68,7 +68,7 @@ def local_folder(uri: str, cache_dir: str) -> str:
     fs, root = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         if not Path(root).is_dir():
-            raise StageError(f"{uri}: no folder there. Give a folder that holds the model's files.")
+            raise StageError(f"{uri}: no folder there. Give an existing folder or a URI.")
         return root
     cache = Path(cache_dir)
     files = _files_below(fs, root, uri)
@@ -123,7 +123,7 @@ def _files_below(fs: fsspec.AbstractFileSystem, root: str, uri: str) -> dict[str
             raise StageError(f"{redacted(uri)}: the store lists {place!r} twice, once as {below!r}.")
         files[place] = _Stored(stored, f"{uri.rstrip('/')}/{below}", version_of(info))
     if not files:
-        raise StageError(f"{redacted(uri)}: no folder with files there. Give a folder that holds the model's files.")
+        raise StageError(f"{redacted(uri)}: no folder with files there. Give the URI of a folder.")
     for place in files:
         if above := next((str(folder) for folder in Path(place).parents if str(folder) in files), None):
             raise StageError(
