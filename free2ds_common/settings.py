@@ -92,6 +92,18 @@ class PictureSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheSettings(Settings):
+    """Where a stage keeps what its model computes.
+
+    Attributes:
+        cache_uri: The results store, a folder or URI: what models computed before is taken from there, what they
+            compute is kept there; empty for none. A local run has a folder in the user's cache unless it is given.
+    """
+
+    cache_uri: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RejectSettings(Settings):
     """How much of its input a stage may refuse.
 
@@ -153,7 +165,7 @@ class ModelSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionSettings(ModelSettings, PictureSettings):
+class AttentionSettings(ModelSettings, PictureSettings, CacheSettings):
     """Settings of an attention stage, whichever its model.
 
     Attributes:

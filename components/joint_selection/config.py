@@ -81,9 +81,12 @@ class JointSelectionSettings(DrawSettings, RejectSettings, PictureSettings):
 
     Attributes:
         top_percent: Share of an attention map's positions that count as looked at, in percent, (0, 100].
+        previous_selected_uri: selected.json of an earlier run, its scores beside it: the report says what came in since
+            and what dropped out, and why; empty for none.
     """
 
     top_percent: float = 30.0
+    previous_selected_uri: str = ""
     image_root_uri: str = ""
 
     def check(self) -> None:

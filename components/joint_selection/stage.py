@@ -3,6 +3,7 @@
 import logging
 import time
 
+from components.joint_selection.changes import write_changes
 from components.joint_selection.config import JointSelectionConfig
 from components.joint_selection.doubts import refuse_text_alone
 from components.joint_selection.draw import record_noise
@@ -41,7 +42,8 @@ def run(config: JointSelectionConfig) -> StageResult:
     refuse_text_alone(inputs, verdict)
     candidates = score(inputs, verdict, config.seed)
     selection = select(config, candidates)
-    summary = summarize(config, inputs, verdict, candidates, selection, run_facts(started))
+    changes = write_changes(config.scores, config, inputs, selection)
+    summary = summarize(config, inputs, verdict, candidates, selection, changes, run_facts(started))
     write_scores(config.scores, inputs, candidates, selection, summary)
     write_records(config.selected, inputs.dataset, selection.selected)
     write_records(config.random, inputs.dataset, selection.control)

@@ -1,4 +1,4 @@
-"""Commands: run (this machine), compile (for a cluster), submit (one run), schedule (recurring runs), parameters."""
+"""Commands: run (here), compile (for a cluster), submit (one run), schedule (recurring runs), parameters, cache."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ from kfp import dsl
 
 from free2ds_common.errors import StageError
 from free2ds_common.failure import run_reported
+from free2ds_common.launch.cache import add_cache_options, cache_of_run
 from free2ds_common.launch.containers import require_images
 from free2ds_common.launch.kubernetes_names import require_registry, require_tag
 from free2ds_common.launch.local import LocalRun, run_locally
@@ -83,10 +84,12 @@ def command_line(package: Package) -> argparse.ArgumentParser:
     )
     run.add_argument("--network", default="", help="Docker network of the stages (--runner docker)")
     run.add_argument("--keep-work", action="store_true", help="keep what the stages hand to each other")
+    run.add_argument("--no-cache", action="store_true", help="take no results of earlier runs and keep none")
     compiled = command("compile", _compile, "images")
     compiled.add_argument("--output", default="free2ds.yaml", help="the file to write")
     command("parameters", _parameters)
     command("submit", _submit, "parameters", "images", "cluster")
+    add_cache_options(command("cache", _cache))
     schedule = command("schedule", _schedule, "parameters", "images", "cluster")
     schedule.add_argument("--cron", required=True, help="six fields, seconds first: '0 0 3 * * 1' is Mondays at 03:00")
     schedule.add_argument("--max-concurrency", type=int, default=1, help="runs at the same time, 1 to 10")
@@ -145,6 +148,7 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
     # A machine without a GPU takes longer and does the same; on a cluster it would be a step in the wrong place.
     # Small data sets are tried out here, for which the method's 1000 clusters are too many.
     values = {"require_gpu": False, "num_clusters": 0, **with_absolute_paths(given)}
+    values["cache_uri"] = cache_of_run(values.get("cache_uri"), off=arguments.no_cache)
     in_images = arguments.runner == "docker"
     if not in_images and (arguments.registry or arguments.network):
         raise StageError("--registry and --network: only --runner docker uses images. Add it, or leave them out.")
@@ -180,6 +184,14 @@ def _parameters(package: Package, arguments: argparse.Namespace) -> int:
     """Print every parameter with its default and meaning, as Markdown."""
     print(parameter_table(package))
     return 0
+
+
+def _cache(package: Package, arguments: argparse.Namespace) -> int:
+    """Look after a results store: list what it holds, verify, compact or delete it."""
+    # Here, not at the top: no other command needs pyarrow.
+    from free2ds_common.launch.cache_command import look_after
+
+    return look_after(arguments)
 
 
 def _submit(package: Package, arguments: argparse.Namespace) -> int:

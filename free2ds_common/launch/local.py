@@ -147,6 +147,8 @@ def print_results(output_dir: Path, seconds: float) -> None:
         f"{summary['without_iou']:,} ranked without comparing where the models look."
     )
     print(_of_clusters(summary["models"]["text"]))
+    for name, reuse in summary["reuse"].items():
+        print(f"{name}: {reuse['computed']:,} results computed, {reuse['reused']:,} taken from the results store.")
     for warning in summary["warnings"]:
         print(f"warning: {warning}")
     made = summary["run"]

@@ -55,7 +55,7 @@ def run_pipeline(example, output_dir, **parameters):
         **parameters,
     }
     options = [option for name, value in values.items() for option in ("--param", f"{name}={value}")]
-    return pipeline.main(["run", "--output-dir", str(output_dir), "--keep-work", *options])
+    return pipeline.main(["run", "--no-cache", "--output-dir", str(output_dir), "--keep-work", *options])
 
 
 @pytest.fixture(scope="module")

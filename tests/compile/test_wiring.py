@@ -15,7 +15,7 @@ from free2ds_common.launch.package import Package
 from free2ds_common.result import Counts, StageResult
 
 # The run parameter of every setting, by stage. Written by hand: it is what the README and the form promise.
-ATTENTION = ("max_new_tokens", "dtype", "image_root_uri", "require_gpu")
+ATTENTION = ("max_new_tokens", "dtype", "image_root_uri", "cache_uri", "require_gpu")
 SETTINGS = {
     "ingest": {
         "dataset_uri": "dataset_uri",
@@ -47,6 +47,7 @@ SETTINGS = {
         "revision": "bert_revision",
         "batch_tokens": "bert_batch_tokens",
         "dtype": "dtype",
+        "cache_uri": "cache_uri",
         "require_gpu": "require_gpu",
     },
     "cluster_scoring": {name: name for name in ("num_clusters", "num_iterations", "order", "kmeans_uri", "seed")},
@@ -62,6 +63,7 @@ SETTINGS = {
             "text_normalization",
             "top_percent",
             "stratify",
+            "previous_selected_uri",
             "max_reject_fraction",
             "seed",
             "image_root_uri",

@@ -157,6 +157,7 @@ def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path)
                 "revision": "main",
                 "batch_tokens": 64,
                 "dtype": "auto",
+                "cache_uri": "",
                 "require_gpu": False,
                 "gpu_count": "0",
             },

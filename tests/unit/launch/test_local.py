@@ -233,6 +233,7 @@ def test_the_terminal_says_how_the_results_were_made(tmp_path, capsys, command, 
         "without_iou": 3,
         "ingest": {"dataset_sha256": "abc"},
         "warnings": ["Something is doubtful."],
+        "reuse": {"llava": {"reused": 1200, "computed": 34}},
         "models": {"text": {"num_clusters": 2, "num_clusters_asked": asked, "distinct_messages": 1234}},
         "run": {"started": "2001-09-09T01:46:40+00:00", "seconds": 1.0, "command": command, "threads": 4},
     }
@@ -240,7 +241,8 @@ def test_the_terminal_says_how_the_results_were_made(tmp_path, capsys, command, 
     (tmp_path / "rejects.jsonl").write_text("")
     local.print_results(tmp_path, 12)
     assert (
-        f"Text: 2 clusters of 1,234 distinct messages ({why}).\nwarning: Something is doubtful.\n"
+        f"Text: 2 clusters of 1,234 distinct messages ({why}).\n"
+        "llava: 34 results computed, 1,200 taken from the results store.\nwarning: Something is doubtful.\n"
         f"{line}Started 2001-09-09T01:46:40+00:00, 4 threads per stage; sha256 of the data set: abc\nResults in"
         in capsys.readouterr().out
     )
