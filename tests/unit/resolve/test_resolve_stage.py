@@ -153,6 +153,13 @@ class TestLook:
         ):
             seen(values, num_samples=4)
 
+    def test_an_earlier_selection_is_looked_for(self, values, tmp_path):
+        for place in (str(tmp_path / "none.json"), str(tmp_path), "memory://resolve/none.json"):
+            with pytest.raises(StageError, match=rf"^previous_selected_uri: {place} is no file that can be read\."):
+                seen(values, previous_selected_uri=place)
+        seen(values, previous_selected_uri=str(tmp_path / "d.json"))
+        look(ResolveSettings(**values, previous_selected_uri="memory://resolve/none.json"), only_local=True)
+
     @pytest.mark.parametrize(
         ("given", "message"),
         [
