@@ -34,7 +34,7 @@ class Hub:
     """A hub that has one model."""
 
     def model_info(self, hub_id, *, revision, timeout):
-        if (hub_id, revision) != ("owner/there", "main"):
+        if (hub_id, revision) not in (("owner/there", "main"), ("owner/there", "v2")):
             raise ValueError("no such model\nin two lines")
         return Info
 
@@ -331,7 +331,7 @@ class TestResolve:
     def test_options_go_to_their_stages(self, resolved):
         found = resolved(
             llava_options="batch_size=3 prompt=method",
-            mgm_options="revision=main vision_tower=clip",
+            mgm_options="revision=v2 vision_tower=clip",
             text_options="order=reference batch_tokens=64 num_iterations=100",
             select_options="top_percent=30.0 sampler=top",
         )

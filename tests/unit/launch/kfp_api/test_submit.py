@@ -6,7 +6,7 @@ import re
 import pytest
 
 import pipeline
-from free2ds_common.launch import preflight
+from free2ds_common.launch import limits, preflight
 from free2ds_common.launch.kfp_api import runs, watch
 from free2ds_common.launch.package import Package
 from tests.support.kfp_stub import V2
@@ -43,6 +43,15 @@ def test_a_first_submit_makes_pipeline_version_experiment_and_run(stub, free2ds)
         f"version {version.name} (uploaded)\n"
         f"{stub.url}/#/runs/details/run-1\n"
     )
+
+
+@pytest.mark.parametrize("command", [["submit"], ["schedule", "--cron", "0 0 3 * * 1"]])
+def test_a_run_that_is_too_large_never_reaches_the_backend(stub, free2ds, monkeypatch, command):
+    monkeypatch.setattr(limits, "MAX_INPUT_BYTES", 1000)
+    code, _, err = free2ds(*command, *REQUIRED, *IMAGES)
+    assert code == 2
+    assert err.startswith("error: num_shards: got 4, with which the input of joint-selection would have ")
+    assert stub.versions == {}
 
 
 def test_what_is_uploaded_has_the_images_that_were_named_and_the_platform(stub, free2ds):
