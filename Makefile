@@ -15,7 +15,7 @@ PUSH :=
 BUILD = $(PYTHON) images/build.py --registry "$(REGISTRY)" --tag "$(TAG)" --faiss "$(FAISS)" \
     --base-image "$(BASE_IMAGE)" --extra-index "$(EXTRA_INDEX)" $(if $(PUSH),--push)
 
-.PHONY: demo test check lint fast compile docs locks images images-offline bench-attention bench-ingest bench-reading bench-results_store bench-text bench-selection faults
+.PHONY: demo test check lint fast faults compile docs locks images images-offline bench-attention bench-folders bench-ingest bench-reading bench-results_store bench-text bench-selection
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; give it as: make PYTHON=/path/to/python3.11")'
@@ -52,9 +52,11 @@ COVERAGE :=
 fast: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/unit tests/cli tests/compile $(COVERAGE)
 
-# What a run survives, with full numbers: 20 kills, every kind of failing store. CI runs fewer of each.
+# What a run survives, with full numbers: kills, failing stores, damaged files, full disks (which are mounted: that takes root),
+# and thousands of broken data sets. CI runs fewer of each.
 faults: $(READY)
 	@FREE2DS_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
+	@FREE2DS_EXAMPLES=5000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/unit/ingest/test_ingest_mutations.py
 
 compile: $(READY)
 	@$(BIN)/python pipeline.py compile --output free2ds.yaml
@@ -102,9 +104,10 @@ mutants: $(READY)
 	@$(BIN)/python -m benchmarks.mutants --seed $(SEED) --sample $(SAMPLE)
 
 # Each ends with one line per bound and fails when one is short.
-bench-attention bench-ingest bench-reading bench-results_store bench-selection: bench-%: $(READY)
+bench-attention bench-folders bench-ingest bench-reading bench-results_store bench-selection: bench-%: $(READY)
 	@$(BIN)/python -m benchmarks.$*
 
 bench-text: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
 	@$(BIN)/python -m benchmarks.text
+	@$(BIN)/python -m benchmarks.keyed

@@ -134,6 +134,7 @@ class Selection(NamedTuple):
     report: dsl.HTML
     summary: dsl.Metrics
     random: dsl.Dataset
+    baseline: dsl.Dataset
     rejects: dsl.Artifact
 
 
@@ -165,6 +166,8 @@ def free2ds(
     num_clusters: int = ClusterScoringSettings.num_clusters,
     num_iterations: int = ClusterScoringSettings.num_iterations,
     order: str = ClusterScoringSettings.order,
+    kmeans_uri: str = ClusterScoringSettings.kmeans_uri,
+    kmeans_version: str = Versions.kmeans_version,
     ratio: float = JointSelectionSettings.ratio,
     num_samples: int = JointSelectionSettings.num_samples,
     alpha: float = JointSelectionSettings.alpha,
@@ -262,6 +265,8 @@ def free2ds(
             num_clusters=num_clusters,
             num_iterations=num_iterations,
             order=order,
+            kmeans_uri=kmeans_uri,
+            kmeans_version=kmeans_version,
             seed=seed,
             code_version=code_version,
         ),
@@ -296,6 +301,7 @@ def free2ds(
         report=chosen.outputs["report"],
         summary=chosen.outputs["summary"],
         random=chosen.outputs["random"],
+        baseline=chosen.outputs["baseline"],
         rejects=ingested.outputs["rejects"],
     )
 

@@ -21,10 +21,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from benchmarks.alone import alone, resident_peak_mb
 from benchmarks.bounds import Bounds
 from components.ingest.config import IngestConfig
-from components.ingest.listing import PAGE
 from components.ingest.stage import run as run_ingest
 from components.split.config import SplitConfig
 from components.split.stage import run as run_split
+from free2ds_common.listing import PAGE
 
 # As in LLaVA-665K: records, those without a picture, pictures, and human turns a record.
 RECORDS, TEXT_ONLY, PICTURES, TURNS = 665_298, 40_688 / 665_298, 350_000, 5.2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from free2ds_common.errors import StageError, first_line
 from free2ds_common.redact import redacted
-from free2ds_common.retry import StoreError
+from free2ds_common.retry import StoreError, is_full_disk
 from free2ds_common.stopping import Stopped
 
 EXIT_CRASH = 1
@@ -53,8 +53,13 @@ class Failure:
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
     def write(self, path: Path) -> None:
-        """Write `ERROR_FILE`."""
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        """Write `ERROR_FILE`, or nothing where the disk is full: the sentence is on stderr too."""
+        try:
+            path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        except OSError as error:
+            if not is_full_disk(error):
+                raise
+            path.unlink(missing_ok=True)
 
 
 def run_reported(name: str, work: Callable[[], object], error_file: Path | None = None) -> int:

@@ -1,8 +1,12 @@
-"""Objects of S3 and GCS read whole by one request each; fsspec's files ask for the length first, then for the bytes."""
+"""Objects of S3 and GCS: small ones read by one request each, large ones copied in parts.
+
+fsspec's files ask for the length first, then for the bytes. gcsfs copies a large file in parts too, but few at a time.
+"""
 
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fsspec import AbstractFileSystem
@@ -13,6 +17,12 @@ from free2ds_common.retry import ShortBodyError, http_status
 # Given a path and a number of bytes: the first bytes of the object.
 Read = Callable[[str, int], bytes]
 _NO_SUCH_RANGE = 416
+_PART_BYTES = 32 << 20
+
+
+def protocols_of(fs: AbstractFileSystem) -> set[str]:
+    """What URIs of a file system begin with: "s3" and "s3a", "gs" and "gcs"."""
+    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
 
 
 def object_reader(fs: AbstractFileSystem) -> Read | None:
@@ -22,7 +32,7 @@ def object_reader(fs: AbstractFileSystem) -> Read | None:
     """
     if not isinstance(fs, AsyncFileSystem):
         return None
-    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    protocols = protocols_of(fs)
     ask = _ask_s3 if "s3" in protocols else _ask_gcs if "gs" in protocols else None
     return None if ask is None else partial(_read, partial(ask, fs))
 
@@ -59,3 +69,27 @@ def _ask_s3(fs: AsyncFileSystem, path: str, part: str) -> tuple[Mapping[str, Any
 def _ask_gcs(fs: AsyncFileSystem, path: str, part: str) -> tuple[Mapping[str, Any], bytes]:
     found: tuple[Mapping[str, Any], bytes] = fs.call("GET", fs.url(path), headers={"Range": part})
     return found
+
+
+def copy_in_parts(fs: AbstractFileSystem, path: str, place: Path, at_a_time: int) -> None:
+    """Copy an object of GCS with google-cloud-storage's transfer manager, and hold it against the store's checksum.
+
+    Args:
+        fs: gcsfs, whose credentials are used.
+        path: Of the object.
+        place: The file to write.
+        at_a_time: Parts on their way.
+    """
+    # Here, not at the top: images of stages that read no stores do not have them.
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud.storage import Client, transfer_manager
+
+    bucket, key, _ = fs.split_path(path)
+    client = Client(project=fs.project or "-", credentials=fs.credentials.credentials or AnonymousCredentials())
+    transfer_manager.download_chunks_concurrently(
+        client.bucket(bucket).blob(key),
+        str(place),
+        chunk_size=_PART_BYTES,
+        worker_type=transfer_manager.THREAD,
+        max_workers=at_a_time,
+    )

@@ -22,6 +22,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, UnidentifiedImageError
 
+from free2ds_common.objects import protocols_of
 from free2ds_common.redact import redacted
 from free2ds_common.storage import OutsideRootError, clean_path, filesystem, read_bytes
 
@@ -127,10 +128,9 @@ def picture_location(image_root_uri: str, image: str) -> tuple[fsspec.AbstractFi
     return fs, path, uri
 
 
-def is_http(fs: object) -> bool:
+def is_http(fs: fsspec.AbstractFileSystem) -> bool:
     """Whether a file system is a web server, which lists nothing."""
-    protocol = getattr(fs, "protocol", ())
-    return not {"http", "https"}.isdisjoint([protocol] if isinstance(protocol, str) else protocol)
+    return not {"http", "https"}.isdisjoint(protocols_of(fs))
 
 
 def _quoted(relative: str, image: str) -> str:

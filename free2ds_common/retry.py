@@ -43,6 +43,8 @@ _LATER_NAMES = {
     *("ClientConnectionError", "ClientPayloadError", "ChunkedEncodingError", "Timeout", "TransportError"),
     # botocore; gcsfs.
     *("HTTPClientError", "IncompleteReadError", "ResponseParserError", "ChecksumError"),
+    # An answer of GCS about an object that was cut off; google-cloud-storage.
+    *("JSONDecodeError", "DataCorruption"),
 }
 _REFUSED_NAMES = {
     "PermissionError",
@@ -62,7 +64,7 @@ class StoreError(Exception):
 
 
 class ShortBodyError(ConnectionError):
-    """A file that ended before its length."""
+    """A file that ended before its length, or came with other bytes than the store has."""
 
 
 class Meaning(Enum):

@@ -23,10 +23,11 @@ from free2ds_common.objects import object_reader
 from free2ds_common.redact import redacted
 from free2ds_common.retry import ShortBodyError, is_full_disk, retried
 
-# Of one answer over http(s). aiohttp's own limit is on a whole file: 5 minutes, too few for 14 GB of weights.
+# Of one answer of a web server or GCS. aiohttp's own limit is on a whole file: 5 minutes, too few for 14 GB of weights.
 SOCKET_TIMEOUT_S = 60.0
 WEB = ("http://", "https://")
 _FILE = "file://"
+_GCS = ("gs://", "gcs://")
 _S3 = ("s3://", "s3a://")
 # Of botocore's 10 the 11th reader would wait; the other stores' libraries have 100.
 _CONNECTIONS = 100
@@ -78,11 +79,10 @@ def _local_path(uri: str) -> str | None:
 def _remote(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     options: dict[str, Any] = {}
     if uri.startswith(WEB):
-        from aiohttp import ClientTimeout
-
-        options["client_kwargs"] = {
-            "timeout": ClientTimeout(total=None, sock_connect=SOCKET_TIMEOUT_S, sock_read=SOCKET_TIMEOUT_S)
-        }
+        options["client_kwargs"] = {"timeout": _timeout()}
+    if uri.startswith(_GCS):
+        # Without it a request that is never answered takes 5 minutes, and gcsfs asks six times.
+        options["requests_timeout"] = _timeout()
     if uri.startswith(_S3):
         set_by_user = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
         options["config_kwargs"] = {"max_pool_connections": _CONNECTIONS, **set_by_user}
@@ -94,6 +94,13 @@ def _remote(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
             "Wanted a path or a URI such as gs://bucket/folder."
         ) from error
     return found
+
+
+def _timeout() -> object:
+    """How long to wait for a server that says nothing, however long the whole takes; for aiohttp."""
+    from aiohttp import ClientTimeout
+
+    return ClientTimeout(total=None, sock_connect=SOCKET_TIMEOUT_S, sock_read=SOCKET_TIMEOUT_S)
 
 
 def is_local(uri: str) -> bool:

@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.requirements import missing
 
+pytest_plugins = ["tests.support.fixtures"]
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from components.ingest.listing import file_sizes
 from components.ingest.records import RecordProblem
 from free2ds_common.errors import StageError
+from free2ds_common.listing import list_folder
 from free2ds_common.pictures import (
     MAX_BYTES,
     MAX_PIXELS,
@@ -202,7 +202,7 @@ class _Store:
         uri = posixpath.join(self._root.rstrip("/"), folder)
         logger.info("listing %s", redacted(uri))
         try:
-            return file_sizes(self._fs, path, uri)
+            return {name: int(file.get("size", 1)) for name, file in list_folder(self._fs, path, uri).items()}
         except StageError as error:
             logger.warning("%s Its pictures are looked up one by one.", error)
             return None

@@ -16,6 +16,7 @@ def joint_selection(
     summary: dsl.Output[dsl.Metrics],
     random: dsl.Output[dsl.Dataset],
     overview: dsl.Output[dsl.Markdown],
+    baseline: dsl.Output[dsl.Dataset],
     image_root_uri: str,
     image_root_version: str,
     ratio: float,
@@ -62,6 +63,7 @@ def joint_selection(
         summary=summary.path,
         random=random.path,
         overview=overview.path,
+        baseline=baseline.path,
     )
     versions = {"image_root_version": image_root_version, "code_version": code_version}
     run_task(
@@ -74,4 +76,5 @@ def joint_selection(
         summary=summary,
         random=random,
         overview=overview,
+        baseline=baseline,
     )

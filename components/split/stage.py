@@ -16,6 +16,7 @@ from free2ds_common.errors import StageError
 from free2ds_common.places import place
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.schemas import RECORDS
+from free2ds_common.storage import room_on_disk
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def run(config: SplitConfig) -> StageResult:
     ranges_per_shard = max(1, -(-records.num_rows // (config.num_shards * ROWS_PER_RANGE)))
     names = shard_names(config.num_shards)
     sizes = []
-    with tempfile.TemporaryDirectory(dir=root, prefix=".ranges-") as scratch:
+    with room_on_disk(root), tempfile.TemporaryDirectory(dir=root, prefix=".ranges-") as scratch:
         ranges = _spill(records, config.num_shards * ranges_per_shard, Path(scratch))
         for shard, name in enumerate(names):
             rows = 0
@@ -75,7 +76,8 @@ def run(config: SplitConfig) -> StageResult:
 def _remove_shards(root: Path) -> None:
     """Make the folder, and remove the shards of an earlier run, whatever their number."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        with room_on_disk(root):
+            root.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise StageError(f"{root}: is or lies below a file, wanted a folder to write shards to.") from None
     for folder in root.iterdir():

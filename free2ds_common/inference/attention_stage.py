@@ -17,7 +17,14 @@ from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.inference.attention_results import AttentionResults, open_results
 from free2ds_common.inference.auto import load_auto
-from free2ds_common.inference.device import choose_device, device_name, dtype_name, log_peak_memory, torch_dtype
+from free2ds_common.inference.device import (
+    choose_device,
+    default_batch_size,
+    device_name,
+    dtype_name,
+    log_peak_memory,
+    torch_dtype,
+)
 from free2ds_common.inference.generation import Answer, AnswerGenerator, Question
 from free2ds_common.inference.model import VisionLanguageModel
 from free2ds_common.inference.prefetch import PictureQuestions, prefetch
@@ -233,8 +240,9 @@ def _rows(
         unanswered.extend(_Row(question.index, problem.reason) for question in group.questions)
 
     with_image = sum(bool(record["image"]) for record in records) - len(results.reused)
-    batch_size = min(config.batch_size, max(1, with_image))
-    groups = _groups(records, model, config.batch_size, results, unanswered, log)
+    wanted = config.batch_size or default_batch_size(model.device)
+    batch_size = min(wanted, max(1, with_image))
+    groups = _groups(records, model, wanted, results, unanswered, log)
     pictures = prefetch(groups, config.image_root_uri, model.preprocess, 2 * batch_size, on_problem)
     until_stopped = itertools.takewhile(lambda _: not results.asked_to_stop(), pictures)
     for answer in AnswerGenerator(model, config.max_new_tokens, batch_size).generate(until_stopped):

@@ -50,7 +50,7 @@ SETTINGS = {
         "cache_uri": "cache_uri",
         "require_gpu": "require_gpu",
     },
-    "cluster_scoring": {name: name for name in ("num_clusters", "num_iterations", "order", "seed")},
+    "cluster_scoring": {name: name for name in ("num_clusters", "num_iterations", "order", "kmeans_uri", "seed")},
     "joint_selection": {
         name: name
         for name in (
@@ -77,7 +77,7 @@ VERSIONS = {
     "llava_attention": ("image_root_version", "code_version"),
     "mgm_attention": ("image_root_version", "code_version"),
     "bert_features": ("code_version",),
-    "cluster_scoring": ("code_version",),
+    "cluster_scoring": ("kmeans_version", "code_version"),
     "joint_selection": ("image_root_version", "code_version"),
 }
 # What a step asks of the cluster: task, then its resource to the run parameter.

@@ -31,15 +31,15 @@ def undisturbed(example, tmp_path_factory):
 def small_parts(monkeypatch):
     """Many parts, and a store that is asked again at once."""
     monkeypatch.setattr(writer, "ROWS_PER_PART", ROWS_PER_PART)
-    # Half of a run's time here; no fault reaches it.
-    monkeypatch.setattr("components.joint_selection.stage.write_report", lambda *_: None)
     monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(retry, "LONGEST_PAUSE_S", 0.01)
 
 
 @pytest.fixture
-def run(example, tmp_path):
+def run(example, tmp_path, monkeypatch):
     """Run all stages with a store; the counts always add up."""
+    # Half of a run's time here; no fault reaches it.
+    monkeypatch.setattr("components.joint_selection.stage.write_report", lambda *_: None)
 
     def start(cache_uri, **options):
         outcome = run_stages(tmp_path / "work", example, str(cache_uri), **options)

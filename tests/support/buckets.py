@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from typing import ClassVar
 from urllib.parse import quote, urlsplit
 
 from tests.support.stores import Answer, reset, running
@@ -48,16 +50,20 @@ class Bucket:
     """A bucket behind a relay, which hands over the store's answers unless told to fail.
 
     Attributes:
+        scheme: What its URIs begin with.
+        credentials: Headers of those who store objects.
         store: URL of the store itself.
         url: Of the relay.
         faults: What the next requests get instead: a status, a reset or, with `sent`, the store's own body broken off,
-            or, with `chunked` too, shortened.
+            or, with `chunked` too, shortened; None is the store's answer.
         asked: Method and path of every request.
     """
 
+    scheme: ClassVar[str] = ""
+    credentials: ClassVar[dict[str, str]] = {}
     store: str
     url: str = ""
-    faults: list[Answer] = field(default_factory=list)
+    faults: list[Answer | None] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
     def forget(self) -> None:
@@ -67,13 +73,15 @@ class Bucket:
 
     def next_fault(self, method: str) -> Answer | None:
         """What the next request gets instead of the store's answer; a body is broken off where there is one."""
-        if not self.faults or (method == "HEAD" and self.faults[0].sent is not None):
+        if not self.faults or (method == "HEAD" and self.faults[0] and self.faults[0].sent is not None):
             return None
         return self.faults.pop(0)
 
     def send(self, method: str, path: str, body: bytes = b"", kind: str = "application/octet-stream") -> None:
         """Ask the store itself."""
-        request = urllib.request.Request(self.store + path, body, {"Content-Type": kind}, method=method)
+        request = urllib.request.Request(
+            self.store + path, body, {"Content-Type": kind, **self.credentials}, method=method
+        )
         urllib.request.urlopen(request, timeout=30).close()
 
 
@@ -81,6 +89,8 @@ class S3(Bucket):
     """Of moto."""
 
     scheme = "s3://"
+    # moto lets a stranger make an object, but not replace one.
+    credentials: ClassVar[dict[str, str]] = {"Authorization": "AWS test:test"}
     code = _S3
 
     def create(self) -> None:
@@ -119,6 +129,7 @@ def _relay(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             bucket.asked.append((self.command, self.path))
             fault = bucket.next_fault(self.command)
+            time.sleep(fault.delay_s if fault else 0)
             if fault and fault.reset:
                 reset(self)
                 return
@@ -135,6 +146,10 @@ def _relay(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
                 connection.close()
             headers = {name: value for name, value in found.getheaders() if name.lower() not in _OF_CONNECTION}
             length = int(found.getheader("Content-Length") or len(body))
+            if "json" in found.getheader("Content-Type", ""):
+                # GCS says where an object's bytes are.
+                body = body.replace(bucket.store.encode(), bucket.url.encode())
+                length = len(body)
             body = body[: fault.sent if fault else None]
             self.answer(found.status, headers, body, len(body) if fault and fault.chunked else length)
             self.close_connection = bool(fault)
@@ -156,6 +171,13 @@ def _relay(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
+def relayed(bucket: Bucket) -> Iterator[Bucket]:
+    """Run the relay before a store."""
+    with running(_relay(bucket)) as bucket.url:
+        yield bucket
+
+
+@contextmanager
 def served_bucket(kind: type[S3] | type[GCS]) -> Iterator[S3 | GCS]:
     """Run a store with one bucket, and the relay before it."""
     environment = {**os.environ, "S3_IGNORE_SUBDOMAIN_BUCKETNAME": "true"}
@@ -168,7 +190,7 @@ def served_bucket(kind: type[S3] | type[GCS]) -> Iterator[S3 | GCS]:
                 raise RuntimeError("the store did not start: pip install -e '.[dev]'")
             bucket = kind(f"http://127.0.0.1:{port}")
             bucket.create()
-            with running(_relay(bucket)) as bucket.url:
+            with relayed(bucket):
                 yield bucket
         finally:
             process.stdin.close()

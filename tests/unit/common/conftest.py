@@ -1,81 +1,14 @@
-"""Stores that answer by script, and no waiting for them."""
+"""A folder of every kind of location."""
 
-import time
 import zlib
 from functools import partial
-from types import SimpleNamespace
 from urllib.parse import quote
 
 import fsspec
 import pytest
 
-from tests.support.buckets import BUCKET, GCS, S3, served_bucket
-from tests.support.stores import Answer, served
-
-
-@pytest.fixture(scope="session")
-def server():
-    with served() as store:
-        yield store
-
-
-@pytest.fixture
-def store(server):
-    server.answers.clear()
-    server.asked.clear()
-    return server
-
-
-@pytest.fixture
-def pauses(monkeypatch):
-    """How long was waited between tries; nobody waits."""
-    found = []
-    clock = SimpleNamespace(sleep=found.append, monotonic=time.monotonic)
-    monkeypatch.setattr("free2ds_common.retry.time", clock)
-    return found
-
-
-@pytest.fixture(scope="session")
-def s3_server():
-    with served_bucket(S3) as bucket:
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        yield bucket
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-
-
-@pytest.fixture(scope="session")
-def gcs_server():
-    with served_bucket(GCS) as bucket:
-        yield bucket
-
-
-@pytest.fixture
-def s3(s3_server, monkeypatch):
-    """A bucket of S3, whose libraries try once."""
-    for name, value in (
-        ("AWS_ENDPOINT_URL", s3_server.url),
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-        ("AWS_MAX_ATTEMPTS", "1"),
-    ):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
-    s3_server.forget()
-    return s3_server
-
-
-@pytest.fixture
-def gcs(gcs_server, monkeypatch):
-    """A bucket of GCS, whose library waits for nothing."""
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.url)
-    monkeypatch.setattr("gcsfs.retry.asyncio", SimpleNamespace(sleep=no_sleep))
-    gcs_server.forget()
-    return gcs_server
-
-
-async def no_sleep(seconds):
-    pass
+from tests.support.buckets import BUCKET
+from tests.support.stores import Answer
 
 
 @pytest.fixture(params=["plain path", "file", "memory", "http", "s3", "gs"])

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -89,7 +90,7 @@ class Listing(fsspec.AbstractFileSystem):
     """A store that lists what a test gives, each with its info, and has the bytes "x" for everything."""
 
     protocol = "listing"
-    files = {}  # noqa: RUF012
+    files: ClassVar = {}
 
     def find(self, path, **options):
         return {f"{path}/{name}": info for name, info in self.files.items()}
@@ -180,6 +181,15 @@ def test_a_short_file_is_fetched_again(listing, cache, pauses, monkeypatch):
     monkeypatch.setattr(Listing, "get_file", lambda self, remote, local: Path(local).write_bytes(bodies.pop(0)))
     assert (download("listing://model", cache) / "config.json").read_bytes() == b"xx"
     assert len(pauses) == 2
+
+
+def test_a_file_whose_bytes_are_not_the_store_s_is_fetched_again(listing, cache, pauses, monkeypatch):
+    # CRC-32C's check value is that of these nine digits: e3069283.
+    listing("config.json", size=9, crc32c="4waSgw==")
+    bodies = [b"123456780", b"123456789"]
+    monkeypatch.setattr(Listing, "get_file", lambda self, remote, local: Path(local).write_bytes(bodies.pop(0)))
+    assert (download("listing://model", cache) / "config.json").read_bytes() == b"123456789"
+    assert len(pauses) == 1
 
 
 def test_files_come_side_by_side(listing, cache, monkeypatch):

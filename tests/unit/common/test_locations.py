@@ -2,7 +2,9 @@
 
 import io
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ from PIL import Image
 
 from components.ingest.config import IngestConfig
 from components.ingest.stage import run
+from free2ds_common import downloads, objects
 from free2ds_common.checkpoints import resolve_model
 from free2ds_common.errors import StageError
 from free2ds_common.objects import object_reader
@@ -183,6 +186,22 @@ def test_a_model_of_a_bucket_that_fails_for_a_moment(bucket, stored, pauses, tmp
 
 
 @each(BROKEN | SHORT)
+def test_a_large_file_of_a_model_in_gcs_that_fails_for_a_moment(gcs, pauses, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(downloads, "_LARGE_BYTES", len(BODY))
+    monkeypatch.setattr(objects, "_PART_BYTES", 2000)
+    monkeypatch.setattr(
+        "google.api_core.retry.retry_unary.time", SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append)
+    )
+    gcs.put(f"{tmp_path.name}/x.bin", BODY)
+    gcs.put(f"{tmp_path.name}/config.json", b"{}")
+    gcs.faults[:] = [None, None, fault] * 4
+    folder = resolve_model(f"gs://data/{tmp_path.name}", "main", str(tmp_path / "cache"))
+    assert (Path(folder) / "x.bin").read_bytes() == BODY
+    # Where google-cloud-storage asks, once for each of six parts, and again for what failed.
+    assert len([path for _, path in gcs.asked if path.startswith("/download/") and "x.bin" in path]) > 6
+
+
+@each(BROKEN | SHORT)
 def test_a_bucket_that_stays_so_fails_with_the_file_s_name(bucket, stored, pauses, fault):
     bucket.faults[:] = [fault] * 1000
     with pytest.raises(StoreError, match=f"^{stored}: could not be read in 8 tries"):
@@ -225,3 +244,14 @@ def test_as_many_connections_to_s3_as_are_asked_for(monkeypatch):
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"max_pool_connections": 7, "read_timeout": 3}})
     fs, _ = filesystem("s3://data/x")
     assert fs.config_kwargs == {"max_pool_connections": 7, "read_timeout": 3}
+
+
+def test_a_bucket_that_never_answers_is_asked_again(bucket, stored, pauses, monkeypatch):
+    # Of GCS it is ours, of S3 s3fs's own: 15 s.
+    monkeypatch.setattr("free2ds_common.storage.SOCKET_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("s3fs.S3FileSystem.read_timeout", 0.1)
+    type(filesystem(stored)[0]).clear_instance_cache()
+    bucket.faults[:] = [Answer(204, delay_s=1.0)]
+    assert whole(stored) == BODY
+    assert [method for method, _ in bucket.asked].count("GET") == 2
+    type(filesystem(stored)[0]).clear_instance_cache()

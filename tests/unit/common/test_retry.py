@@ -3,6 +3,7 @@
 import errno
 import http
 import http.client
+import json
 
 import aiohttp
 import pytest
@@ -91,6 +92,7 @@ REFUSED_CONNECTION = aiohttp.ClientConnectorError(
         (google(429), Meaning.LATER),
         (google(408), Meaning.LATER),
         (HttpError({"code": "503", "message": "said"}), Meaning.LATER),
+        (json.JSONDecodeError("said", "{", 1), Meaning.LATER),
         (ChecksumError("said"), Meaning.LATER),
         (credentials.TransportError("said"), Meaning.LATER),
         (google_api.ServiceUnavailable("said"), Meaning.LATER),

@@ -7,9 +7,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from components.ingest import listing, pictures
-from components.ingest.listing import file_sizes
+from components.ingest import pictures
 from components.ingest.pictures import Pictures
+from free2ds_common import listing
+from free2ds_common.listing import list_folder
 
 ROOT = "memory://ingest-pictures"
 
@@ -131,8 +132,15 @@ def test_pages_of_gcs(monkeypatch):
     """The emulator of GCS has no pages."""
     monkeypatch.setattr(listing, "PAGE", 2)
     pages = {
-        None: {"items": [{"name": "in/a.png", "size": "3"}, {"name": "in/", "size": "0"}], "nextPageToken": "t"},
-        "t": {"items": [{"name": "in/b.png", "size": "0"}], "prefixes": ["in/below/"], "nextPageToken": "u"},
+        None: {
+            "items": [{"name": "in/a.png", "size": "3", "generation": "7"}, {"name": "in/", "size": "0"}],
+            "nextPageToken": "t",
+        },
+        "t": {
+            "items": [{"name": "in/b.png", "size": "0", "generation": "9"}],
+            "prefixes": ["in/below/"],
+            "nextPageToken": "u",
+        },
         "u": {},
     }
     asked = []
@@ -142,7 +150,11 @@ def test_pages_of_gcs(monkeypatch):
         return pages.pop(wanted.get("pageToken"))
 
     store = SimpleNamespace(protocol=("gs", "gcs"), call=call)
-    assert file_sizes(store, "data/in/", "the folder") == {"a.png": 3, "": 0, "b.png": 0}
+    assert list_folder(store, "data/in/", "the folder") == {
+        "a.png": {"size": "3", "generation": "7"},
+        "": {"size": "0"},
+        "b.png": {"size": "0", "generation": "9"},
+    }
     assert asked == [("GET", "b/{}/o", "data", "in/", "/", 2)] * 3
 
 
@@ -151,5 +163,5 @@ def test_the_bucket_itself_is_a_folder():
     store = SimpleNamespace(
         protocol="s3", req_kw={}, call_s3=lambda method, known, **wanted: asked.append(wanted) or {"Contents": []}
     )
-    assert file_sizes(store, "data", "the folder") == {}
+    assert list_folder(store, "data", "the folder") == {}
     assert asked == [{"Bucket": "data", "Prefix": "", "Delimiter": "/", "MaxKeys": 1000}]

@@ -2,10 +2,10 @@
 
 import pytest
 
-from components.ingest import listing
-from components.ingest.listing import file_sizes
+from free2ds_common import listing
 from free2ds_common.errors import StageError
-from free2ds_common.storage import filesystem
+from free2ds_common.listing import list_folder
+from free2ds_common.storage import filesystem, version_of
 from tests.support.stores import Answer
 
 NAMES = {f"{number}.png": number + 1 for number in range(5)}
@@ -13,7 +13,7 @@ NAMES = {f"{number}.png": number + 1 for number in range(5)}
 
 def listed(place, folder):
     fs, path = filesystem(f"{place.uri}/{folder}")
-    return file_sizes(fs, path, "the folder")
+    return {name: int(file["size"]) for name, file in list_folder(fs, path, "the folder").items()}
 
 
 @pytest.fixture
@@ -49,3 +49,14 @@ def test_a_store_that_does_not_list(place, s3, gcs):
         bucket.faults += [Answer(403)]
     with pytest.raises(StageError, match=r"^the folder: may not be read"):
         listed(place, "pictures")
+
+
+@pytest.mark.parametrize("place", ["s3", "gs"], indirect=True)
+def test_a_listing_says_what_a_look_at_each_file_says(place):
+    fs, path = filesystem(f"{place.uri}/pictures")
+    files = list_folder(fs, path, "the folder")
+    telling = {"s3://": "ETag", "gs://": "generation"}[place.uri[:5]]
+    assert files.keys() == NAMES.keys()
+    for name, file in files.items():
+        assert {"size", telling} <= file.keys()
+        assert file.items() <= version_of(fs.info(f"{path}/{name}")).items()
