@@ -11,15 +11,16 @@ from free2ds_common.results_store.upkeep import broken_parts, compact, remove, s
 from free2ds_common.storage import filesystem
 from tests.support.results import key, open_store, row
 
+# A web server takes no files.
+TAKING = pytest.mark.parametrize("place", ["plain path", "file", "memory", "s3", "gs"], indirect=True)
+
 
 @pytest.fixture
 def uri(place):
-    """A location that takes files: a web server does not."""
-    if place.uri.startswith("http"):
-        pytest.skip("a web server takes no files")
     return f"{place.uri}/store"
 
 
+@TAKING
 def test_results_are_kept_and_found(uri, tmp_path):
     store = open_store(uri)
     assert len(store.take([key(1)], [0], tmp_path)) == 0
@@ -30,6 +31,7 @@ def test_results_are_kept_and_found(uri, tmp_path):
     assert key(4) not in found
 
 
+@TAKING
 def test_looking_after_them(uri, tmp_path):
     store = open_store(uri)
     for number in (1, 2, 3):
@@ -72,17 +74,16 @@ def test_the_bytes_of_a_picture_decide_its_identity(place):
     assert picture_identities(f"{place.uri}/images", ["a.png"])["a.png"] != before["a.png"]
 
 
-def test_pictures_of_a_bucket_are_not_read(place, monkeypatch):
-    if not place.uri.startswith(("s3", "gs", "http", "memory")):
-        pytest.skip("pictures of this machine are read")
+@pytest.mark.parametrize("place", ["memory", "http", "s3", "gs"], indirect=True)
+def test_pictures_of_a_store_are_not_read(place, monkeypatch):
     place.put("images/a.png", b"one")
     monkeypatch.setattr(pictures_module, "read_picture_bytes", None)
     assert picture_identities(f"{place.uri}/images", ["a.png"])["a.png"]
 
 
+@pytest.mark.parametrize("place", ["plain path", "file", "s3", "gs"], indirect=True)
 def test_the_same_bytes_elsewhere_are_the_same_picture(place):
-    if place.uri.startswith(("http", "memory")):
-        pytest.skip("such a store knows nothing of the bytes")
+    """Where a store knows something of the bytes."""
     for folder in ("one", "two"):
         place.put(f"{folder}/{folder}.png", b"the same")
     one = picture_identities(f"{place.uri}/one", ["one.png"])["one.png"]
