@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+from free2ds_common import __version__
 from free2ds_common.failure import ERROR_FILE, run_reported
 from free2ds_common.result import StageResult
 from free2ds_common.runlog import configure_logging
@@ -30,7 +31,7 @@ def run_task(
         work: The stage with its config bound.
         versions: The task's version parameters, kept with every artifact: they decide the cache, not the work.
         **artifacts: The task's output artifacts by port name. Each gets a display name, the counts and the metadata;
-            one with `log_metric` also the counts and the metrics as metrics.
+            one with `log_metric` also the counts and the metrics as metrics. With `StageResult.terse` that alone.
 
     Returns:
         What the stage returned.
@@ -57,7 +58,10 @@ def run_task(
 def _describe(port: str, artifact: Artifact, result: StageResult, versions: dict[str, str]) -> None:
     """Give an artifact its metadata, and its metrics where it takes any."""
     counts = asdict(result.counts)
-    artifact.metadata.update({"display_name": port, **versions, **result.metadata, **counts})
+    told = (
+        {"code_version": __version__, **versions, **result.metadata, **counts} if result.terse is None else result.terse
+    )
+    artifact.metadata.update({"display_name": port, **told})
     if not hasattr(artifact, "log_metric"):
         return
     for name, value in {**counts, **result.metrics}.items():

@@ -83,6 +83,8 @@ class JointSelectionSettings(DrawSettings, RejectSettings, PictureSettings):
         top_percent: Share of an attention map's positions that count as looked at, in percent, (0, 100].
     """
 
+    OPTIONS: ClassVar[tuple[str, ...]] = ("missing_iou", "sampler", "stratify", "text_normalization", "top_percent")
+
     top_percent: float = 30.0
     image_root_uri: str = ""
 

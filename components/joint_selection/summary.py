@@ -21,7 +21,11 @@ from free2ds_common.run_facts import RunFacts
 
 Facts = Mapping[str, Any]
 
-_MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "grid", "max_new_tokens", "capture_version")
+# Attention artifacts carry next to nothing, for they are many: all there is to say of the models is said here.
+_MODEL_FACTS = (
+    *("model", "revision", "model_fingerprint", "dtype", "device", "grid", "max_new_tokens", "capture_version"),
+    *("prompt", "preprocessing"),
+)
 _TEXT_MODEL_FACTS = (
     "model",
     "revision",

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 
 from free2ds_common import outcomes
 from free2ds_common.checkpoints import fingerprint, resolve_model
-from free2ds_common.datasets import DatasetWriter, open_dataset
+from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.inference.auto import load_auto
 from free2ds_common.inference.device import choose_device, device_name, dtype_name, log_peak_memory, torch_dtype
@@ -96,7 +97,12 @@ def run_attention(config: AttentionConfig, system: str, load: Loader, log: loggi
     metrics = {f"outcome_{outcome}": float(count) for outcome, count in sorted(by_outcome.items())}
     metrics["generated_tokens"] = float(num_steps)
     counts = Counts(read=len(records), written=sum(by_outcome.values()))
-    return StageResult(counts, metrics, {**settings, "outcomes": dict(by_outcome)})
+    terse: dict[str, str | int] = {
+        "display_name": _display_name(config, shard),
+        "fingerprint": _shortened(settings["model_fingerprint"]),
+        "rows": len(records),
+    }
+    return StageResult(counts, metrics, {**settings, "outcomes": dict(by_outcome)}, terse)
 
 
 def _load(
@@ -133,6 +139,18 @@ def _settings(config: AttentionConfig, model: VisionLanguageModel, dtype: torch.
         "grid": model.grid,
         "capture_version": CAPTURE_VERSION,
     }
+
+
+def _display_name(config: AttentionConfig, shard: Dataset) -> str:
+    """What tells the artifact from those of other shards and models."""
+    number, of = shard.manifest.get("shard"), shard.manifest.get("num_shards")
+    name = f"{config.SHORT_NAME} attention"
+    return name if number is None else f"{name}, shard {number + 1} of {of}"
+
+
+def _shortened(fingerprints: str) -> str:
+    """Fingerprints that tell models apart in few letters; the manifest has them in full."""
+    return re.sub(r"([0-9a-f]{12})[0-9a-f]+", r"\1", fingerprints)
 
 
 def _write(

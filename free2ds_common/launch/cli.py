@@ -22,6 +22,7 @@ from free2ds_common.launch.containers import require_images
 from free2ds_common.launch.kubernetes_names import require_registry, require_tag
 from free2ds_common.launch.local import LocalRun, run_locally
 from free2ds_common.launch.package import Package
+from free2ds_common.launch.parameter_page import parameter_page
 from free2ds_common.launch.parameters import read_mapping, read_parameters, with_absolute_paths
 from free2ds_common.launch.pod_options import PodOptions, pod_options
 from free2ds_common.redact import redacted
@@ -112,16 +113,6 @@ def _parameter_listing(package: Package) -> str:
     return "\n".join(["parameters:", *lines])
 
 
-def parameter_table(package: Package) -> str:
-    """The run parameters as a table in Markdown."""
-    lines = ["| parameter | default | meaning |", "| --- | --- | --- |"]
-    for name, parameter in package.parameters.items():
-        text = parameter.default if parameter.kind is str else json.dumps(parameter.default)
-        default = "required" if parameter.required else f"`{text}`" if text else "empty"
-        lines.append(f"| `{name}` | {default} | {parameter.description} |")
-    return "\n".join(lines)
-
-
 def _parameter_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
@@ -153,7 +144,7 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
     given = read_parameters(package, arguments.params_file, arguments.param)
     # A machine without a GPU takes longer and does the same; on a cluster it would be a step in the wrong place.
     # Small data sets are tried out here, for which the method's 1000 clusters are too many.
-    values = {"require_gpu": False, "num_clusters": 0, **with_absolute_paths(given)}
+    values = {"gpu_count": "0", "num_clusters": 0, **with_absolute_paths(given)}
     in_images = arguments.runner == "docker"
     if not in_images and (arguments.registry or arguments.network):
         raise StageError("--registry and --network: only --runner docker uses images. Add it, or leave them out.")
@@ -198,7 +189,7 @@ def _compile(package: Package, arguments: argparse.Namespace) -> int:
 
 def _parameters(package: Package, arguments: argparse.Namespace) -> int:
     """Print every parameter with its default and meaning, as Markdown."""
-    print(parameter_table(package))
+    print(parameter_page(package))
     return 0
 
 

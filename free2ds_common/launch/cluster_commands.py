@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from free2ds_common.failure import EXIT_CRASH
+from free2ds_common.launch.limits import require_fits
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameters import read_parameters, refuse_local_paths
 from free2ds_common.launch.pod_options import PodOptions
@@ -152,9 +153,6 @@ class ClusterCommands:
 
         check(arguments.cron, arguments.max_concurrency)
         released, values = self._prepared(package, arguments)
-        if "resolve" not in released.spec["root"]["dag"]["tasks"]:
-            # Nothing else tells the cache that the data set has changed: a recurring run's parameters stay the same.
-            released = released.without_cache("ingest")
         backend, _ = connect(arguments)
         wanted = Wanted(
             name=arguments.name,
@@ -266,7 +264,9 @@ class ClusterCommands:
         """
         values = read_parameters(package, arguments.params_file, arguments.param)
         refuse_local_paths(values, PodOptions.of(arguments).models_folder)
-        return self._released(package, arguments), values
+        released = self._released(package, arguments)
+        require_fits(released, values)
+        return released, values
 
 
 def connect(arguments: argparse.Namespace) -> tuple["Backend", "Kube | None"]:

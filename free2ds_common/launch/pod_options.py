@@ -1,4 +1,4 @@
-"""What `compile` writes into the pods of every run: pull secrets, a volume with model weights, a queue.
+"""What `compile` writes into the pods of every run: cores and memory, pull secrets, a volume of models, a queue.
 
 No run parameters: the backend's driver fails at an empty name, so that a parameter could not leave them out.
 """
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from free2ds_common.launch.kubernetes_names import require_object_name
+from free2ds_common.errors import SettingError
+from free2ds_common.launch.kubernetes_names import require_object_name, require_quantity
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameters import names_model
 
@@ -26,16 +27,18 @@ class PodOptions:
         pull_secrets: Names of Secrets with which images are pulled.
         models_claim: Name of a PersistentVolumeClaim with folders of models; empty for none.
         queue: Name of a LocalQueue of Kueue for the steps with an accelerator; empty for none.
+        resources: stage.cpu=quantity or stage.memory=quantity, for steps that need other than `NEEDS` says.
     """
 
     pull_secrets: Sequence[str]
     models_claim: str
     queue: str
+    resources: Sequence[str] = ()
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> "PodOptions":
         """What a command line that has `pod_options` says."""
-        return cls(arguments.pull_secret, arguments.models_claim, arguments.queue)
+        return cls(arguments.pull_secret, arguments.models_claim, arguments.queue, arguments.resource)
 
     @property
     def models_folder(self) -> str:
@@ -74,6 +77,8 @@ class PodOptions:
                 "resources", {}
             ):
                 pod["podMetadata"] = {"labels": {QUEUE_LABEL: self.queue}}
+        for text in self.resources:
+            _give(changed, text)
         return changed
 
 
@@ -89,8 +94,44 @@ def pod_options() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"PersistentVolumeClaim with models; a model is then {MODELS_FOLDER}/<folder>",
     )
+    options.add_argument(
+        "--resource",
+        action="append",
+        default=[],
+        metavar="STAGE.memory=64Gi",
+        help="cores (STAGE.cpu=8) or memory of a step; may be repeated, and loses no finished step",
+    )
     options.add_argument("--queue", default="", metavar="NAME", help="LocalQueue of Kueue for the steps with a GPU")
     return options
+
+
+def _give(package: Package, text: str) -> None:
+    """Change what a step asks for.
+
+    Args:
+        package: The pipeline, which is changed.
+        text: Such as llava_attention.memory=64Gi.
+
+    Raises:
+        SettingError: It is written otherwise, there is no such step, or it is no quantity.
+    """
+    name, equals, quantity = text.partition("=")
+    stage, _, resource = name.partition(".")
+    if not equals or resource not in ("cpu", "memory"):
+        raise SettingError("--resource", f"got {text!r}, wanted STAGE.cpu=... or STAGE.memory=..., such as 64Gi.")
+    tasks = {task.stage: task for task in package.stage_tasks}
+    if stage not in tasks:
+        raise SettingError("--resource", f"there is no step {stage!r}, wanted one of {', '.join(sorted(tasks))}.")
+    require_quantity(f"--resource {name}", quantity)
+    executor = package.spec["components"][tasks[stage].component]["executorLabel"]
+    asked: dict[str, Any] = package.spec["deploymentSpec"]["executors"][executor]["container"]["resources"]
+    # What is limited stays limited, at as much as it asks for.
+    for entry in (f"resource{resource.capitalize()}Request", f"resource{resource.capitalize()}Limit"):
+        if entry in asked:
+            asked[entry] = quantity
+    # The compiler writes the same as a number, which older backends read.
+    for entry in (f"{resource}Request", f"{resource}Limit"):
+        asked.pop(entry, None)
 
 
 def _constant(value: str) -> dict[str, Any]:

@@ -96,8 +96,10 @@ def test_the_artifacts_carry_what_lineage_asks_for(example, first):
     metadata = json.loads(path.read_text())["artifacts"]["records"]["artifacts"][0]["metadata"]
     assert metadata["display_name"] == "records"
     assert metadata["dataset_uri"] == str(example / "dataset.json")
-    assert metadata["dataset_version"] == ""
+    digest = hashlib.sha256((example / "dataset.json").read_bytes()).hexdigest()
+    assert metadata["dataset_version"] == f"sha256 {digest}"
     assert metadata["code_version"] == "0.1.0"
+    assert metadata["image"] == "free2ds-ingest:dev"
     for path in first.glob("work-*/tasks/**/executor_output.json"):
         for artifact in json.loads(path.read_text())["artifacts"].values():
             assert artifact["artifacts"][0]["metadata"]["display_name"]

@@ -13,13 +13,11 @@ import kfp
 import kubernetes
 from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 
-from tests.cluster.settings import REPOSITORY, Settings
+from tests.cluster.settings import STAGES, Settings
 
 Found = TypeVar("Found")
 
 FINISHED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED", "ERROR"}
-STAGES = {path.parent.name.replace("_", "-") for path in (REPOSITORY / "images").glob("*/Dockerfile")}
-WITH_MODELS = {"llava-attention", "mgm-attention", "bert-features"}
 # Never taken from the cache: it looks whether anything has changed.
 NEVER_CACHED = {"resolve"}
 _IMAGE = re.compile(r"(?:^|/)free2ds-([a-z-]+)[:@]")

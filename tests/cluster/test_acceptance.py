@@ -6,9 +6,10 @@ import json
 import pytest
 
 from free2ds_common.launch.resources import GPU_NODE_SELECTOR, GPU_TOLERATIONS
+from free2ds_common.launch.resources import NEEDS as LIMITS
 from tests.cluster import commands
-from tests.cluster.cluster import NEVER_CACHED, STAGES, WITH_MODELS, done, seconds, steps
-from tests.cluster.settings import NO_GPU
+from tests.cluster.cluster import NEVER_CACHED, done, seconds, steps
+from tests.cluster.settings import NEEDS, NO_GPU, STAGES, WITH_MODELS
 
 
 class TestFirstRun:
@@ -67,15 +68,19 @@ class TestPods:
             stage: (settings.gpu or "0") if stage in WITH_MODELS else "0" for stage in STAGES
         }
 
-    def test_they_asked_for_what_the_run_says(self, settings, pods):
+    def test_they_asked_for_what_the_command_says(self, pods):
         asked = {pod.stage: (pod.main.resources.requests["cpu"], pod.main.resources.requests["memory"]) for pod in pods}
-        kinds = {stage: "gpu" if stage in WITH_MODELS else "cpu" for stage in asked}
-        values = settings.resources
-        assert asked == {s: (values[f"{kind}_step_cpu"], values[f"{kind}_step_memory"]) for s, kind in kinds.items()}
+        assert asked == NEEDS
+
+    def test_what_is_limited_is_limited_to_what_it_asked_for(self, pods):
+        limits = {pod.stage: (pod.main.resources.limits or {}).get("memory") for pod in pods}
+        assert limits == {
+            stage: NEEDS[stage][1] if LIMITS[stage.replace("-", "_")].limited else None for stage in STAGES
+        }
 
     def test_steps_with_a_model_chose_their_node_and_bore_its_taints(self, settings, pods, kubernetes):
-        selector = settings.resources.get("node_selector", GPU_NODE_SELECTOR)
-        tolerations = settings.resources.get("tolerations", GPU_TOLERATIONS)
+        selector = settings.gpus.get("gpu_node_selector", GPU_NODE_SELECTOR)
+        tolerations = settings.gpus.get("gpu_tolerations", GPU_TOLERATIONS)
         for pod in pods:
             if pod.stage in WITH_MODELS:
                 assert (pod.raw.spec.node_selector or {}) == selector

@@ -22,7 +22,7 @@ from tests.support.kfp_stub import KfpStub, read
 # The order in which the steps of a run come; the loop's have a turn for each shard.
 IN_LOOP = ("llava-attention", "mgm-attention")
 WITH_MODELS = (*IN_LOOP, "bert-features")
-STAGES = ("ingest", "split", *WITH_MODELS, "cluster-scoring", "joint-selection")
+STAGES = ("resolve", "ingest", "split", *WITH_MODELS, "cluster-scoring", "joint-selection")
 GPU_LABELS = {"nvidia.com/gpu.present": "true"}
 
 
@@ -78,10 +78,10 @@ class ActingBackend(KfpStub):
         key = json.dumps([values, content], sort_keys=True)
         steps = dict.fromkeys(STAGES, "SUCCEEDED")
         if problem:
-            steps = {"ingest": "FAILED"}
+            steps = {"resolve": "FAILED"}
             self._coming[run.run_id] = ["FAILED"]
         elif key in self._cached and "forgetful" not in self.flaws:
-            steps = dict.fromkeys(STAGES, "SKIPPED")
+            steps = dict.fromkeys(STAGES, "SKIPPED") | {"resolve": "SUCCEEDED"}
         self._cached.add(key)
         took = 30 if not problem else 150 if "slow" in self.flaws else 20
         run.finished_at = run.created_at + timedelta(seconds=took)
@@ -96,7 +96,7 @@ class ActingBackend(KfpStub):
                     )
                 )
                 if state != "SKIPPED":
-                    self._pods.setdefault(run.run_id, []).append(self._pod(pod, stage, values))
+                    self._pods.setdefault(run.run_id, []).append(self._pod(pod, stage, values, spec))
                 if state == "FAILED" and "mute" not in self.flaws:
                     self.logs[run.run_id, pod] = f"\nerror: {problem}: there is nothing.\n\n"
         run.run_details = api.V2beta1RunDetails(task_details=details)
@@ -138,16 +138,20 @@ class ActingBackend(KfpStub):
                 writer.write([])
             fs.put(f"{folder}/scores", f"{root}/joint-selection/1/scores", recursive=True)
 
-    def _pod(self, name: str, stage: str, values: dict) -> dict:
+    def _pod(self, name: str, stage: str, values: dict, spec: dict) -> dict:
         """What Kubernetes says of a step's pod."""
         gpu = stage in WITH_MODELS
-        kind = "gpu" if gpu else "cpu"
+        asked = spec["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]["resources"]
+        memory = {"memory": asked["resourceMemoryLimit"]} if "resourceMemoryLimit" in asked else {}
         count = "0" if "no GPU" in self.flaws else values["gpu_count"]
-        requests = {"cpu": values[f"{kind}_step_cpu"], "memory": values[f"{kind}_step_memory"]}
+        resources = {
+            "requests": {"cpu": asked["resourceCpuRequest"], "memory": asked["resourceMemoryRequest"]},
+            "limits": memory | ({values["gpu_type"]: count} if gpu else {}),
+        }
         container = {
             "name": "main",
             "image": f"free2ds-{stage}:dev",
-            "resources": {"requests": requests, "limits": {values["gpu_type"]: count} if gpu else {}},
+            "resources": resources,
             "securityContext": {
                 "runAsUser": 0 if "root" in self.flaws else 10001,
                 "runAsNonRoot": True,
@@ -160,8 +164,8 @@ class ActingBackend(KfpStub):
             "spec": {
                 "containers": [{"name": "wait", "image": "argoexec:4"}, container],
                 "nodeName": "gpu-node",
-                "nodeSelector": {} if not gpu or "anywhere" in self.flaws else values["node_selector"],
-                "tolerations": values["tolerations"] if gpu else [],
+                "nodeSelector": {} if not gpu or "anywhere" in self.flaws else values["gpu_node_selector"],
+                "tolerations": values["gpu_tolerations"] if gpu else [],
                 "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
             },
         }

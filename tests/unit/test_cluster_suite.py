@@ -65,7 +65,7 @@ def ended(tmp_path_factory):
     assert result.returncode == 0, result.stderr
     found = dict(map(json.loads, result.stdout.splitlines()))
     for name, outcomes in found.items():
-        assert len(outcomes) == 25, (folder / f"{name}.log").read_text()
+        assert len(outcomes) == 26, (folder / f"{name}.log").read_text()
     return found
 
 
@@ -103,5 +103,5 @@ def test_without_a_host_all_of_it_is_skipped():
         text=True,
     )
     assert result.returncode == 0
-    assert "25 skipped" in result.stdout
+    assert "26 skipped" in result.stdout
     assert "needs a Kubeflow Pipelines: make test-cluster HOST=... STORE=s3://..." in result.stdout

@@ -200,6 +200,6 @@ def test_a_cluster_without_gpus_has_a_whole_set_of_parameters(package):
     file = str(REPOSITORY / "examples/configs/no-gpu.yaml")
     values = read_parameters(package, file, ["dataset_uri=s3://b/d.json", "image_root_uri=s3://b/i"])
     check_parameters(package, values)
-    found = {name: values[name] for name in ("gpu_count", "node_selector", "tolerations")}
-    assert found == {"gpu_count": "0", "node_selector": {}, "tolerations": []}
+    found = {name: values[name] for name in ("gpu_count", "gpu_node_selector", "gpu_tolerations")}
+    assert found == {"gpu_count": "0", "gpu_node_selector": {}, "gpu_tolerations": []}
     assert "(../examples/configs/no-gpu.yaml)" in TEXT

@@ -21,16 +21,16 @@ def node_warnings(values: Mapping[str, Any], nodes: Sequence[V1Node]) -> list[st
     count = int(values["gpu_count"])
     if not nodes or not count:
         return []
-    selector, tolerations, kind = values["node_selector"], values["tolerations"], values["gpu_type"]
+    selector, tolerations, kind = values["gpu_node_selector"], values["gpu_tolerations"], values["gpu_type"]
     labelled = [node for node in nodes if (node.metadata.labels or {}).items() >= selector.items()]
     if not labelled:
         wanted = ", ".join(f"{name}={value}" for name, value in selector.items())
-        return [f"node_selector: none of the {len(nodes)} nodes has {wanted}; steps wait until one has."]
+        return [f"gpu_node_selector: none of the {len(nodes)} nodes has {wanted}; steps wait until one has."]
     open_ones = [node for node in labelled if not _untolerated(node, tolerations)]
     if not open_ones:
         taint = _untolerated(labelled[0], tolerations)[0]
         return [
-            f"tolerations: each of the {len(labelled)} nodes with the labels of node_selector has a taint that is not "
+            f"gpu_tolerations: each of the {len(labelled)} nodes with the labels of gpu_node_selector has a taint that is not "
             f"tolerated, such as {taint.key}={taint.value or ''}:{taint.effect}."
         ]
     if not any(int((node.status.allocatable or {}).get(kind, "0")) >= count for node in open_ones):

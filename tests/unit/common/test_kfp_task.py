@@ -9,7 +9,7 @@ from components.bert_features.component import bert_features
 from components.cluster_scoring.component import cluster_scoring
 from components.ingest.component import ingest
 from components.split.component import split
-from free2ds_common import kfp_task
+from free2ds_common import __version__, kfp_task
 from free2ds_common.errors import StageError
 from free2ds_common.kfp_task import run_task
 from free2ds_common.result import Counts, StageResult
@@ -40,13 +40,13 @@ def refuse():
 
 def test_every_artifact_is_described(artifact):
     ports = {"records": artifact("records"), "rejects": artifact("rejects", dsl.Artifact)}
-    result = run_task("ingest", lambda: RESULT, {"dataset_version": "v1", "code_version": "0.1"}, **ports)
+    result = run_task("ingest", lambda: RESULT, {"dataset_version": "v1"}, **ports)
     assert result is RESULT
     for port, described in ports.items():
         assert described.metadata == {
             "display_name": port,
             "dataset_version": "v1",
-            "code_version": "0.1",
+            "code_version": __version__,
             "model": "m",
             "seed": 7,
             "read": 6,
@@ -54,6 +54,13 @@ def test_every_artifact_is_described(artifact):
             "dropped": 2,
             "rejected": 1,
         }
+
+
+def test_an_artifact_that_is_collected_carries_no_more_than_it_must(artifact):
+    attention = artifact("attention")
+    terse = StageResult(RESULT.counts, RESULT.metrics, RESULT.metadata, {"display_name": "A, shard 1 of 2", "rows": 3})
+    run_task("llava_attention", lambda: terse, {"code_version": "0.1"}, attention=attention)
+    assert attention.metadata == {"display_name": "A, shard 1 of 2", "rows": 3}
 
 
 def test_metadata_that_kfp_put_there_stays(artifact):
@@ -155,9 +162,7 @@ def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path)
             {
                 "model": "m",
                 "revision": "main",
-                "batch_tokens": 64,
-                "dtype": "auto",
-                "require_gpu": False,
+                "options": "batch_tokens=64",
                 "gpu_count": "0",
             },
         ),
@@ -165,7 +170,7 @@ def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path)
             cluster_scoring,
             ("features",),
             ("scores", "kmeans"),
-            {"num_clusters": 3, "num_iterations": 2, "order": "key", "seed": 42},
+            {"num_clusters": 3, "options": "num_iterations=2", "seed": 42},
         ),
     ],
     ids=lambda value: getattr(value, "name", ""),
@@ -176,7 +181,7 @@ def test_every_component_without_its_input_ends_with_exit_code_2(
     given = {port: dsl.Dataset(port, uri=f"/nowhere/{port}") for port in inputs}
     ports = given | {port: artifact(port) for port in outputs}
     with pytest.raises(SystemExit) as stopped:
-        component.python_func(**ports, **parameters, code_version="")
+        component.python_func(**ports, **parameters)
     assert stopped.value.code == 2
     failure = json.loads((tmp_path / "task" / "error.json").read_text())
     assert failure["stage"] == component.python_func.__name__
@@ -195,7 +200,6 @@ def test_too_many_rejects_reach_the_file_with_their_counts(artifact, tmp_path):
             image_root_uri="",
             image_root_version="",
             max_reject_fraction=0.2,
-            code_version="",
         )
     failure = json.loads((tmp_path / "task" / "error.json").read_text())
     assert failure["counts"] == {"read": 4, "written": 3, "dropped": 0, "rejected": 1}

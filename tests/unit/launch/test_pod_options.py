@@ -9,6 +9,8 @@ import pipeline
 from tests.support.kfp_stub import KfpStub
 
 WITH_MODELS = ["exec-bert-features", "exec-llava-attention", "exec-mgm-attention"]
+# Before any of them loads one, it is looked at.
+LOOK_AT_MODELS = [*WITH_MODELS, "exec-resolve"]
 REQUIRED = ["--param", "dataset_uri=gs://b/d.json", "--param", "image_root_uri=gs://b/i"]
 
 
@@ -31,7 +33,7 @@ def test_without_options_there_are_none(pods):
 
 def test_every_pod_pulls_with_the_secrets(pods):
     found = pods("--pull-secret", "one", "--pull-secret", "two")
-    assert len(found) == 7
+    assert len(found) == 8
     for pod in found.values():
         assert [secret["secretNameParameter"] for secret in pod["imagePullSecret"]] == [
             {"runtimeValue": {"constant": "one"}},
@@ -42,7 +44,7 @@ def test_every_pod_pulls_with_the_secrets(pods):
 def test_steps_that_load_a_model_have_the_volume(pods):
     found = pods("--models-claim", "weights")
     mounts = {name: pod["pvcMount"] for name, pod in found.items() if "pvcMount" in pod}
-    assert sorted(mounts) == WITH_MODELS
+    assert sorted(mounts) == LOOK_AT_MODELS
     assert mounts["exec-bert-features"] == [
         {
             "constant": "weights",
@@ -50,6 +52,51 @@ def test_steps_that_load_a_model_have_the_volume(pods):
             "mountPath": "/models",
         }
     ]
+
+
+@pytest.fixture
+def asked(tmp_path):
+    def compiled_with(*options):
+        file = tmp_path / "free2ds.yaml"
+        assert pipeline.main(["compile", "--output", str(file), *options]) == 0
+        spec, _ = yaml.safe_load_all(file.read_text())
+        executors = spec["deploymentSpec"]["executors"]
+        return {name: work["container"]["resources"] for name, work in executors.items() if "container" in work}
+
+    return compiled_with
+
+
+def test_a_step_may_need_more(asked):
+    before = asked()
+    found = asked("--resource", "llava_attention.memory=64Gi", "--resource", "joint_selection.cpu=8")
+    assert found["exec-llava-attention"]["resourceMemoryRequest"] == "64Gi"
+    assert "resourceMemoryLimit" not in found["exec-llava-attention"]
+    # The old numbers beside them would say otherwise.
+    assert "memoryRequest" not in found["exec-llava-attention"]
+    assert found["exec-joint-selection"]["resourceCpuRequest"] == "8"
+    assert found["exec-joint-selection"]["resourceMemoryRequest"] == "6Gi"
+    assert {name: found[name] == before[name] for name in found} == {
+        name: name not in ("exec-llava-attention", "exec-joint-selection") for name in found
+    }
+
+
+def test_a_limit_stays_a_limit(asked):
+    found = asked("--resource", "split.memory=16Gi")["exec-split"]
+    assert (found["resourceMemoryRequest"], found["resourceMemoryLimit"]) == ("16Gi", "16Gi")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("split", "--resource: got 'split', wanted STAGE.cpu=... or STAGE.memory=..., such as 64Gi."),
+        ("split.disk=1Gi", "--resource: got 'split.disk=1Gi', wanted STAGE.cpu=... or STAGE.memory=..., such as 64Gi."),
+        ("spilt.cpu=1", "--resource: there is no step 'spilt', wanted one of bert_features, cluster_scoring, ingest,"),
+        ("split.cpu=1 GB", "--resource split.cpu: got '1 GB', wanted a Kubernetes quantity such as 500m, 2"),
+    ],
+)
+def test_what_is_no_resource_is_refused(text, message, tmp_path, capsys):
+    assert pipeline.main(["compile", "--output", str(tmp_path / "x.yaml"), "--resource", text]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_steps_with_a_gpu_are_queued(pods):

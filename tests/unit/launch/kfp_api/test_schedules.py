@@ -39,10 +39,10 @@ def test_schedule_creates_one(stub, free2ds):
     )
 
 
-def test_schedule_reads_the_data_set_every_time(stub, free2ds):
+def test_a_schedule_uses_the_cache(stub, free2ds):
     free2ds("schedule", *REQUIRED, *WEEKLY)
     spec = stub.versions["version-1"].pipeline_spec["pipeline_spec"]
-    assert spec["root"]["dag"]["tasks"]["ingest"]["cachingOptions"] == {}
+    assert spec["root"]["dag"]["tasks"]["ingest"]["cachingOptions"] == {"enableCache": True}
 
 
 def test_a_schedule_of_the_same_name_is_replaced(stub, free2ds):

@@ -141,7 +141,7 @@ class TestWait:
         monkeypatch.setattr(runs, "start", start)
         code, out, _ = free2ds("submit", *REQUIRED, "--wait", "--run-name", "mine")
         assert code == 1
-        assert "run run-1 (mine): FAILED\n  ingest: gs://b/data/mix.json.gz: nothing there\n" in out
+        assert "run run-1 (mine): FAILED\n  read-data-set: gs://b/data/mix.json.gz: nothing there\n" in out
 
     def test_an_interrupted_wait_leaves_the_run_alone(self, stub, free2ds, monkeypatch):
         def interrupted(seconds):

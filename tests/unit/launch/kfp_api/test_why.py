@@ -44,29 +44,29 @@ class TestSentence:
         failed.logs["r1", "ingest-pod"] = (
             "I01 launcher\nerror: no such file\n\nF01 failed to execute component: exit status 1"
         )
-        assert free2ds("why", "r1")[:2] == (0, printed(failed, "  ingest: no such file"))
+        assert free2ds("why", "r1")[:2] == (0, printed(failed, "  read-data-set: no such file"))
 
     def test_from_the_api_where_it_knows(self, failed, free2ds):
         failed.runs["r1"].run_details.task_details[2].error = api.GoogleRpcStatus(message="error: told by the API")
-        assert "  ingest: told by the API\n" in free2ds("why", "r1")[1]
+        assert "  read-data-set: told by the API\n" in free2ds("why", "r1")[1]
 
     def test_from_an_earlier_state_of_the_task(self, failed, free2ds):
         status = api.V2beta1RuntimeStatus(
             state="FAILED", error=api.GoogleRpcStatus(message="OOMKilled (exit code 137)")
         )
         failed.runs["r1"].run_details.task_details[1].state_history = [status]
-        assert "  ingest: OOMKilled (exit code 137)\n" in free2ds("why", "r1")[1]
+        assert "  read-data-set: OOMKilled (exit code 137)\n" in free2ds("why", "r1")[1]
 
     def test_an_exit_code_is_no_sentence(self, failed, free2ds):
         failed.runs["r1"].run_details.task_details[1].error = api.GoogleRpcStatus(message="Error (exit code 1)")
         failed.logs["r1", "ingest-pod"] = "error: the sentence\n"
-        assert "  ingest: the sentence\n" in free2ds("why", "r1")[1]
+        assert "  read-data-set: the sentence\n" in free2ds("why", "r1")[1]
 
     def test_from_the_termination_message_of_the_pod(self, failed, free2ds, kube, tmp_path):
         ended = client.V1ContainerStateTerminated(exit_code=1, reason="Error", message="error: left by the stage\n")
         kube.pods["r1"] = [pod("ingest-pod", f"{WORKFLOW}.root.ingest.executor", ended=ended)]
         options = ["--kubeconfig", kube.kubeconfig(tmp_path / "kubeconfig")]
-        assert "  ingest: left by the stage\n" in free2ds("why", "r1", *options)[1]
+        assert "  read-data-set: left by the stage\n" in free2ds("why", "r1", *options)[1]
 
     def test_from_argo_when_the_pod_is_gone(self, failed, free2ds, kube, tmp_path):
         nodes = {
@@ -81,18 +81,18 @@ class TestSentence:
         packed = base64.b64encode(gzip.compress(json.dumps(nodes).encode())).decode()
         kube.workflows["r1"] = [{"status": {"compressedNodes": packed}}]
         options = ["--kubeconfig", kube.kubeconfig(tmp_path / "kubeconfig")]
-        assert "  ingest: kept by Argo\n" in free2ds("why", "r1", *options)[1]
+        assert "  read-data-set: kept by Argo\n" in free2ds("why", "r1", *options)[1]
 
     def test_from_the_archived_log_when_the_pod_is_gone(self, failed, free2ds, tmp_path):
         log = tmp_path / "store/free2ds/r1/ingest/execution-1/executor-logs"
         log.parent.mkdir(parents=True)
         log.write_text("error: kept in the store\n")
-        assert "  ingest: kept in the store\n" in free2ds("why", "r1", "--pipeline-root", f"{tmp_path}/store")[1]
+        assert "  read-data-set: kept in the store\n" in free2ds("why", "r1", "--pipeline-root", f"{tmp_path}/store")[1]
 
     def test_nowhere(self, failed, free2ds):
         assert free2ds("why", "r1", "--pipeline-root", "memory://nowhere")[1] == printed(
             failed,
-            "  ingest: it ended without a sentence: killed, or its log cannot be read from here; "
+            "  read-data-set: it ended without a sentence: killed, or its log cannot be read from here; "
             "kubectl logs ingest-pod -c main may still show more",
         )
 
@@ -100,7 +100,7 @@ class TestSentence:
         tasks.add("ingest-driver", "FAILED", pod="driver-pod")
         stub.add_run("r1", "FAILED", run_details=tasks.run_details, pipeline_spec=SPEC)
         stub.logs["r1", "driver-pod"] = "error: quantities must match\n"
-        assert "  ingest: quantities must match\n" in free2ds("why", "r1")[1]
+        assert "  read-data-set: quantities must match\n" in free2ds("why", "r1")[1]
 
     def test_of_a_run_without_steps(self, stub, free2ds):
         stub.add_run("r1", "FAILED", error=api.GoogleRpcStatus(message="no workflow"), pipeline_spec=SPEC)
@@ -114,12 +114,12 @@ class TestSentence:
             stub.logs["r1", f"pod-{turn}"] = "error: no GPU here\n" if turn else "error: another\n"
         stub.add_run("r1", "FAILED", run_details=tasks.run_details, pipeline_spec=SPEC)
         out = free2ds("why", "r1")[1]
-        assert "  llava-attention (turn 1): another\n" in out
-        assert "  llava-attention (turn 2) and 3 more: no GPU here\n" in out
+        assert "  LLaVA-attention (turn 1): another\n" in out
+        assert "  LLaVA-attention (turn 2) and 3 more: no GPU here\n" in out
 
     def test_credentials_are_hidden(self, failed, free2ds):
         failed.logs["r1", "ingest-pod"] = "error: https://u:secret@h/x: refused\n"
-        assert "  ingest: https://***@h/x: refused\n" in free2ds("why", "r1")[1]
+        assert "  read-data-set: https://***@h/x: refused\n" in free2ds("why", "r1")[1]
 
 
 class TestWaiting:
@@ -140,12 +140,12 @@ class TestWaiting:
         )
         name = f"{WORKFLOW}.root.for-loop-1.iteration(3:3).score-shard.llava-attention.executor(0)"
         kube.pods["r1"] = [pod("p", name, [condition])]
-        assert "  llava-attention (turn 4): Unschedulable: 0/2 nodes: Insufficient nvidia.com/gpu.\n" in why()
+        assert "  LLaVA-attention (turn 4): Unschedulable: 0/2 nodes: Insufficient nvidia.com/gpu.\n" in why()
 
     def test_an_image_that_cannot_be_pulled(self, why, kube):
         waiting = client.V1ContainerStateWaiting(reason="ErrImagePull", message="manifest unknown")
         kube.pods["r1"] = [pod("p", f"{WORKFLOW}.root.ingest.executor", waiting=waiting)]
-        assert "  ingest: ErrImagePull: manifest unknown\n" in why()
+        assert "  read-data-set: ErrImagePull: manifest unknown\n" in why()
 
     def test_a_quota(self, why, kube):
         message = 'pods "x" is forbidden: exceeded quota: gpus'
@@ -163,7 +163,7 @@ class TestWaiting:
                 }
             }
         ]
-        assert f"  ingest: {message}\n" in why()
+        assert f"  read-data-set: {message}\n" in why()
 
     def test_a_pod_that_has_only_just_begun_is_well(self, why, kube):
         waiting = client.V1ContainerStateWaiting(reason="ContainerCreating")
@@ -199,7 +199,7 @@ def test_runs_are_listed_with_what_is_wrong(failed, free2ds):
         "2026-11-23 03:02        RUNNING    data r2  r2\n"
         "2026-11-23 03:01        FAILED     mix      r1\n"
         "\n"
-        "r1: ingest: no such file\n"
+        "r1: read-data-set: no such file\n"
     )
 
 
@@ -223,7 +223,7 @@ def test_a_run_of_an_uploaded_version_is_read_by_its_version(stub, free2ds, task
     )
     stub.add_run("r1", "FAILED", run_details=tasks.run_details, pipeline_version_reference=reference)
     stub.logs["r1", "ingest-pod"] = "error: of a version\n"
-    assert "  ingest: of a version\n" in free2ds("why", "r1")[1]
+    assert "  read-data-set: of a version\n" in free2ds("why", "r1")[1]
 
 
 @pytest.mark.parametrize(
@@ -276,6 +276,7 @@ def test_the_step_of_a_node(name, step):
 def test_the_names_of_steps():
     """In the order of the work, whatever the spec's is."""
     assert [name.key for name in step_names(SPEC)] == [
+        "resolve",
         "ingest",
         "bert-features",
         "split",
@@ -298,8 +299,8 @@ def test_steps_of_a_run(tasks):
     tasks.details[int(step.partition("-")[2])].child_tasks = children
     run = api.V2beta1Run(run_details=tasks.run_details)
     assert [(found.title, found.state, found.pods) for found in steps_of(run, step_names(SPEC))] == [
-        ("ingest", "SUCCEEDED", ("ingest-pod",)),
-        ("mgm-attention (turn 12)", "RUNNING", ("first-try", "second-try")),
+        ("read-data-set", "SUCCEEDED", ("ingest-pod",)),
+        ("MGM-attention (turn 12)", "RUNNING", ("first-try", "second-try")),
     ]
 
 
@@ -333,12 +334,12 @@ class TestNodes:
             (
                 [node({}), node({"a": "b"})],
                 [],
-                "node_selector: none of the 2 nodes has nvidia.com/gpu.present=true; steps wait until one has.",
+                "gpu_node_selector: none of the 2 nodes has nvidia.com/gpu.present=true; steps wait until one has.",
             ),
             (
                 [node(GPU, [client.V1Taint(key="k", value="v", effect="NoExecute")], nvidia_com__gpu="4")],
                 [],
-                "tolerations: each of the 1 nodes with the labels of node_selector has a taint that is not tolerated, "
+                "gpu_tolerations: each of the 1 nodes with the labels of gpu_node_selector has a taint that is not tolerated, "
                 "such as k=v:NoExecute.",
             ),
             (
@@ -348,7 +349,7 @@ class TestNodes:
             ),
             (
                 [node(GPU, [client.V1Taint(key="k", value="v", effect="NoSchedule")], nvidia_com__gpu="1")],
-                ['tolerations=[{"key": "k", "operator": "Equal", "value": "v"}]'],
+                ['gpu_tolerations=[{"key": "k", "operator": "Equal", "value": "v"}]'],
                 "",
             ),
             ([node(GPU, [client.V1Taint(key="k", effect="PreferNoSchedule")], nvidia_com__gpu="1")], [], ""),
