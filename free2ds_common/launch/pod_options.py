@@ -27,7 +27,8 @@ class PodOptions:
         pull_secrets: Names of Secrets with which images are pulled.
         models_claim: Name of a PersistentVolumeClaim with folders of models; empty for none.
         queue: Name of a LocalQueue of Kueue for the steps with an accelerator; empty for none.
-        resources: stage.cpu=quantity or stage.memory=quantity, for steps that need other than `NEEDS` says.
+        resources: stage.cpu=quantity or stage.memory=quantity, for steps that need other than `NEEDS` says; all.cpu and
+            all.memory for every step. The last one counts.
     """
 
     pull_secrets: Sequence[str]
@@ -99,7 +100,7 @@ def pod_options() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="STAGE.memory=64Gi",
-        help="cores (STAGE.cpu=8) or memory of a step; may be repeated, and loses no finished step",
+        help="cores (STAGE.cpu=8) or memory of a step, or of all; may be repeated, and loses no finished step",
     )
     options.add_argument("--queue", default="", metavar="NAME", help="LocalQueue of Kueue for the steps with a GPU")
     return options
@@ -119,19 +120,22 @@ def _give(package: Package, text: str) -> None:
     stage, _, resource = name.partition(".")
     if not equals or resource not in ("cpu", "memory"):
         raise SettingError("--resource", f"got {text!r}, wanted STAGE.cpu=... or STAGE.memory=..., such as 64Gi.")
-    tasks = {task.stage: task for task in package.stage_tasks}
-    if stage not in tasks:
-        raise SettingError("--resource", f"there is no step {stage!r}, wanted one of {', '.join(sorted(tasks))}.")
+    stages = sorted({task.stage for task in package.stage_tasks})
+    if stage not in (*stages, "all"):
+        raise SettingError("--resource", f"there is no step {stage!r}, wanted all or one of {', '.join(stages)}.")
     require_quantity(f"--resource {name}", quantity)
-    executor = package.spec["components"][tasks[stage].component]["executorLabel"]
-    asked: dict[str, Any] = package.spec["deploymentSpec"]["executors"][executor]["container"]["resources"]
-    # What is limited stays limited, at as much as it asks for.
-    for entry in (f"resource{resource.capitalize()}Request", f"resource{resource.capitalize()}Limit"):
-        if entry in asked:
-            asked[entry] = quantity
-    # The compiler writes the same as a number, which older backends read.
-    for entry in (f"{resource}Request", f"{resource}Limit"):
-        asked.pop(entry, None)
+    for task in package.stage_tasks:
+        if stage not in (task.stage, "all"):
+            continue
+        executor = package.spec["components"][task.component]["executorLabel"]
+        asked: dict[str, Any] = package.spec["deploymentSpec"]["executors"][executor]["container"]["resources"]
+        # What is limited stays limited, at as much as it asks for.
+        for entry in (f"resource{resource.capitalize()}Request", f"resource{resource.capitalize()}Limit"):
+            if entry in asked:
+                asked[entry] = quantity
+        # The compiler writes the same as a number, which older backends read.
+        for entry in (f"{resource}Request", f"{resource}Limit"):
+            asked.pop(entry, None)
 
 
 def _constant(value: str) -> dict[str, Any]:

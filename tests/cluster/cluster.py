@@ -13,13 +13,21 @@ import kfp
 import kubernetes
 from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 
-from tests.cluster.settings import STAGES, Settings
+import pipeline
+from free2ds_common.launch.kfp_api.steps import step_names
+from free2ds_common.launch.package import Package
+from tests.cluster.settings import REPOSITORY, Settings
 
 Found = TypeVar("Found")
 
 FINISHED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED", "ERROR"}
+STAGES = {path.parent.name.replace("_", "-") for path in (REPOSITORY / "images").glob("*/Dockerfile")}
+WITH_MODELS = {"llava-attention", "mgm-attention", "bert-features"}
 # Never taken from the cache: it looks whether anything has changed.
 NEVER_CACHED = {"resolve"}
+# A node bears the spec's name of its step, or the one for people.
+_NAMES = step_names(Package.compile(pipeline.free2ds).spec)
+_STAGE_OF = {text: name.key for name in _NAMES for text in (name.key, name.title)}
 _IMAGE = re.compile(r"(?:^|/)free2ds-([a-z-]+)[:@]")
 
 
@@ -71,8 +79,8 @@ def steps(run: V2beta1Run) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for task in run.run_details.task_details or []:
         # A step that was tried again has a node for each try below its own.
-        if task.display_name in STAGES:
-            found.setdefault(task.display_name, []).append(task.state)
+        if stage := _STAGE_OF.get(task.display_name):
+            found.setdefault(stage, []).append(task.state)
     return found
 
 

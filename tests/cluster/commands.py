@@ -68,8 +68,8 @@ def run_locally(values: dict[str, Any], output_dir: Path) -> None:
 
 def submit(settings: Settings, values: dict[str, Any], name: str) -> tuple[str, str]:
     """Start a run; returns its id and all that was printed."""
-    given = options(WORK | settings.gpus | values)
-    text = told("submit", *cluster(settings), *settings.images, *settings.pods, "--run-name", name, *given)
+    given = options(WORK | settings.resources | values)
+    text = told("submit", *cluster(settings), *settings.images, *settings.needs, "--run-name", name, *given)
     return re.search(r"started run (\S+)", text)[1], text
 
 
@@ -97,12 +97,12 @@ def lineage_of_file(uri: str) -> dict[str, Any]:
 
 def schedule(settings: Settings, values: dict[str, Any], name: str) -> str:
     """Start runs again and again; returns the schedule's id."""
-    given = options(WORK | settings.gpus | values)
+    given = options(WORK | settings.resources | values)
     text = told(
         "schedule",
         *cluster(settings),
         *settings.images,
-        *settings.pods,
+        *settings.needs,
         "--name",
         name,
         "--cron",

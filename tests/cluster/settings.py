@@ -10,11 +10,11 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[2]
 # The documented set of parameters, without the example's data and models.
 _EXAMPLE: dict[str, Any] = yaml.safe_load((REPOSITORY / "examples/configs/no-gpu.yaml").read_text(encoding="utf-8"))
-NO_GPU = {name: value for name, value in _EXAMPLE.items() if name.startswith("gpu_")}
-# The tiny models need little, and a kind cluster has little: cores and memory.
-WITH_MODELS = {"llava-attention", "mgm-attention", "bert-features"}
-STAGES = {path.parent.name.replace("_", "-") for path in (REPOSITORY / "images").glob("*/Dockerfile")}
-NEEDS = {stage: ("500m", "2Gi") if stage in WITH_MODELS else ("250m", "1Gi") for stage in STAGES}
+NO_GPU = {
+    name: value for name, value in _EXAMPLE.items() if name in ("gpu_count", "gpu_node_selector", "gpu_tolerations")
+}
+# The tiny models need little, and a kind cluster has little.
+SMALL = {"cpu": "250m", "memory": "2Gi"}
 # Float32 and few tokens: a GPU and this machine's CPU choose the same words and records.
 WORK = {"num_shards": 2, "num_clusters": 5, "max_new_tokens": 8, "dtype": "float32"}
 
@@ -84,18 +84,14 @@ class Settings:
         return ["--registry", self.registry, "--tag", self.tag] if self.registry else []
 
     @property
-    def gpus(self) -> dict[str, Any]:
-        """Run parameters that say where steps with a model run, and those of `parameters`."""
-        return self.parameters | {"gpu_count": self.gpu} if self.gpu else NO_GPU | self.parameters
+    def needs(self) -> list[str]:
+        """Options of the commands that say what steps ask for."""
+        return [option for name, text in SMALL.items() for option in ("--resource", f"all.{name}={text}")]
 
     @property
-    def pods(self) -> list[str]:
-        """Options of the commands that say what pods ask for."""
-        asked = {f"{stage.replace('-', '_')}": needs for stage, needs in sorted(NEEDS.items())}
-        texts = [
-            f"{stage}.{kind}" for stage, (cpu, memory) in asked.items() for kind in (f"cpu={cpu}", f"memory={memory}")
-        ]
-        return [option for text in texts for option in ("--resource", text)]
+    def resources(self) -> dict[str, Any]:
+        """Run parameters that say where steps run."""
+        return self.parameters | {"gpu_count": self.gpu} if self.gpu else NO_GPU | self.parameters
 
 
 def from_environment() -> Settings | None:

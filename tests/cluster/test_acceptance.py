@@ -5,11 +5,10 @@ import json
 
 import pytest
 
-from free2ds_common.launch.resources import GPU_NODE_SELECTOR, GPU_TOLERATIONS
-from free2ds_common.launch.resources import NEEDS as LIMITS
+from free2ds_common.launch.resources import GPU_NODE_SELECTOR, GPU_TOLERATIONS, NEEDS
 from tests.cluster import commands
-from tests.cluster.cluster import NEVER_CACHED, done, seconds, steps
-from tests.cluster.settings import NEEDS, NO_GPU, STAGES, WITH_MODELS
+from tests.cluster.cluster import NEVER_CACHED, STAGES, WITH_MODELS, done, seconds, steps
+from tests.cluster.settings import NO_GPU, SMALL
 
 
 class TestFirstRun:
@@ -68,19 +67,18 @@ class TestPods:
             stage: (settings.gpu or "0") if stage in WITH_MODELS else "0" for stage in STAGES
         }
 
-    def test_they_asked_for_what_the_command_says(self, pods):
+    def test_they_asked_for_what_the_command_said(self, pods):
         asked = {pod.stage: (pod.main.resources.requests["cpu"], pod.main.resources.requests["memory"]) for pod in pods}
-        assert asked == NEEDS
+        assert asked == dict.fromkeys(STAGES, (SMALL["cpu"], SMALL["memory"]))
 
-    def test_what_is_limited_is_limited_to_what_it_asked_for(self, pods):
+    def test_the_memory_of_those_with_a_bound_was_limited(self, pods):
         limits = {pod.stage: (pod.main.resources.limits or {}).get("memory") for pod in pods}
-        assert limits == {
-            stage: NEEDS[stage][1] if LIMITS[stage.replace("-", "_")].limited else None for stage in STAGES
-        }
+        bound = {stage for stage in STAGES if NEEDS[stage.replace("-", "_")].limited}
+        assert limits == dict.fromkeys(STAGES) | dict.fromkeys(bound, SMALL["memory"])
 
     def test_steps_with_a_model_chose_their_node_and_bore_its_taints(self, settings, pods, kubernetes):
-        selector = settings.gpus.get("gpu_node_selector", GPU_NODE_SELECTOR)
-        tolerations = settings.gpus.get("gpu_tolerations", GPU_TOLERATIONS)
+        selector = settings.resources.get("gpu_node_selector", GPU_NODE_SELECTOR)
+        tolerations = settings.resources.get("gpu_tolerations", GPU_TOLERATIONS)
         for pod in pods:
             if pod.stage in WITH_MODELS:
                 assert (pod.raw.spec.node_selector or {}) == selector

@@ -14,6 +14,7 @@ import fsspec
 import kfp_server_api as api
 
 from free2ds_common.datasets import DatasetWriter
+from free2ds_common.launch.kfp_api.steps import step_names
 from free2ds_common.launch.package import Parameter
 from free2ds_common.schemas import SCORES
 from tests.support.http_stub import Call, Reply
@@ -86,13 +87,17 @@ class ActingBackend(KfpStub):
         took = 30 if not problem else 150 if "slow" in self.flaws else 20
         run.finished_at = run.created_at + timedelta(seconds=took)
         turns = min(self._turns(run, values, data_set), int(values["num_shards"]))
+        titles = {name.key: name.title for name in step_names(spec)}
         details = []
         for stage, state in steps.items():
             for turn in range(turns if stage in IN_LOOP else 1):
                 pod = f"{run.run_id}-{stage}-{turn}"
                 details.append(
                     api.V2beta1PipelineTaskDetail(
-                        task_id=pod, display_name=stage, state=state, pod_name=None if state == "SKIPPED" else pod
+                        task_id=pod,
+                        display_name=titles[stage],
+                        state=state,
+                        pod_name=None if state == "SKIPPED" else pod,
                     )
                 )
                 if state != "SKIPPED":
@@ -142,16 +147,15 @@ class ActingBackend(KfpStub):
         """What Kubernetes says of a step's pod."""
         gpu = stage in WITH_MODELS
         asked = spec["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]["resources"]
-        memory = {"memory": asked["resourceMemoryLimit"]} if "resourceMemoryLimit" in asked else {}
         count = "0" if "no GPU" in self.flaws else values["gpu_count"]
-        resources = {
-            "requests": {"cpu": asked["resourceCpuRequest"], "memory": asked["resourceMemoryRequest"]},
-            "limits": memory | ({values["gpu_type"]: count} if gpu else {}),
-        }
+        limits = {values["gpu_type"]: count} if gpu else {}
+        if "resourceMemoryLimit" in asked and "boundless" not in self.flaws:
+            limits["memory"] = asked["resourceMemoryLimit"]
+        requests = {"cpu": asked["resourceCpuRequest"], "memory": asked["resourceMemoryRequest"]}
         container = {
             "name": "main",
             "image": f"free2ds-{stage}:dev",
-            "resources": resources,
+            "resources": {"requests": requests, "limits": limits},
             "securityContext": {
                 "runAsUser": 0 if "root" in self.flaws else 10001,
                 "runAsNonRoot": True,

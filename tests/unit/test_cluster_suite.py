@@ -23,6 +23,7 @@ FLAWS = {
     "many": {
         "orphaned": ["TestFirstRun::test_lineage_leads_back_to_data_models_and_images"],
         "no GPU": ["TestPods::test_steps_with_a_model_had_the_gpus_and_no_others_had_any"],
+        "boundless": ["TestPods::test_the_memory_of_those_with_a_bound_was_limited"],
         "anywhere": ["TestPods::test_steps_with_a_model_chose_their_node_and_bore_its_taints"],
         "root": ["TestPods::test_all_pass_pod_security_restricted"],
         "forgetful": ["test_an_equal_run_comes_from_the_cache"],

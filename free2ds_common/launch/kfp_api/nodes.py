@@ -30,8 +30,8 @@ def node_warnings(values: Mapping[str, Any], nodes: Sequence[V1Node]) -> list[st
     if not open_ones:
         taint = _untolerated(labelled[0], tolerations)[0]
         return [
-            f"gpu_tolerations: each of the {len(labelled)} nodes with the labels of gpu_node_selector has a taint that is not "
-            f"tolerated, such as {taint.key}={taint.value or ''}:{taint.effect}."
+            f"gpu_tolerations: each of the {len(labelled)} nodes with the labels of gpu_node_selector has a taint that "
+            f"is not tolerated, such as {taint.key}={taint.value or ''}:{taint.effect}."
         ]
     if not any(int((node.status.allocatable or {}).get(kind, "0")) >= count for node in open_ones):
         return [f"gpu_count: none of the {len(open_ones)} nodes that may be used has {count} {kind}."]

@@ -85,12 +85,23 @@ def test_a_limit_stays_a_limit(asked):
     assert (found["resourceMemoryRequest"], found["resourceMemoryLimit"]) == ("16Gi", "16Gi")
 
 
+def test_all_steps_may_need_less(asked):
+    found = asked("--resource", "all.cpu=250m", "--resource", "all.memory=1Gi", "--resource", "split.memory=3Gi")
+    memory = {name: one["resourceMemoryRequest"] for name, one in found.items()}
+    assert len(memory) == 8
+    assert memory == {name: "3Gi" if name == "exec-split" else "1Gi" for name in found}
+    assert {one["resourceCpuRequest"] for one in found.values()} == {"250m"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("split", "--resource: got 'split', wanted STAGE.cpu=... or STAGE.memory=..., such as 64Gi."),
         ("split.disk=1Gi", "--resource: got 'split.disk=1Gi', wanted STAGE.cpu=... or STAGE.memory=..., such as 64Gi."),
-        ("spilt.cpu=1", "--resource: there is no step 'spilt', wanted one of bert_features, cluster_scoring, ingest,"),
+        (
+            "spilt.cpu=1",
+            "--resource: there is no step 'spilt', wanted all or one of bert_features, cluster_scoring, ingest",
+        ),
         ("split.cpu=1 GB", "--resource split.cpu: got '1 GB', wanted a Kubernetes quantity such as 500m, 2"),
     ],
 )

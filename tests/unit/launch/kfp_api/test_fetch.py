@@ -58,9 +58,9 @@ def test_a_runs_results_look_like_a_local_runs(run, stub, free2ds, tmp_path):
     assert (tmp_path / "out/run.log").read_text() == (
         f"run r1 (mix) on {stub.url}/#/runs/details/r1\n"
         'parameters: {"ratio": 0.2}\n'
-        "== ingest\n"
+        "== read-data-set\n"
         "read https://***@h/x\n"
-        "== joint-selection\n"
+        "== select-and-report\n"
         "joined\n"
     )
     assert out.startswith(f"Results of run r1 in {tmp_path}/out:\n  selected.json ")
@@ -106,22 +106,10 @@ def test_an_altered_table_is_refused(run, free2ds, tmp_path):
 
 def test_steps_that_are_nested_and_named_for_people(stub, free2ds, tmp_path):
     """A step's folder has its name for people; the outputs of a nested pipeline are those of its steps."""
-    spec = json.loads(json.dumps(SPEC))
-    root = spec["root"]["dag"]
-    ports = ("selected", "scores", "report", "summary", "random")
-    inner = {"artifacts": {port: root["outputs"]["artifacts"][port] for port in ports}}
-    tasks = {"joint-selection": root["tasks"].pop("joint-selection")}
-    spec["components"]["comp-inner"] = {"dag": {"tasks": tasks, "outputs": inner}}
-    task = tasks["joint-selection"]
-    task["taskInfo"]["name"] = "Joint selection"
-    del task["dependentTasks"]
-    root["tasks"]["inner"] = {"componentRef": {"name": "comp-inner"}, "taskInfo": {"name": "inner"}}
-    for port in ports:
-        selector = {"producerSubtask": "inner", "outputArtifactKey": port}
-        root["outputs"]["artifacts"][port] = {"artifactSelectors": [selector]}
     put(tmp_path / "store")
-    (tmp_path / "store/free2ds/r1/joint-selection").rename(tmp_path / "store/free2ds/r1/Joint selection")
-    stub.add_run("r1", "SUCCEEDED", pipeline_spec=spec)
+    folder = tmp_path / "store/free2ds/r1"
+    (folder / "joint-selection").rename(folder / "select-and-report")
+    stub.add_run("r1", "SUCCEEDED", pipeline_spec=SPEC)
     options = ["--output-dir", str(tmp_path / "out"), "--pipeline-root", f"{tmp_path}/store"]
     assert free2ds("fetch", "r1", *options)[0] == 0
     assert (tmp_path / "out/selected.json").read_text() == "selected of r1"

@@ -140,12 +140,12 @@ class TestWaiting:
         )
         name = f"{WORKFLOW}.root.for-loop-1.iteration(3:3).score-shard.llava-attention.executor(0)"
         kube.pods["r1"] = [pod("p", name, [condition])]
-        assert "  LLaVA-attention (turn 4): Unschedulable: 0/2 nodes: Insufficient nvidia.com/gpu.\n" in why()
+        assert "  llava-attention (turn 4): Unschedulable: 0/2 nodes: Insufficient nvidia.com/gpu.\n" in why()
 
     def test_an_image_that_cannot_be_pulled(self, why, kube):
         waiting = client.V1ContainerStateWaiting(reason="ErrImagePull", message="manifest unknown")
         kube.pods["r1"] = [pod("p", f"{WORKFLOW}.root.ingest.executor", waiting=waiting)]
-        assert "  read-data-set: ErrImagePull: manifest unknown\n" in why()
+        assert "  ingest: ErrImagePull: manifest unknown\n" in why()
 
     def test_a_quota(self, why, kube):
         message = 'pods "x" is forbidden: exceeded quota: gpus'
@@ -163,7 +163,7 @@ class TestWaiting:
                 }
             }
         ]
-        assert f"  read-data-set: {message}\n" in why()
+        assert f"  ingest: {message}\n" in why()
 
     def test_a_pod_that_has_only_just_begun_is_well(self, why, kube):
         waiting = client.V1ContainerStateWaiting(reason="ContainerCreating")
@@ -339,8 +339,8 @@ class TestNodes:
             (
                 [node(GPU, [client.V1Taint(key="k", value="v", effect="NoExecute")], nvidia_com__gpu="4")],
                 [],
-                "gpu_tolerations: each of the 1 nodes with the labels of gpu_node_selector has a taint that is not tolerated, "
-                "such as k=v:NoExecute.",
+                "gpu_tolerations: each of the 1 nodes with the labels of gpu_node_selector has a taint that is not "
+                "tolerated, such as k=v:NoExecute.",
             ),
             (
                 [node(GPU, nvidia_com__gpu="1"), node(GPU)],
