@@ -1,6 +1,7 @@
 """The data of the suite, in the store and here, and the runs that several tests look at."""
 
 import json
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ RECORDS, GROWN = 80, 90
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
+    if os.environ.get("HOST") and not os.environ.get("STORE"):
+        pytest.exit("STORE is missing: a folder of an object store that pods and this machine reach", returncode=2)
     found = from_environment()
     if found is None:
         pytest.skip("needs a Kubeflow Pipelines: make test-cluster HOST=... STORE=s3://... (tests/cluster/README.md)")

@@ -57,7 +57,7 @@ class Settings:
 
     @classmethod
     def of(cls, environment: dict[str, str]) -> "Settings":
-        """Read them; a missing STORE is a KeyError."""
+        """Read them."""
 
         def get(name: str, default: str = "") -> str:
             return environment.get(name) or default

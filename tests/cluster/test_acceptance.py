@@ -86,6 +86,8 @@ class TestPods:
                 wanted = [(taint.get("key"), taint.get("operator"), taint.get("effect")) for taint in tolerations]
                 assert [taint for taint in wanted if taint not in borne] == []
                 assert selector.items() <= kubernetes.labels_of(pod.raw.spec.node_name).items()
+            else:
+                assert not pod.raw.spec.node_selector
 
     def test_all_pass_pod_security_restricted(self, pods):
         for pod in pods:

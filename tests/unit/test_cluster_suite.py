@@ -94,15 +94,26 @@ def test_without_gpus_every_run_has_the_parameters_for_that(ended):
     assert with_outcome(ended["no-gpu"], "skipped") == ["test_a_cluster_without_gpus_is_a_set_of_parameters"]
 
 
-def test_without_a_host_all_of_it_is_skipped():
-    environment = {name: value for name, value in os.environ.items() if name != "HOST"}
-    result = subprocess.run(
+def suite(**given):
+    """The suite itself, with no other settings than these."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOST", "STORE")}
+    return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "tests/cluster", "-p", "no:cacheprovider"],
         cwd=REPOSITORY,
-        env=environment,
+        env=environment | given,
         capture_output=True,
         text=True,
     )
+
+
+def test_without_a_store_nothing_begins():
+    result = suite(HOST="http://127.0.0.1:9")
+    assert result.returncode == 2
+    assert "STORE is missing: a folder of an object store that pods and this machine reach" in result.stdout
+
+
+def test_without_a_host_all_of_it_is_skipped():
+    result = suite()
     assert result.returncode == 0
     assert "26 skipped" in result.stdout
     assert "needs a Kubeflow Pipelines: make test-cluster HOST=... STORE=s3://..." in result.stdout
