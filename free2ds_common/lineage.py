@@ -4,6 +4,7 @@ An ancestor is an `origin`: the table's schema, rows, checksum, code version, im
 fingerprint, the data set and its checksum), and what it was made from in turn.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,19 @@ def origin(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "image": manifest.get("image", ""),
         "facts": facts,
         MADE_FROM: manifest.get(MADE_FROM, {}),
+    }
+
+
+def digests(origins: Mapping[str, Any]) -> dict[str, str]:
+    """A checksum per port: of several parts, over theirs, sorted; short enough for an artifact's metadata.
+
+    Args:
+        origins: As of `made_from`.
+    """
+    listed = {port: sorted(_listed(one["sha256"])) for port, one in origins.items()}
+    return {
+        port: every[0] if len(every) == 1 else hashlib.sha256(" ".join(every).encode()).hexdigest()
+        for port, every in listed.items()
     }
 
 

@@ -117,14 +117,30 @@ def _unused_name(record: Mapping[str, object]) -> str:
     return name
 
 
-def write_summary(config: JointSelectionConfig, summary: Summary) -> None:
-    """Write summary.json, and in it what the selection was made from and the checksums of what was written before."""
-    content = {**summary.as_json(), "lineage": _lineage(config)}
+def write_summary(config: JointSelectionConfig, summary: Summary, origins: Mapping[str, Any]) -> None:
+    """Write summary.json, and in it what the selection was made from and the checksums of what was written before.
+
+    Args:
+        config: Where things are.
+        summary: What it says.
+        origins: As of `origins_of`.
+    """
+    content = {**summary.as_json(), "lineage": _lineage(config, origins)}
     with atomic_writer(config.summary, "w") as handle:
         json.dump(redacted_values(content), handle, indent=1)
 
 
-def _lineage(config: JointSelectionConfig) -> dict[str, Any]:
+def origins_of(config: JointSelectionConfig) -> dict[str, Any]:
+    """What the selection is made from, by port."""
+    return made_from(
+        records=config.records,
+        llava_attention=config.llava_attention,
+        mgm_attention=config.mgm_attention,
+        text_scores=config.text_scores,
+    )
+
+
+def _lineage(config: JointSelectionConfig, origins: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "image": image(),
         "outputs": {
@@ -132,10 +148,5 @@ def _lineage(config: JointSelectionConfig) -> dict[str, Any]:
             "random": sha256_of_file(config.random),
             "scores": open_dataset(config.scores, SCORES).sha256,
         },
-        MADE_FROM: made_from(
-            records=config.records,
-            llava_attention=config.llava_attention,
-            mgm_attention=config.mgm_attention,
-            text_scores=config.text_scores,
-        ),
+        MADE_FROM: origins,
     }

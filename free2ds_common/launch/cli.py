@@ -20,6 +20,8 @@ from free2ds_common.launch import result_commands
 from free2ds_common.launch.cluster_commands import ClusterCommands, cluster_options
 from free2ds_common.launch.containers import require_images
 from free2ds_common.launch.kubernetes_names import require_registry, require_tag
+from free2ds_common.launch.limits import MAX_INPUT_BYTES, MAX_WORKFLOW_BYTES
+from free2ds_common.launch.lint import MAX_SHARDS, largest, require_sound
 from free2ds_common.launch.local import LocalRun, run_locally
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameter_page import parameter_page
@@ -100,6 +102,7 @@ def command_line(package: Package) -> argparse.ArgumentParser:
     )
     compiled.add_argument("--namespace", default="", help="of those objects; empty leaves it to kubectl")
     command("parameters", _parameters)
+    command("lint", _lint)
     ClusterCommands(_for_cluster).add(command)
     result_commands.add(command)
     return parser
@@ -173,6 +176,7 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
 def _compile(package: Package, arguments: argparse.Namespace) -> int:
     """Write the file that a cluster runs."""
     released = _for_cluster(package, arguments)
+    require_sound(released)
     if arguments.kubernetes_manifests:
         from free2ds_common.launch.kfp_api.manifests import kubernetes_manifests
 
@@ -190,6 +194,17 @@ def _compile(package: Package, arguments: argparse.Namespace) -> int:
 def _parameters(package: Package, arguments: argparse.Namespace) -> int:
     """Print every parameter with its default and meaning, as Markdown."""
     print(parameter_page(package))
+    return 0
+
+
+def _lint(package: Package, arguments: argparse.Namespace) -> int:
+    """Look for what Kubeflow Pipelines would accept and then do wrong, as compile does."""
+    require_sound(package)
+    found = largest(package)
+    print(
+        f"nothing is wrong; with {MAX_SHARDS} shards the input of {found.task} has {found.input_bytes} bytes "
+        f"({MAX_INPUT_BYTES} are too many), and the Workflow {found.workflow_bytes} ({MAX_WORKFLOW_BYTES})"
+    )
     return 0
 
 
