@@ -52,6 +52,7 @@ def score_shard(
     mgm_model: str,
     mgm_revision: str,
     mgm_options: str,
+    cache_uri: str,
     gpu_type: str,
     gpu_count: str,
     gpu_node_selector: dict[str, str],
@@ -70,6 +71,7 @@ def score_shard(
         model=llava_model,
         revision=llava_revision,
         options=llava_options,
+        cache_uri=cache_uri,
         gpu_count=gpu_count,
     )
     mgm = mgm_attention(
@@ -79,6 +81,7 @@ def score_shard(
         model=mgm_model,
         revision=mgm_revision,
         options=mgm_options,
+        cache_uri=cache_uri,
         gpu_count=gpu_count,
     )
     nodes = GpuNodes(type=gpu_type, count=gpu_count, selector=gpu_node_selector, tolerations=gpu_tolerations)
@@ -97,6 +100,7 @@ class Selected(NamedTuple):
     report: dsl.HTML
     summary: dsl.Metrics
     random: dsl.Dataset
+    baseline: dsl.Dataset
 
 
 @dsl.pipeline(name="score-and-select", display_name="Score all shards and select")
@@ -113,6 +117,7 @@ def score_and_select(
     mgm_model: str,
     mgm_revision: str,
     mgm_options: str,
+    cache_uri: str,
     max_reject_fraction: float,
     ratio: float,
     num_samples: int,
@@ -120,6 +125,8 @@ def score_and_select(
     temperature: float,
     seed: int,
     select_options: str,
+    previous_selected_uri: str,
+    previous_selected_version: str,
     gpu_type: str,
     gpu_count: str,
     gpu_node_selector: dict[str, str],
@@ -142,6 +149,7 @@ def score_and_select(
             mgm_model=mgm_model,
             mgm_revision=mgm_revision,
             mgm_options=mgm_options,
+            cache_uri=cache_uri,
             gpu_type=gpu_type,
             gpu_count=gpu_count,
             gpu_node_selector=gpu_node_selector,
@@ -165,6 +173,8 @@ def score_and_select(
         max_reject_fraction=max_reject_fraction,
         seed=seed,
         options=select_options,
+        previous_selected_uri=previous_selected_uri,
+        previous_selected_version=previous_selected_version,
     )
     StoreAccess(secret=store_secret, config_map=store_config_map).give(ask(chosen, "select-and-report"))
     return Selected(
@@ -173,6 +183,7 @@ def score_and_select(
         report=chosen.outputs["report"],
         summary=chosen.outputs["summary"],
         random=chosen.outputs["random"],
+        baseline=chosen.outputs["baseline"],
     )
 
 
@@ -184,6 +195,7 @@ class Selection(NamedTuple):
     report: dsl.HTML
     summary: dsl.Metrics
     random: dsl.Dataset
+    baseline: dsl.Dataset
     rejects: dsl.Artifact
 
 
@@ -200,12 +212,15 @@ def free2ds(
     bert_model: str = BertFeaturesSettings.model,
     text_options: str = ResolveSettings.text_options,
     num_clusters: int = ClusterScoringSettings.num_clusters,
+    kmeans_uri: str = ClusterScoringSettings.kmeans_uri,
     ratio: float = JointSelectionSettings.ratio,
     num_samples: int = JointSelectionSettings.num_samples,
     alpha: float = JointSelectionSettings.alpha,
     temperature: float = JointSelectionSettings.temperature,
     select_options: str = ResolveSettings.select_options,
+    previous_selected_uri: str = JointSelectionSettings.previous_selected_uri,
     seed: int = JointSelectionSettings.seed,
+    cache_uri: str = LlavaAttentionSettings.cache_uri,
     gpu_type: str = ResourceSettings.gpu_type,
     gpu_count: str = ResourceSettings.gpu_count,
     gpu_node_selector: dict[str, str] = GPU_NODE_SELECTOR,
@@ -232,12 +247,15 @@ def free2ds(
         bert_model=bert_model,
         text_options=text_options,
         num_clusters=num_clusters,
+        kmeans_uri=kmeans_uri,
         ratio=ratio,
         num_samples=num_samples,
         alpha=alpha,
         temperature=temperature,
         select_options=select_options,
+        previous_selected_uri=previous_selected_uri,
         seed=seed,
+        cache_uri=cache_uri,
     )
     access.give(ask(found, "check-and-pin-versions"))
     ingested = ingest(
@@ -256,16 +274,19 @@ def free2ds(
         model=bert_model,
         revision=found.outputs["bert_revision"],
         options=found.outputs["bert_options"],
+        cache_uri=cache_uri,
         gpu_count=gpu_count,
     )
     access.give(nodes.ask(features, "text-features"))
     text = cluster_scoring(
         features=features.outputs["features"],
         num_clusters=num_clusters,
+        kmeans_uri=kmeans_uri,
+        kmeans_version=found.outputs["kmeans_version"],
         seed=seed,
         options=found.outputs["cluster_options"],
     )
-    ask(text, "text-scores")
+    access.give(ask(text, "text-scores"))
     chosen = score_and_select(
         shard_uris=shards.outputs["Output"],
         records=records,
@@ -279,6 +300,7 @@ def free2ds(
         mgm_model=mgm_model,
         mgm_revision=found.outputs["mgm_revision"],
         mgm_options=found.outputs["mgm_options"],
+        cache_uri=cache_uri,
         max_reject_fraction=max_reject_fraction,
         ratio=ratio,
         num_samples=num_samples,
@@ -286,6 +308,8 @@ def free2ds(
         temperature=temperature,
         seed=seed,
         select_options=found.outputs["select_options"],
+        previous_selected_uri=previous_selected_uri,
+        previous_selected_version=found.outputs["previous_selected_version"],
         gpu_type=gpu_type,
         gpu_count=gpu_count,
         gpu_node_selector=gpu_node_selector,
@@ -300,6 +324,7 @@ def free2ds(
         report=chosen.outputs["report"],
         summary=chosen.outputs["summary"],
         random=chosen.outputs["random"],
+        baseline=chosen.outputs["baseline"],
         rejects=ingested.outputs["rejects"],
     )
 

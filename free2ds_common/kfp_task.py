@@ -19,6 +19,7 @@ from free2ds_common.result import StageResult
 from free2ds_common.retry import StoreError
 from free2ds_common.run_facts import image
 from free2ds_common.runlog import configure_logging
+from free2ds_common.stopping import Stopped
 
 # What Kubernetes reads the last words of a container from; there in a pod alone.
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -73,7 +74,7 @@ def run_task(
         for port, artifact in artifacts.items():
             _describe(stage, port, artifact, result, versions)
     except Exception as error:
-        if not isinstance(error, StageError | StoreError):
+        if not isinstance(error, StageError | StoreError | Stopped):
             traceback.print_exc()
         folder = Path(next(iter(artifacts.values())).path).parent
         raise SystemExit(_told(Failure.of(stage, error), folder)) from None

@@ -72,10 +72,14 @@ class Versions:
     Attributes:
         dataset_version: Which bytes lie behind dataset_uri, as resolve found it.
         image_root_version: Which files lie behind image_root_uri, as resolve found it.
+        kmeans_version: Which files lie behind kmeans_uri, as resolve found it.
+        previous_selected_version: Which bytes lie behind previous_selected_uri, as resolve found it.
     """
 
     dataset_version: str = ""
     image_root_version: str = ""
+    kmeans_version: str = ""
+    previous_selected_version: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,18 @@ class PictureSettings(Settings):
     """
 
     image_root_uri: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings(Settings):
+    """Where a stage keeps what its model computes.
+
+    Attributes:
+        cache_uri: The results store, a folder or URI: what models computed before is taken from there, what they
+            compute is kept there; empty for none. A local run has a folder in the user's cache unless it is given.
+    """
+
+    cache_uri: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +167,7 @@ class ModelSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionSettings(ModelSettings, PictureSettings):
+class AttentionSettings(ModelSettings, PictureSettings, CacheSettings):
     """Settings of an attention stage, whichever its model.
 
     Attributes:
@@ -159,7 +175,7 @@ class AttentionSettings(ModelSettings, PictureSettings):
         prompt: method, or (with model type auto) chat for the model's own chat template.
         vision_tower: Its CLIP encoder, where the model's own entry does not lead to it; empty otherwise.
         max_new_tokens: Longest answer in tokens, EOS included.
-        batch_size: Records that generate together.
+        batch_size: Records that generate together, fewer if memory runs out; 0: 64 on a GPU, 16 on a CPU.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
@@ -181,7 +197,7 @@ class AttentionSettings(ModelSettings, PictureSettings):
     prompt: str = "method"
     vision_tower: str = ""
     max_new_tokens: int = 100
-    batch_size: int = 16
+    batch_size: int = 0
 
     def check(self) -> None:
         """See `Settings.check`."""
@@ -189,7 +205,7 @@ class AttentionSettings(ModelSettings, PictureSettings):
         require_choice("model_type", self.model_type, (self.OWN_TYPE, AUTO))
         require_choice("prompt", self.prompt, PROMPTS if self.model_type == AUTO else PROMPTS[:1])
         require_at_least("max_new_tokens", self.max_new_tokens, 1)
-        require_at_least("batch_size", self.batch_size, 1)
+        require_at_least("batch_size", self.batch_size, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ def bert_features(
     model: str,
     revision: str,
     options: str,
+    cache_uri: str,
     gpu_count: str,
 ) -> None:
     """Embed every distinct human message once."""
@@ -23,6 +24,7 @@ def bert_features(
         records=records.path,
         model=model,
         revision=revision,
+        cache_uri=cache_uri,
         require_gpu=gpu_count != "0",
         features=features.path,
     )

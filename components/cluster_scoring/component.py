@@ -9,6 +9,8 @@ def cluster_scoring(
     scores: dsl.Output[dsl.Dataset],
     kmeans: dsl.Output[dsl.Dataset],
     num_clusters: int,
+    kmeans_uri: str,
+    kmeans_version: str,
     seed: int,
     options: str,
 ) -> None:
@@ -22,8 +24,10 @@ def cluster_scoring(
         **read_options(ClusterScoringConfig, options),
         features=[features.path],
         num_clusters=num_clusters,
+        kmeans_uri=kmeans_uri,
         seed=seed,
         scores=scores.path,
         kmeans=kmeans.path,
     )
-    run_task("cluster_scoring", lambda: run(config), {}, scores=scores, kmeans=kmeans)
+    versions = {"kmeans_version": kmeans_version}
+    run_task("cluster_scoring", lambda: run(config), versions, scores=scores, kmeans=kmeans)

@@ -16,12 +16,15 @@ def joint_selection(
     summary: dsl.Output[dsl.Metrics],
     random: dsl.Output[dsl.Dataset],
     overview: dsl.Output[dsl.Markdown],
+    baseline: dsl.Output[dsl.Dataset],
     image_root_uri: str,
     image_root_version: str,
     ratio: float,
     num_samples: int,
     alpha: float,
     temperature: float,
+    previous_selected_uri: str,
+    previous_selected_version: str,
     max_reject_fraction: float,
     seed: int,
     options: str,
@@ -44,6 +47,7 @@ def joint_selection(
         num_samples=num_samples,
         alpha=alpha,
         temperature=temperature,
+        previous_selected_uri=previous_selected_uri,
         max_reject_fraction=max_reject_fraction,
         seed=seed,
         selected=selected.path,
@@ -52,8 +56,9 @@ def joint_selection(
         summary=summary.path,
         random=random.path,
         overview=overview.path,
+        baseline=baseline.path,
     )
-    versions = {"image_root_version": image_root_version}
+    versions = {"image_root_version": image_root_version, "previous_selected_version": previous_selected_version}
     run_task(
         "joint_selection",
         lambda: run(config),
@@ -64,4 +69,5 @@ def joint_selection(
         summary=summary,
         random=random,
         overview=overview,
+        baseline=baseline,
     )

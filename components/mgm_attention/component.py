@@ -12,6 +12,7 @@ def mgm_attention(
     model: str,
     revision: str,
     options: str,
+    cache_uri: str,
     gpu_count: str,
 ) -> None:
     """Record where MGM looks while it answers each question of a shard."""
@@ -26,6 +27,7 @@ def mgm_attention(
         image_root_uri=image_root_uri,
         model=model,
         revision=revision,
+        cache_uri=cache_uri,
         require_gpu=gpu_count != "0",
         attention=attention.path,
     )

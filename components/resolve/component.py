@@ -19,12 +19,15 @@ def resolve(
     text_options: str,
     num_shards: int,
     num_clusters: int,
+    kmeans_uri: str,
     alpha: float,
     num_samples: int,
     ratio: float,
     temperature: float,
     seed: int,
     select_options: str,
+    previous_selected_uri: str,
+    cache_uri: str,
 ) -> NamedTuple(
     "Versions",
     [
@@ -37,7 +40,9 @@ def resolve(
         ("bert_revision", str),
         ("bert_options", str),
         ("cluster_options", str),
+        ("kmeans_version", str),
         ("select_options", str),
+        ("previous_selected_version", str),
     ],
 ):
     """Check what a run is asked for and find out which versions of it lie there now."""
@@ -57,12 +62,15 @@ def resolve(
         text_options=text_options,
         num_shards=num_shards,
         num_clusters=num_clusters,
+        kmeans_uri=kmeans_uri,
         alpha=alpha,
         num_samples=num_samples,
         ratio=ratio,
         temperature=temperature,
         seed=seed,
         select_options=select_options,
+        previous_selected_uri=previous_selected_uri,
+        cache_uri=cache_uri,
         resolved=resolved.path,
     )
     result = run_task("resolve", lambda: run(config), {}, resolved=resolved)

@@ -37,12 +37,15 @@ class ResolveSettings(Settings):
     text_options: str = ""
     num_shards: int = SplitSettings.num_shards
     num_clusters: int = ClusterScoringSettings.num_clusters
+    kmeans_uri: str = ClusterScoringSettings.kmeans_uri
     alpha: float = JointSelectionSettings.alpha
     num_samples: int = JointSelectionSettings.num_samples
     ratio: float = JointSelectionSettings.ratio
     temperature: float = JointSelectionSettings.temperature
     seed: int = JointSelectionSettings.seed
     select_options: str = ""
+    previous_selected_uri: str = JointSelectionSettings.previous_selected_uri
+    cache_uri: str = LlavaAttentionSettings.cache_uri
 
     def check(self) -> None:
         """See `Settings.check`."""

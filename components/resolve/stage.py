@@ -3,22 +3,26 @@
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from components.bert_features.config import BertFeaturesSettings
+from components.cluster_scoring.frozen import open_frozen
 from components.ingest.reader import open_records
 from components.llava_attention.config import LlavaAttentionSettings
 from components.mgm_attention.config import MgmAttentionSettings
 from components.resolve.config import ResolveConfig, ResolveSettings
 from components.resolve.models import Model, is_hub_id, look_at
 from components.resolve.wiring import WIRING, given_options
+from free2ds_common.checkpoints import fingerprint
 from free2ds_common.errors import SettingError
 from free2ds_common.options import join_options
 from free2ds_common.redact import redacted, redacted_values
 from free2ds_common.result import Counts, StageResult
+from free2ds_common.retry import retried
 from free2ds_common.settings import AUTO, AttentionSettings
-from free2ds_common.storage import atomic_writer, require_folder
+from free2ds_common.storage import atomic_writer, filesystem, is_local, require_folder
 from free2ds_common.versions import file_version, folder_version
 
 logger = logging.getLogger(__name__)
@@ -44,7 +48,9 @@ class Resolved:
         bert_revision: The same of BERT.
         bert_options: The same of BERT.
         cluster_options: Options of k-means.
+        kmeans_version: Of the clusters of an earlier run; empty without them.
         select_options: Options of the selection.
+        previous_selected_version: Of the selection of an earlier run; empty without one.
     """
 
     dataset_version: str
@@ -56,7 +62,9 @@ class Resolved:
     bert_revision: str
     bert_options: str
     cluster_options: str
+    kmeans_version: str
     select_options: str
+    previous_selected_version: str
 
 
 def run(config: ResolveConfig) -> StageResult:
@@ -119,7 +127,23 @@ def look(settings: ResolveSettings, *, only_local: bool = False) -> dict[str, Mo
             known = option.startswith("vision_tower") and not is_hub_id(place)
             if known and (not only_local or _is_path(place)):
                 look_at(f"{WIRING[stage].text}: {option}", place, revision)
+    if settings.kmeans_uri and (not only_local or _is_path(settings.kmeans_uri)):
+        open_frozen(settings.kmeans_uri, _known_embeddings(given_options("bert_features", values), models))
+    if settings.cache_uri and not only_local and not is_local(settings.cache_uri):
+        _look_at_results(settings.cache_uri)
     return models
+
+
+def _known_embeddings(options: Mapping[str, str], models: Mapping[str, Model]) -> dict[str, object]:
+    """What can be said now of the embeddings' manifest: without a download, and not knowing where "auto" will run."""
+    dtype = options.get("dtype", BertFeaturesSettings.dtype)
+    known: dict[str, object] = {} if dtype == BertFeaturesSettings.dtype else {"dtype": dtype}
+    model = models.get("bert_features")
+    if model is not None and model.commit:
+        known["model_fingerprint"] = f"commit {model.commit}"
+    elif model is not None and is_local(model.place):
+        known["model_fingerprint"] = fingerprint(filesystem(model.place)[1])
+    return known
 
 
 def resolve(settings: ResolveSettings, models: Mapping[str, Model]) -> Resolved:
@@ -150,7 +174,11 @@ def resolve(settings: ResolveSettings, models: Mapping[str, Model]) -> Resolved:
         bert_revision=models["bert_features"].version(),
         bert_options=texts["bert_features"],
         cluster_options=texts["cluster_scoring"],
+        kmeans_version=folder_version(settings.kmeans_uri) if settings.kmeans_uri else "",
         select_options=texts["joint_selection"],
+        previous_selected_version=(
+            file_version(settings.previous_selected_uri) if settings.previous_selected_uri else ""
+        ),
     )
 
 
@@ -189,6 +217,19 @@ def _require_kind(name: str, stage: str, model: Model, options: Mapping[str, str
 def _is_path(place: str) -> bool:
     """Whether a place is on this machine, there or not."""
     return "://" not in place and not is_hub_id(place)
+
+
+def _look_at_results(uri: str) -> None:
+    """See that a results store answers; it may be empty, and not there yet.
+
+    Raises:
+        StageError: It refuses.
+        StoreError: It does not answer.
+    """
+    fs, root = filesystem(uri)
+    # Empty, and a store says so, or not there yet.
+    with suppress(FileNotFoundError):
+        retried(uri, lambda: fs.ls(root, detail=False))
 
 
 def _look_at_dataset(uri: str, num_samples: int) -> None:

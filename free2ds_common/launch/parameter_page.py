@@ -16,7 +16,7 @@ def parameter_page(package: Package) -> str:
             parameter_table(package),
             "## Options\n\n"
             "What the texts hold, as `name=value` separated by blanks (`dtype=float32 batch_size=8`). `--param` and "
-            "`--params-file` also\ntake each by itself, under the name on the left; one name may stand for several "
+            "`--config` also\ntake each by itself, under the name on the left; one name may stand for several "
             "models.",
             option_table(),
             "## What steps ask for\n\n"

@@ -10,7 +10,7 @@ from free2ds_common.launch.package import Package
 
 
 def check_inputs(package: Package, values: Mapping[str, Any], *, only_local: bool = False) -> None:
-    """Look whether the data set, the pictures and the models are there, and whether there are records enough.
+    """Look whether data set, pictures, models and old clusters are there and fit, and whether records are enough.
 
     Args:
         package: The pipeline.

@@ -103,7 +103,7 @@ RESTRICTED = {"securityContext": {"runAsUser": "10001", "runAsNonRoot": True}}
 def test_what_only_kubernetes_reads(compiled, name):
     found = dict(compiled.kubernetes(name))
     del found["activeDeadlineSeconds"]
-    access = {} if name in ("split", "cluster-scoring") else ACCESS
+    access = {} if name == "split" else ACCESS
     gpu = {
         "nodeSelector": {"nodeSelectorJson": {"componentInputParameter": "gpu_node_selector"}},
         "tolerations": [{"tolerationJson": {"componentInputParameter": "gpu_tolerations"}}],
@@ -200,7 +200,7 @@ def test_the_loops_graph_is_given_all_that_it_needs(compiled):
             name: {"outputParameterKey": name, "producerTask": "resolve"}
             for name in (
                 *("image_root_version", "llava_revision", "llava_options"),
-                *("mgm_revision", "mgm_options", "select_options"),
+                *("mgm_revision", "mgm_options", "select_options", "previous_selected_version"),
             )
         },
     }
@@ -259,7 +259,10 @@ def test_the_selection_collects_the_maps_of_all_shards(compiled):
 def test_the_pipeline_hands_out_its_results(compiled):
     found = {name: (output.step.key, output.port) for name, output in outputs_of(compiled.spec).items()}
     assert found == {
-        **{name: ("joint-selection", name) for name in ("selected", "scores", "report", "summary", "random")},
+        **{
+            name: ("joint-selection", name)
+            for name in ("selected", "scores", "report", "summary", "random", "baseline")
+        },
         "rejects": ("ingest", "rejects"),
     }
 
@@ -276,6 +279,8 @@ def test_a_cached_step_knows_the_versions_of_what_it_reads(compiled):
         assert ("dataset_uri" in parameters) == ("dataset_version" in parameters)
         assert ("image_root_uri" in parameters) == ("image_root_version" in parameters)
         assert ("model" in parameters) == ("revision" in parameters)
+        assert ("kmeans_uri" in parameters) == ("kmeans_version" in parameters)
+        assert ("previous_selected_uri" in parameters) == ("previous_selected_version" in parameters)
 
 
 def test_no_cached_step_takes_an_artifact_of_the_uncached_one(compiled):
@@ -293,8 +298,7 @@ def test_a_step_is_told_its_own_image(compile_pipeline):
 
 
 def test_the_form_is_short(compiled):
-    """With room for cache_uri, kmeans_uri and previous_selected_uri."""
-    assert len(compiled.spec["root"]["inputDefinitions"]["parameters"]) <= 26 - 3
+    assert len(compiled.spec["root"]["inputDefinitions"]["parameters"]) <= 26
 
 
 def class_of(stage, kind):

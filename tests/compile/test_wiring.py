@@ -15,7 +15,7 @@ from free2ds_common.launch.package import Package
 from free2ds_common.result import Counts, StageResult
 
 # The run parameter of every setting, by stage, or resolve's output. Written by hand: it is what the form promises.
-ATTENTION = {"image_root_uri": "image_root_uri"}
+ATTENTION = {"image_root_uri": "image_root_uri", "cache_uri": "cache_uri"}
 SETTINGS = {
     "resolve": {
         name: name
@@ -23,6 +23,7 @@ SETTINGS = {
             *("dataset_uri", "image_root_uri", "max_reject_fraction", "num_shards"),
             *("llava_model", "llava_options", "mgm_model", "mgm_options", "bert_model", "text_options"),
             *("num_clusters", "ratio", "num_samples", "alpha", "temperature", "select_options", "seed"),
+            *("kmeans_uri", "previous_selected_uri", "cache_uri"),
         )
     },
     "ingest": {
@@ -33,11 +34,14 @@ SETTINGS = {
     "split": {"num_shards": "num_shards"},
     "llava_attention": {"model": "llava_model", "revision": "resolve.llava_revision", **ATTENTION},
     "mgm_attention": {"model": "mgm_model", "revision": "resolve.mgm_revision", **ATTENTION},
-    "bert_features": {"model": "bert_model", "revision": "resolve.bert_revision"},
-    "cluster_scoring": {"num_clusters": "num_clusters", "seed": "seed"},
+    "bert_features": {"model": "bert_model", "revision": "resolve.bert_revision", "cache_uri": "cache_uri"},
+    "cluster_scoring": {name: name for name in ("num_clusters", "kmeans_uri", "seed")},
     "joint_selection": {
         name: name
-        for name in ("ratio", "num_samples", "alpha", "temperature", "max_reject_fraction", "seed", "image_root_uri")
+        for name in (
+            *("ratio", "num_samples", "alpha", "temperature", "previous_selected_uri"),
+            *("max_reject_fraction", "seed", "image_root_uri"),
+        )
     },
 }
 # Settings that come as one text, each with a value that is not its default.
@@ -92,8 +96,11 @@ VERSIONS = {
     "llava_attention": {"image_root_version": "resolve.image_root_version"},
     "mgm_attention": {"image_root_version": "resolve.image_root_version"},
     "bert_features": {},
-    "cluster_scoring": {},
-    "joint_selection": {"image_root_version": "resolve.image_root_version"},
+    "cluster_scoring": {"kmeans_version": "resolve.kmeans_version"},
+    "joint_selection": {
+        "image_root_version": "resolve.image_root_version",
+        "previous_selected_version": "resolve.previous_selected_version",
+    },
 }
 # Where steps with a GPU run, and who may read from a store or the hub.
 GPU_STEP = {
@@ -110,7 +117,7 @@ RESOURCES = {
     "llava_attention": {**GPU_STEP, **ACCESS},
     "mgm_attention": {**GPU_STEP, **ACCESS},
     "bert_features": {**GPU_STEP, **ACCESS},
-    "cluster_scoring": {},
+    "cluster_scoring": ACCESS,
     "joint_selection": ACCESS,
 }
 
@@ -118,7 +125,7 @@ RESOURCES = {
 # Of the outputs.
 NO_ARTIFACTS = {"Output", *(source.removeprefix("resolve.") for source, _, _ in OPTIONS.values())}
 NO_ARTIFACTS |= {f"{model}_revision" for model in ("llava", "mgm", "bert")}
-NO_ARTIFACTS |= {"dataset_version", "image_root_version"}
+NO_ARTIFACTS |= {f"{name}_version" for name in ("dataset", "image_root", "kmeans", "previous_selected")}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import kfp_server_api as api
 from free2ds_common.datasets import DatasetWriter
 from free2ds_common.launch.kfp_api.steps import step_names
 from free2ds_common.launch.package import Parameter
-from free2ds_common.schemas import SCORES
+from free2ds_common.schemas import SCORES, kmeans_schema
 from tests.support.http_stub import Call, Reply
 from tests.support.kfp_stub import KfpStub, read
 
@@ -139,9 +139,10 @@ class ActingBackend(KfpStub):
         fs.pipe({f"{root}/joint-selection/1/{name}": content for name, content in files.items()})
         fs.pipe(f"{root}/ingest/1/rejects", b"")
         with tempfile.TemporaryDirectory() as folder:
-            with DatasetWriter(Path(folder) / "scores", SCORES) as writer:
-                writer.write([])
-            fs.put(f"{folder}/scores", f"{root}/joint-selection/1/scores", recursive=True)
+            for name, schema in (("scores", SCORES), ("baseline", kmeans_schema(2))):
+                with DatasetWriter(Path(folder) / name, schema) as writer:
+                    writer.write([])
+                fs.put(f"{folder}/{name}", f"{root}/joint-selection/1/{name}", recursive=True)
 
     def _pod(self, name: str, stage: str, values: dict, spec: dict) -> dict:
         """What Kubernetes says of a step's pod."""

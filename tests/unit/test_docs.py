@@ -303,8 +303,12 @@ class TestArchitecture:
         files = [name for name in TRACKED if name.startswith(f"components/{stage}/") and name.endswith(".py")]
         others = {name for file in files for name in imported(file) if name.startswith("components.")}
         foreign = {name for name in others if name.split(".")[1] != stage}
-        # Resolve checks the settings of all others, and looks at the data set with ingest's own reader.
-        looked_at = {"components.ingest.reader", *(f"components.{other}.config" for other in STAGES)}
+        # Resolve checks the settings of all others, and looks at data set and clusters as those who read them.
+        looked_at = {
+            "components.ingest.reader",
+            "components.cluster_scoring.frozen",
+            *(f"components.{other}.config" for other in STAGES),
+        }
         assert foreign <= (looked_at if stage == "resolve" else set())
 
     def test_common_code_imports_no_stage_but_the_one_that_checks_a_run(self):

@@ -54,6 +54,8 @@ def test_its_entries(result_and_json):
         "parameters",
         "grids",
         "models",
+        "reuse",
+        "changes",
         "code_version",
         "run",
         "lineage",
@@ -184,6 +186,7 @@ def test_its_parameters_are_settings_and_no_ports(result_and_json):
         "missing_iou",
         "text_normalization",
         "top_percent",
+        "previous_selected_uri",
         "max_reject_fraction",
         "image_root_uri",
     }
@@ -196,7 +199,7 @@ def test_the_result_has_scalars_as_metrics_and_everything_else_as_metadata(resul
     chance = {name: value for name, value in result.metrics.items() if name not in summary["tilt"]}
     assert {name for name in chance if "overlap" not in name} == {"pool", "without_iou"}
     assert result.metrics == {**summary["tilt"], **chance, "pool": 39, "without_iou": 4}
-    elsewhere = ("counts", "tilt", "chance", "run", "lineage")
+    elsewhere = ("counts", "tilt", "chance", "run", "lineage", "reuse", "changes")
     metadata = {name: value for name, value in summary.items() if name not in elsewhere}
     assert metadata.items() <= result.metadata.items()
     assert set(result.metadata) - set(metadata) == {"dataset_sha256", "made_from"}
@@ -216,9 +219,9 @@ def test_runs_compare_by_a_dozen_numbers_the_important_ones_first(result_and_jso
     shown = result.highlights
     assert list(shown) == sorted(shown)
     assert [name[3:] for name in shown] == [
-        *("selected", "usable", "rejected", "without_iou", "overlap_with_top", "overlap_expected"),
-        *("overlap_by_chance", "effective_sample_size", "mean_combined_selected", "mean_combined_pool"),
-        *("clusters", "warnings"),
+        *("selected", "usable", "rejected", "without_iou", "computed", "reused"),
+        *("overlap_with_top", "overlap_expected", "overlap_by_chance"),
+        *("effective_sample_size", "mean_combined_selected", "warnings"),
     ]
     counts = summary["counts"]
     assert shown["01_selected"] == counts["written"]
@@ -226,9 +229,10 @@ def test_runs_compare_by_a_dozen_numbers_the_important_ones_first(result_and_jso
     # Ingest's three too.
     assert shown["03_rejected"] == counts["rejected"] + 3
     assert shown["04_without_iou"] == 4
-    assert shown["05_overlap_with_top"] == summary["tilt"]["overlap_with_top"]
-    assert shown["06_overlap_expected"] == summary["chance"]["overlap"]["expected"]
-    assert shown["11_clusters"] == 5
+    assert shown["05_computed"] == sum(reuse["computed"] for reuse in summary["reuse"].values())
+    assert shown["06_reused"] == sum(reuse["reused"] for reuse in summary["reuse"].values())
+    assert shown["07_overlap_with_top"] == summary["tilt"]["overlap_with_top"]
+    assert shown["08_overlap_expected"] == summary["chance"]["overlap"]["expected"]
     assert shown["12_warnings"] == len(summary["warnings"])
     assert {type(value) for value in shown.values()} == {float}
 
@@ -278,3 +282,21 @@ def test_all_sources_are_in_the_file(make_inputs):
     config = inputs.write().config()
     run(config)
     assert set(read_json(config.summary)["sources"]) == set(inputs.sources)
+
+
+def test_how_much_was_computed_is_summed_over_the_shards(make_inputs):
+    inputs = make_inputs()
+    inputs.manifest.update(reused=3, computed=4)
+    inputs.text_manifest = {"reused": 10, "computed": 0}
+    config = inputs.write().config()
+    result = run(config)
+    assert read_json(config.summary)["reuse"] == {
+        "llava": {"reused": 6, "computed": 8},
+        "mgm": {"reused": 6, "computed": 8},
+        "text": {"reused": 10, "computed": 0},
+    }
+    numbers = {name: value for name, value in result.metrics.items() if name.endswith(("_reused", "_computed"))}
+    assert numbers == {
+        **{"llava_reused": 6, "llava_computed": 8, "mgm_reused": 6, "mgm_computed": 8},
+        **{"text_reused": 10, "text_computed": 0},
+    }

@@ -176,12 +176,8 @@ def test_options_of_a_file_have_types_of_their_own(package, tmp_path):
             "text_options: num_iterations: got 0, wanted a number of at least 1.",
         ),
         (
-            [*REQUIRED, "--param", "attention_batch_size=0"],
-            "llava_options: batch_size: got 0, wanted a number of at least 1",
-        ),
-        (
-            [*REQUIRED, "--param", "bert_batch_tokens=0"],
-            "text_options: batch_tokens: got 0, wanted a number of at least 1.",
+            [*REQUIRED, "--param", "attention_batch_size=-1"],
+            "llava_options: batch_size: got -1, wanted a number of at least 0",
         ),
         (
             [*REQUIRED, "--param", "gpu_count=-1"],
