@@ -14,10 +14,7 @@ from kfp_server_api import V2beta1Run
 from examples.make import make
 from tests.cluster import commands
 from tests.cluster.cluster import Backend, Kubernetes
-from tests.cluster.settings import Settings, from_environment
-
-# Records of the data set, and when it has grown: more than 64 shards, with something in each.
-RECORDS, GROWN = 80, 90
+from tests.cluster.settings import GROWN, RECORDS, Settings, from_environment
 
 
 @pytest.fixture(scope="session")
