@@ -129,6 +129,9 @@ def look(settings: ResolveSettings, *, only_local: bool = False) -> dict[str, Mo
                 look_at(f"{WIRING[stage].text}: {option}", place, revision)
     if settings.kmeans_uri and (not only_local or _is_path(settings.kmeans_uri)):
         open_frozen(settings.kmeans_uri, _known_embeddings(given_options("bert_features", values), models))
+    earlier = settings.previous_selected_uri
+    if earlier and (not only_local or _is_path(earlier)):
+        _look_at_file("previous_selected_uri", earlier)
     if settings.cache_uri and not only_local and not is_local(settings.cache_uri):
         _look_at_results(settings.cache_uri)
     return models
@@ -217,6 +220,22 @@ def _require_kind(name: str, stage: str, model: Model, options: Mapping[str, str
 def _is_path(place: str) -> bool:
     """Whether a place is on this machine, there or not."""
     return "://" not in place and not is_hub_id(place)
+
+
+def _look_at_file(name: str, uri: str) -> None:
+    """See that a file is there.
+
+    Raises:
+        StageError: It is not, or its store refuses.
+        StoreError: Its store does not answer.
+    """
+    fs, path = filesystem(uri)
+    try:
+        found = retried(uri, lambda: fs.info(path))
+    except OSError:
+        found = {}
+    if found.get("type") != "file":
+        raise SettingError(name, f"{redacted(uri)} is no file that can be read. Give that of an earlier run.")
 
 
 def _look_at_results(uri: str) -> None:

@@ -5,18 +5,22 @@ import dataclasses
 import json
 import shutil
 
+import fsspec
 import pytest
 
 import pipeline
 from components.bert_features import encoder
 from components.bert_features.config import BertFeaturesSettings
-from components.resolve import models
+from components.resolve import models, stage
 from components.resolve.config import ResolveConfig, ResolveSettings
 from components.resolve.stage import Resolved, look, outputs, resolve, run
+from free2ds_common.checkpoints import fingerprint
+from free2ds_common.datasets import DatasetWriter
 from free2ds_common.errors import StageError
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.preflight import check_inputs
-from free2ds_common.versions import folder_version
+from free2ds_common.schemas import kmeans_schema
+from free2ds_common.versions import file_version, folder_version
 
 RECORD = {"id": "a", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -149,6 +153,13 @@ class TestLook:
         ):
             seen(values, num_samples=4)
 
+    def test_an_earlier_selection_is_looked_for(self, values, tmp_path):
+        for place in (str(tmp_path / "none.json"), str(tmp_path), "memory://resolve/none.json"):
+            with pytest.raises(StageError, match=rf"^previous_selected_uri: {place} is no file that can be read\."):
+                seen(values, previous_selected_uri=place)
+        seen(values, previous_selected_uri=str(tmp_path / "d.json"))
+        look(ResolveSettings(**values, previous_selected_uri="memory://resolve/none.json"), only_local=True)
+
     @pytest.mark.parametrize(
         ("given", "message"),
         [
@@ -203,7 +214,89 @@ class TestLook:
             check_inputs(package, {**values, "num_samples": 4})
 
 
+@pytest.fixture
+def kmeans(tmp_path, values):
+    """Clusters of an earlier run with the same text model."""
+    with DatasetWriter(tmp_path / "kmeans", kmeans_schema(2)) as writer:
+        writer.write([{"cluster": 0, "num_turns": 1, "typical_message": "", "centroid": [0.0, 1.0]}])
+        writer.manifest.update(
+            largest_squared_distance=1.0,
+            mean_squared_distance=0.5,
+            objective=[1.0],
+            order="key",
+            model_fingerprint=fingerprint(tmp_path / "bert"),
+            dtype="float32",
+            max_tokens=512,
+        )
+    return tmp_path / "kmeans"
+
+
+class TestClusters:
+    @pytest.mark.parametrize("options", ["", "dtype=float32"])
+    def test_that_fit(self, values, kmeans, tmp_path, options):
+        for model in (values["bert_model"], str(tmp_path / "bert")):
+            seen(values, bert_model=model, text_options=options, kmeans_uri=str(kmeans))
+
+    def test_that_are_not_there_or_something_else(self, values, tmp_path):
+        with pytest.raises(StageError, match=r"^kmeans_uri: /nope: no folder there\. .* Wanted the kmeans folder of a"):
+            seen(values, kmeans_uri="/nope")
+        with pytest.raises(StageError, match=r"^kmeans_uri: .*/images: no _manifest\.json, wanted a finished kmeans/1"):
+            seen(values, kmeans_uri=str(tmp_path / "images"))
+
+    @pytest.mark.parametrize("place", ["folder", "hub"])
+    def test_of_another_text_model(self, values, kmeans, tmp_path, place):
+        (tmp_path / "bert/config.json").write_text('{"other": 1}')
+        model = {"folder": str(tmp_path / "bert"), "hub": "owner/there"}[place]
+        found = f"commit {COMMIT}" if place == "hub" else fingerprint(tmp_path / "bert")
+        sentence = rf"^kmeans_uri: .* was trained with model_fingerprint 'sha256 .*', but .* '{found}'\. Use the same"
+        with pytest.raises(StageError, match=sentence):
+            seen(values, bert_model=model, kmeans_uri=str(kmeans))
+
+    def test_of_another_number_format(self, values, kmeans):
+        with pytest.raises(StageError, match=r"^kmeans_uri: .* was trained with dtype 'float32', but .* 'bfloat16'"):
+            seen(values, text_options="dtype=bfloat16", kmeans_uri=str(kmeans))
+
+    def test_of_a_store(self, values, kmeans):
+        store = fsspec.filesystem("memory")
+        store.put(str(kmeans), "/resolve/kmeans", recursive=True)
+        seen(values, kmeans_uri="memory://resolve/kmeans")
+        with pytest.raises(StageError, match=r"^kmeans_uri: memory://resolve/no: no folder with files there"):
+            seen(values, kmeans_uri="memory://resolve/no")
+
+    def test_that_only_containers_reach_are_left_to_them(self, values):
+        settings = ResolveSettings(**values, kmeans_uri="memory://resolve/no")
+        look(settings, only_local=True)
+        with pytest.raises(StageError, match=r"^kmeans_uri: /nope: no folder there\."):
+            look(dataclasses.replace(settings, kmeans_uri="/nope"), only_local=True)
+
+
+class TestResultsStore:
+    def test_need_not_be_there_yet(self, values, tmp_path):
+        seen(values, cache_uri="memory://resolve/results")
+        seen(values, cache_uri=str(tmp_path / "results"))
+
+    def test_that_refuses(self, values, monkeypatch):
+        class Store:
+            def ls(self, path, detail):
+                raise PermissionError("403 Forbidden")
+
+        real = stage.filesystem
+        monkeypatch.setattr(stage, "filesystem", lambda uri: (Store(), "b") if "gs:" in uri else real(uri))
+        monkeypatch.setattr(stage, "is_local", lambda uri: "gs:" not in uri)
+        with pytest.raises(StageError, match=r"^gs://b/results: may not be read"):
+            seen(values, cache_uri="gs://b/results")
+        look(ResolveSettings(**values, cache_uri="gs://b/results"), only_local=True)
+
+
 class TestResolve:
+    def test_versions_of_earlier_runs(self, resolved, kmeans, tmp_path):
+        (tmp_path / "selected.json").write_text("[]")
+        found = resolved(kmeans_uri=str(kmeans), previous_selected_uri=str(tmp_path / "selected.json"))
+        assert found.kmeans_version == folder_version(str(kmeans))
+        assert found.previous_selected_version == file_version(str(tmp_path / "selected.json"))
+        none = resolved()
+        assert (none.kmeans_version, none.previous_selected_version) == ("", "")
+
     def test_versions(self, resolved, values):
         found = resolved()
         assert found.dataset_version.startswith("sha256 ")
