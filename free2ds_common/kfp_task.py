@@ -34,6 +34,7 @@ DISPLAY_NAMES: Mapping[str, Mapping[str, str]] = {
         "selected": "selected records",
         "scores": "scores of all records",
         "random": "random control",
+        "baseline": "clusters and ranges for later runs",
         "summary": "summary in numbers",
     },
 }

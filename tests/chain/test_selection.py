@@ -152,7 +152,7 @@ def test_artifacts_are_told_apart_by_their_names(first):
         [
             *("pinned versions", "records", "rejected records", "shards", "text features", "text scores"),
             *("text clusters", "selected records", "scores of all records", "random control", "summary in numbers"),
-            *("report", "overview"),
+            *("report", "overview", "clusters and ranges for later runs"),
             *(f"{model} attention, shard {shard} of 2" for model in ("LLaVA", "MGM") for shard in (1, 2)),
         ]
     )
