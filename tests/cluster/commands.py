@@ -48,11 +48,6 @@ def options(values: dict[str, Any]) -> list[str]:
     return [option for name, text in texts.items() for option in ("--param", f"{name}={text}")]
 
 
-def kept_in(uri: str) -> dict[str, str]:
-    """Parameters with which finished rows are kept at a place, for the next run to take."""
-    return {"cache_uri": uri} if "cache_uri" in pipeline.free2ds.component_spec.inputs else {}
-
-
 def cluster(settings: Settings) -> list[str]:
     """Options that say where the cluster is."""
     return [
@@ -62,8 +57,8 @@ def cluster(settings: Settings) -> list[str]:
 
 
 def run_locally(values: dict[str, Any], output_dir: Path) -> None:
-    """A run on this machine."""
-    told("run", "--output-dir", str(output_dir), *options(WORK | values))
+    """A run on this machine, from nothing."""
+    told("run", "--no-cache", "--output-dir", str(output_dir), *options(WORK | values))
 
 
 def submit(settings: Settings, values: dict[str, Any], name: str) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """The data of the suite, in the store and here, and the runs that several tests look at."""
 
 import json
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,14 +14,13 @@ from kfp_server_api import V2beta1Run
 from examples.make import make
 from tests.cluster import commands
 from tests.cluster.cluster import Backend, Kubernetes
-from tests.cluster.settings import Settings, from_environment
-
-# Records of the data set, and when it has grown: more than 64 shards, with something in each.
-RECORDS, GROWN = 80, 90
+from tests.cluster.settings import GROWN, RECORDS, Settings, from_environment
 
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
+    if os.environ.get("HOST") and not os.environ.get("STORE"):
+        pytest.exit("STORE is missing: a folder of an object store that pods and this machine reach", returncode=2)
     found = from_environment()
     if found is None:
         pytest.skip("needs a Kubeflow Pipelines: make test-cluster HOST=... STORE=s3://... (tests/cluster/README.md)")

@@ -15,6 +15,8 @@ NO_GPU = {
 }
 # The tiny models need little, and a kind cluster has little.
 SMALL = {"cpu": "250m", "memory": "2Gi"}
+# Records of the data set, and when it has grown: more than 64 shards, with something in each.
+RECORDS, GROWN = 80, 90
 # Float32 and few tokens: a GPU and this machine's CPU choose the same words and records.
 WORK = {"num_shards": 2, "num_clusters": 5, "max_new_tokens": 8, "dtype": "float32"}
 
@@ -57,7 +59,7 @@ class Settings:
 
     @classmethod
     def of(cls, environment: dict[str, str]) -> "Settings":
-        """Read them; a missing STORE is a KeyError."""
+        """Read them."""
 
         def get(name: str, default: str = "") -> str:
             return environment.get(name) or default

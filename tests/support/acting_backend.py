@@ -86,7 +86,11 @@ class ActingBackend(KfpStub):
         self._cached.add(key)
         took = 30 if not problem else 150 if "slow" in self.flaws else 20
         run.finished_at = run.created_at + timedelta(seconds=took)
-        turns = min(self._turns(run, values, data_set), int(values["num_shards"]))
+        count = len(json.loads(data_set or b"[]"))
+        seen = self._seen.get(values["cache_uri"], 0) if "recounting" not in self.flaws else 0
+        if values["cache_uri"]:
+            self._seen[values["cache_uri"]] = count
+        turns = int(values["num_shards"])
         titles = {name.key: name.title for name in step_names(spec)}
         details = []
         for stage, state in steps.items():
@@ -106,19 +110,18 @@ class ActingBackend(KfpStub):
                     self.logs[run.run_id, pod] = f"\nerror: {problem}: there is nothing.\n\n"
         run.run_details = api.V2beta1RunDetails(task_details=details)
         if data_set is not None:
-            self._leave(run.run_id, data_set, values)
+            self._leave(run, data_set, values, seen)
 
-    def _turns(self, run: api.V2beta1Run, values: dict, data_set: bytes | None) -> int:
-        """How many shards there are: of a schedule's run, only for what its earlier ones have not scored."""
-        count = len(json.loads(data_set or b"[]"))
-        if not run.recurring_run_id or "recounting" in self.flaws:
-            return int(values["num_shards"])
-        new = count - self._seen.get(run.recurring_run_id, 0)
-        self._seen[run.recurring_run_id] = count
-        return -(-new // 40)
+    def _leave(self, run: api.V2beta1Run, data_set: bytes, values: dict, seen: int) -> None:
+        """Put the results into the store.
 
-    def _leave(self, run_id: str, data_set: bytes, values: dict) -> None:
-        """Put the results into the store."""
+        Args:
+            run: Whose.
+            data_set: Its content.
+            values: All parameters.
+            seen: How many of the records an earlier run has scored.
+        """
+        run_id = run.run_id
         fs, root = fsspec.url_to_fs(f"{self.root}/free2ds/{run_id}")
         selected = select(data_set) + (b" " if "other bytes" in self.flaws else b"")
         count = len(json.loads(data_set))
@@ -127,6 +130,7 @@ class ActingBackend(KfpStub):
         summary = {
             "counts": {"read": count, "written": count // 5},
             "run": {},
+            "reuse": {model: {"reused": seen, "computed": count - seen} for model in ("llava", "mgm")},
             "parameters": values,
             "code_version": "1",
             "lineage": {
@@ -149,11 +153,14 @@ class ActingBackend(KfpStub):
         gpu = stage in WITH_MODELS
         asked = spec["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]["resources"]
         count = "0" if "no GPU" in self.flaws else values["gpu_count"]
+        limits = {values["gpu_type"]: count} if gpu else {}
+        if "resourceMemoryLimit" in asked and "boundless" not in self.flaws:
+            limits["memory"] = asked["resourceMemoryLimit"]
         requests = {"cpu": asked["resourceCpuRequest"], "memory": asked["resourceMemoryRequest"]}
         container = {
             "name": "main",
             "image": f"free2ds-{stage}:dev",
-            "resources": {"requests": requests, "limits": {values["gpu_type"]: count} if gpu else {}},
+            "resources": {"requests": requests, "limits": limits},
             "securityContext": {
                 "runAsUser": 0 if "root" in self.flaws else 10001,
                 "runAsNonRoot": True,

@@ -1,9 +1,11 @@
 """Every command that manifests/README.md shows is one that works: run here as far as that goes without a cluster."""
 
+import base64
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -18,7 +20,7 @@ from tests.support.manifests import MANIFESTS, build, kubectl
 
 REPOSITORY = MANIFESTS.parent
 TEXT = (MANIFESTS / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
-COMMANDS = re.findall(r"^ {4}((?:kubectl|free2ds|make|sh) .*)$", TEXT, re.MULTILINE)
+COMMANDS = re.findall(r"^ {4}((?:kubectl|free2ds|make|sh|sed|key\(\)) .*)$", TEXT, re.MULTILINE)
 # The values of the variables that it uses, and the files.
 VARIABLES = {
     **dict.fromkeys(("HF_TOKEN", "KEY", "SECRET", "NAME", "PASSWORD"), "value"),
@@ -34,9 +36,14 @@ def starting(*words):
 def dry_run(command, tmp_path):
     """What a `kubectl create` would make."""
     (tmp_path / "key.json").write_text('{"type": "service_account"}')
+    # In place of the cluster that the commands in a command ask.
+    (tmp_path / "kubectl").write_text("#!/bin/sh\necho 'of the cluster:' \"$6 $7\" | base64\n")
+    (tmp_path / "kubectl").chmod(0o755)
+    (keys,) = starting("key()")
+    command = command.replace("kubectl", kubectl(), 1)
     result = subprocess.run(
-        ["sh", "-c", command.replace("kubectl", kubectl(), 1) + " --dry-run=client -o yaml"],
-        env={**os.environ, **VARIABLES},
+        ["sh", "-c", f"{keys}\n{command} --dry-run=client -o yaml"],
+        env={**os.environ, **VARIABLES, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -55,7 +62,8 @@ def test_every_command_is_looked_at():
         "kubectl taint node": test_nodes_get_the_label_and_taint_of_the_defaults,
         "kubectl kustomize manifests/models": test_models_are_copied,
         "kubectl -n kubeflow wait": test_models_are_copied,
-        "kubectl -n kubeflow get secret": test_the_stores_keys_are_read_where_kind_reads_them,
+        "key()": test_the_keys_of_kubeflows_store_are_copied,
+        "sed ": test_placeholders_are_replaced,
         "kubectl -n kubeflow port-forward": test_the_api_is_reached_as_on_kind,
         "sh manifests": test_the_suite_is_run_on_kind,
         "make ": None,
@@ -89,6 +97,7 @@ def test_objects_are_made_as_the_pods_look_for_them(tmp_path):
         ("Secret", "free2ds-store", {"HF_TOKEN"}),
         ("Secret", "free2ds-store", {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"}),
         ("ConfigMap", "free2ds-store", {"AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"}),
+        ("Secret", "free2ds-store", {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}),
         ("Secret", "free2ds-store", {"FSSPEC_GS"}),
         ("Secret", "free2ds-registry", {".dockerconfigjson"}),
     ]
@@ -162,13 +171,26 @@ def test_models_are_copied():
     assert wait.split()[-1] == f"job/{job['metadata']['name']}"
 
 
-def test_the_stores_keys_are_read_where_kind_reads_them():
-    (command,) = starting("kubectl", "-n", "kubeflow", "get")
-    script = (MANIFESTS / "overlays/kind/up.sh").read_text()
-    assert "get secret mlpipeline-minio-artifact" in command
-    assert "get secret mlpipeline-minio-artifact" in script
-    assert "{.data.accesskey}" in command
-    assert "value accesskey" in script
+def test_the_keys_of_kubeflows_store_are_copied(tmp_path):
+    (command,) = [command for command in starting("kubectl", "-n", "kubeflow", "create") if "$(key" in command]
+    data = dry_run(command, tmp_path)["data"]
+    read = {name: base64.b64decode(value).decode() for name, value in data.items()}
+    assert read == {
+        "AWS_ACCESS_KEY_ID": "of the cluster: -o jsonpath={.data.accesskey}",
+        "AWS_SECRET_ACCESS_KEY": "of the cluster: -o jsonpath={.data.secretkey}",
+    }
+
+
+def test_placeholders_are_replaced(tmp_path):
+    (command,) = starting("sed")
+    shutil.copytree(MANIFESTS, tmp_path / "manifests")
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+    built = subprocess.run(
+        [kubectl(), "kustomize", tmp_path / "manifests/overlays/gke"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "free2ds@my-project.iam.gserviceaccount.com" in built
+    assert "gs://my-bucket/free2ds" in built
+    assert not re.search("PROJECT|BUCKET", built)
 
 
 def test_the_api_is_reached_as_on_kind():

@@ -261,7 +261,6 @@ def test_the_terminal_counts_one_as_one(tmp_path, capsys, frozen):
         "warnings": [],
         "reuse": {"mgm": {"reused": 0, "computed": 1}},
         "models": {"text": {"num_clusters": 1, "num_clusters_asked": 0, "distinct_messages": 1, **frozen}},
-        "reuse": {},
         "run": {"started": "2001-09-09T01:46:40+00:00", "seconds": 1.0, "command": "", "threads": 1},
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
