@@ -22,7 +22,7 @@ from free2ds_common.redact import redacted, redacted_values
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.retry import retried
 from free2ds_common.settings import AUTO, AttentionSettings
-from free2ds_common.storage import atomic_writer, filesystem, is_local, require_folder
+from free2ds_common.storage import WEB, atomic_writer, filesystem, is_local, require_folder
 from free2ds_common.versions import file_version, folder_version
 
 logger = logging.getLogger(__name__)
@@ -113,6 +113,8 @@ def look(settings: ResolveSettings, *, only_local: bool = False) -> dict[str, Mo
         _look_at_dataset(settings.dataset_uri, settings.num_samples)
     if settings.image_root_uri:
         require_folder("image_root_uri", settings.image_root_uri)
+        if not only_local and not is_local(settings.image_root_uri):
+            _look_at_pictures(settings.image_root_uri)
     values = asdict(settings)
     models: dict[str, Model] = {}
     for stage, kind in _MODELS.items():
@@ -236,6 +238,22 @@ def _look_at_file(name: str, uri: str) -> None:
         found = {}
     if found.get("type") != "file":
         raise SettingError(name, f"{redacted(uri)} is no file that can be read. Give that of an earlier run.")
+
+
+def _look_at_pictures(uri: str) -> None:
+    """See that a store has a folder; a web server cannot be asked for one.
+
+    Raises:
+        StageError: There is nothing, or the store refuses.
+        StoreError: It does not answer.
+    """
+    if uri.startswith(WEB):
+        return
+    fs, root = filesystem(uri)
+    try:
+        retried(uri, lambda: fs.info(root))
+    except FileNotFoundError:
+        raise SettingError("image_root_uri", f"{redacted(uri)}: nothing is there. Check the URI.") from None
 
 
 def _look_at_results(uri: str) -> None:

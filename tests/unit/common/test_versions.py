@@ -12,7 +12,7 @@ from free2ds_common.versions import file_version, folder_version
 
 
 @pytest.fixture
-def store():
+def memory():
     fs = fsspec.filesystem("memory")
     fs.pipe({"/b/a.txt": b"a", "/b/sub/b.txt": b"bb"})
     yield fs
@@ -24,7 +24,7 @@ class TestFile:
         (tmp_path / "d.json").write_bytes(b"[]")
         assert file_version(str(tmp_path / "d.json")) == f"sha256 {hashlib.sha256(b'[]').hexdigest()}"
 
-    def test_of_a_store_that_says_nothing_is_its_content(self, store):
+    def test_of_a_store_that_says_nothing_is_its_content(self, memory):
         assert file_version("memory://b/a.txt") == f"sha256 {hashlib.sha256(b'a').hexdigest()}"
 
     @pytest.mark.parametrize(
@@ -89,16 +89,39 @@ class TestFolder:
         (tmp_path / "blobs/x").write_bytes(b"12")
         assert folder_version(str(tmp_path / "model")) != before
 
-    def test_of_a_store(self, store):
+    def test_of_a_store(self, memory):
         before = folder_version("memory://b")
         assert before.startswith("2 files ")
         assert folder_version("memory://b/") == before
-        store.pipe("/b/sub/b.txt", b"bbb")
+        memory.pipe("/b/sub/b.txt", b"bbb")
         assert folder_version("memory://b") != before
 
-    def test_an_empty_folder_of_a_store_is_a_wrong_uri(self, store):
+    def test_an_empty_folder_of_a_store_is_a_wrong_uri(self, memory):
         with pytest.raises(StageError, match=r"^memory://nothing: no file there\. Check the URI\."):
             folder_version("memory://nothing")
 
     def test_a_web_server_is_never_the_same(self):
         assert folder_version("https://host/images") != folder_version("https://host/images")
+
+
+class TestEveryKindOfLocation:
+    """A path, file://, memory://, http:// and real servers of S3 and GCS (`place`)."""
+
+    def test_a_file(self, place):
+        place.put("folder/d.json", b"[]")
+        before = file_version(f"{place.uri}/folder/d.json")
+        assert file_version(f"{place.uri}/folder/d.json") == before
+        place.put("folder/d.json", b"[1]")
+        assert file_version(f"{place.uri}/folder/d.json") != before
+
+    def test_a_folder(self, place):
+        place.put("pictures/a.png", b"a")
+        place.put("pictures/sub/b.png", b"b")
+        before = folder_version(f"{place.uri}/pictures")
+        if place.uri.startswith("http"):
+            assert before.startswith("unknown ")
+            return
+        assert before.startswith("2 files ")
+        assert folder_version(f"{place.uri}/pictures") == before
+        place.put("pictures/sub/b.png", b"c")
+        assert folder_version(f"{place.uri}/pictures") != before

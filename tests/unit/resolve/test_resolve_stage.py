@@ -147,6 +147,16 @@ class TestLook:
         with pytest.raises(StageError, match="image_root_uri: /nope is not a folder"):
             seen(values, image_root_uri="/nope")
 
+    def test_pictures_in_a_store_are_looked_for(self, values):
+        with pytest.raises(StageError, match=r"^image_root_uri: memory://resolve/none: nothing is there\. Check the"):
+            seen(values, image_root_uri="memory://resolve/none")
+        look(ResolveSettings(**{**values, "image_root_uri": "memory://resolve/none"}), only_local=True)
+        fsspec.filesystem("memory").pipe("/resolve/pictures/a.png", b"a")
+        seen(values, image_root_uri="memory://resolve/pictures")
+
+    def test_a_web_server_is_not_asked_for_a_folder(self, values):
+        seen(values, image_root_uri="https://nowhere.example/images")
+
     def test_more_records_wanted_than_there_are(self, values):
         with pytest.raises(
             StageError, match=r"^num_samples: got 4, but .*/d\.json has only 3 records\. Ask for fewer\."
