@@ -146,10 +146,12 @@ class ClusterCommands:
 
     def schedule(self, package: Package, arguments: argparse.Namespace) -> int:
         """Start a run on a cluster again and again; a schedule of the same name is replaced."""
+        from free2ds_common.launch.kfp_api.cron import next_time
         from free2ds_common.launch.kfp_api.schedules import Schedules, Wanted, check
         from free2ds_common.launch.kfp_api.versions import upload
 
         check(arguments.cron, arguments.max_concurrency)
+        first = next_time(arguments.cron, datetime.now(UTC))
         released, values = self._prepared(package, arguments)
         if "resolve" not in released.spec["root"]["dag"]["tasks"]:
             # Nothing else tells the cache that the data set has changed: a recurring run's parameters stay the same.
@@ -165,6 +167,7 @@ class ClusterCommands:
         )
         made = Schedules(backend, arguments.experiment, print).replace(wanted, arguments.running)
         print(f"scheduled {made} ({arguments.name}: {arguments.cron}, UTC) in experiment {arguments.experiment}")
+        print(f"The first run starts at {first:%Y-%m-%d %H:%M:%S} UTC, {first.astimezone():%Y-%m-%d %H:%M:%S %Z} here.")
         at_once = "a run" if arguments.max_concurrency == 1 else f"{arguments.max_concurrency} runs"
         print(f"Times are UTC. A trigger while {at_once} of it goes on is skipped; missed ones are not made up for.")
         return 0
