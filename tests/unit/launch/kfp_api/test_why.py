@@ -363,6 +363,12 @@ class TestNodes:
                 ['tolerations=[{"key": "k", "operator": "Equal", "value": "v"}]'],
                 "",
             ),
+            (
+                [node(GPU, [client.V1Taint(key="nvidia.com/gpu", effect="NoExecute")], nvidia_com__gpu="4")],
+                [],
+                "tolerations: each of the 1 nodes with the labels of node_selector has a taint that is not tolerated, "
+                "such as nvidia.com/gpu=:NoExecute.",
+            ),
             ([node(GPU, [client.V1Taint(key="k", effect="PreferNoSchedule")], nvidia_com__gpu="1")], [], ""),
         ],
     )
