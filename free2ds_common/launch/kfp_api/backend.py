@@ -182,6 +182,8 @@ class Backend:
             StageError: As in `call`.
         """
         given: dict[str, str] = dict(headers)
+        if cookie := self._api_client.cookie:
+            given["Cookie"] = cookie
         self._api_client.update_params_for_auth(given, [], ["Bearer"])
         with self._one_sentence(what):
             pool = self._api_client.rest_client.pool_manager

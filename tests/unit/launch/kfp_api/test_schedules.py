@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from free2ds_common.errors import StageError
+from free2ds_common.launch.kfp_api import schedules
 from free2ds_common.launch.kfp_api.cron import check_cron, next_time
+from tests.support.http_stub import Reply
 from tests.support.kfp_stub import V2
 
 REQUIRED = ["--param", "dataset_uri=gs://b/d.json", "--param", "image_root_uri=gs://b/i"]
@@ -82,6 +84,20 @@ def test_replacing_may_terminate_a_run(stub, free2ds):
     ]
     assert "terminating its run r1 (data r1)\n" in out
     assert stub.ghosts == []
+
+
+def test_a_run_that_does_not_end_is_not_waited_for_forever(stub, free2ds, monkeypatch):
+    monkeypatch.setattr(schedules, "TERMINATE_LOOKS", 3)
+    stub.add_schedule("old", "free2ds")
+    stub.add_run("r1", "RUNNING", recurring_run_id="old")
+    stub.route_first(f"POST {V2}/runs/r1:terminate", lambda call: Reply())
+    code, _, err = free2ds("schedule", *REQUIRED, *WEEKLY, "--running", "terminate")
+    assert (code, err) == (
+        2,
+        "error: run r1: does not end although it was terminated. Delete it in the UI, then try again.\n",
+    )
+    assert stub.schedules["old"].status == "ENABLED"
+    assert len(stub.asked(".*:terminate")) == 1
 
 
 def test_when_the_new_one_is_refused_the_old_one_goes_on(stub, free2ds):
