@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from free2ds_common.failure import EXIT_CRASH
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameters import read_parameters, refuse_local_paths
+from free2ds_common.launch.tables import minute, print_rows, took
 
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
@@ -186,11 +187,11 @@ class ClusterCommands:
                     "enabled" if is_enabled(schedule) else "paused",
                     cron.cron if cron else "",
                     str(schedule.max_concurrency or ""),
-                    _minute(schedule.created_at),
+                    minute(schedule.created_at),
                     schedule.recurring_run_id,
                 )
             )
-        _print_rows(rows, f"experiment {arguments.experiment} has no schedules")
+        print_rows(rows, f"experiment {arguments.experiment} has no schedules")
         return 0
 
     def pause(self, package: Package, arguments: argparse.Namespace) -> int:
@@ -223,14 +224,14 @@ class ClusterCommands:
         rows = [("started (UTC)", "took", "state", "name", "id")]
         notes = []
         for run in islice(runs_of(backend, arguments.experiment), arguments.limit):
-            took = _took(run.created_at, run.finished_at)
-            rows.append((_minute(run.created_at), took, run.state or "", run.display_name, run.run_id))
+            duration = took(run.created_at, run.finished_at)
+            rows.append((minute(run.created_at), duration, run.state or "", run.display_name, run.run_id))
             if run.state == "SUCCEEDED":
                 continue
             # A list leaves the tasks of its runs out.
             whole = get_run(backend, run.run_id) if run.state == "FAILED" else run
             notes += [f"{run.run_id}: {finding.step}: {finding.sentence}" for finding in sources.findings(whole)]
-        _print_rows(rows, f"experiment {arguments.experiment} has no runs")
+        print_rows(rows, f"experiment {arguments.experiment} has no runs")
         print("".join(f"\n{note}" for note in notes), end="\n" if notes else "")
         return 0
 
@@ -289,26 +290,3 @@ def _sources(backend: "Backend", kube: "Kube | None", arguments: argparse.Namesp
     from free2ds_common.launch.kfp_api.why import Sources
 
     return Sources(backend, kube, arguments.pipeline_root)
-
-
-def _print_rows(rows: Iterable[tuple[str, ...]], nothing: str) -> None:
-    """Print a table whose first row is its head."""
-    head, *body = rows
-    if not body:
-        print(nothing)
-        return
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    for row in (head, *body):
-        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _minute(time: datetime | None) -> str:
-    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M}" if time else ""
-
-
-def _took(started: datetime | None, ended: datetime | None) -> str:
-    """How long a run took in hours and minutes; empty while it goes on, which the API tells as the year 1970."""
-    if not started or not ended or ended < started:
-        return ""
-    minutes = round((ended - started).total_seconds() / 60)
-    return f"{minutes // 60}:{minutes % 60:02}"
