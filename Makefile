@@ -15,7 +15,7 @@ PUSH :=
 BUILD = $(PYTHON) images/build.py --registry "$(REGISTRY)" --tag "$(TAG)" --faiss "$(FAISS)" \
     --base-image "$(BASE_IMAGE)" --extra-index "$(EXTRA_INDEX)" $(if $(PUSH),--push)
 
-.PHONY: demo test check lint fast compile docs locks images images-offline bench-attention bench-text bench-selection bench-results
+.PHONY: demo test check lint fast faults compile docs locks images images-offline bench-attention bench-folders bench-ingest bench-reading bench-results bench-results_store bench-text bench-selection
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; give it as: make PYTHON=/path/to/python3.11")'
@@ -33,8 +33,9 @@ demo: $(READY)
 	    --param num_shards=2 --param num_clusters=10
 	@echo "The demo's models have random weights: it shows that everything works; what it selected means nothing."
 
-# All tests: the fast ones, then those that run the whole pipeline, images, a browser or the parity data.
+# All tests: the fast ones, a few faults, then those that run the whole pipeline, images, a browser or the parity data.
 test: fast
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 	@$(BIN)/python -m pytest tests/chain tests/parity tests/images tests/browser
 
 # What a change has to pass before it goes in.
@@ -50,6 +51,12 @@ lint: $(READY)
 COVERAGE :=
 fast: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/unit tests/cli tests/compile $(COVERAGE)
+
+# What a run survives, with full numbers: kills, failing stores, damaged files, full disks (which are mounted: that takes root),
+# and thousands of broken data sets. CI runs fewer of each.
+faults: $(READY)
+	@FREE2DS_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
+	@FREE2DS_EXAMPLES=5000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/unit/ingest/test_ingest_mutations.py
 
 compile: $(READY)
 	@$(BIN)/python pipeline.py compile --output free2ds.yaml
@@ -97,9 +104,10 @@ mutants: $(READY)
 	@$(BIN)/python -m benchmarks.mutants --seed $(SEED) --sample $(SAMPLE)
 
 # Each ends with one line per bound and fails when one is short.
-bench-attention bench-selection bench-results: bench-%: $(READY)
+bench-attention bench-folders bench-ingest bench-reading bench-results bench-results_store bench-selection: bench-%: $(READY)
 	@$(BIN)/python -m benchmarks.$*
 
 bench-text: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
 	@$(BIN)/python -m benchmarks.text
+	@$(BIN)/python -m benchmarks.keyed

@@ -64,6 +64,7 @@ def score_shard(
     max_new_tokens: int,
     attention_batch_size: int,
     dtype: str,
+    cache_uri: str,
     require_gpu: bool,
     gpu_type: str,
     gpu_count: str,
@@ -89,6 +90,7 @@ def score_shard(
         max_new_tokens=max_new_tokens,
         batch_size=attention_batch_size,
         dtype=dtype,
+        cache_uri=cache_uri,
         require_gpu=require_gpu,
         gpu_count=gpu_count,
         code_version=code_version,
@@ -106,6 +108,7 @@ def score_shard(
         max_new_tokens=max_new_tokens,
         batch_size=attention_batch_size,
         dtype=dtype,
+        cache_uri=cache_uri,
         require_gpu=require_gpu,
         gpu_count=gpu_count,
         code_version=code_version,
@@ -131,6 +134,7 @@ class Selection(NamedTuple):
     report: dsl.HTML
     summary: dsl.Metrics
     random: dsl.Dataset
+    baseline: dsl.Dataset
     rejects: dsl.Artifact
 
 
@@ -162,6 +166,8 @@ def free2ds(
     num_clusters: int = ClusterScoringSettings.num_clusters,
     num_iterations: int = ClusterScoringSettings.num_iterations,
     order: str = ClusterScoringSettings.order,
+    kmeans_uri: str = ClusterScoringSettings.kmeans_uri,
+    kmeans_version: str = Versions.kmeans_version,
     ratio: float = JointSelectionSettings.ratio,
     num_samples: int = JointSelectionSettings.num_samples,
     alpha: float = JointSelectionSettings.alpha,
@@ -171,7 +177,9 @@ def free2ds(
     text_normalization: str = JointSelectionSettings.text_normalization,
     top_percent: float = JointSelectionSettings.top_percent,
     stratify: str = JointSelectionSettings.stratify,
+    previous_selected_uri: str = JointSelectionSettings.previous_selected_uri,
     seed: int = JointSelectionSettings.seed,
+    cache_uri: str = LlavaAttentionSettings.cache_uri,
     require_gpu: bool = ResourceSettings.require_gpu,
     gpu_type: str = ResourceSettings.gpu_type,
     gpu_count: str = ResourceSettings.gpu_count,
@@ -228,6 +236,7 @@ def free2ds(
             max_new_tokens=max_new_tokens,
             attention_batch_size=attention_batch_size,
             dtype=dtype,
+            cache_uri=cache_uri,
             require_gpu=require_gpu,
             gpu_type=gpu_type,
             gpu_count=gpu_count,
@@ -244,6 +253,7 @@ def free2ds(
             revision=bert_revision,
             batch_tokens=bert_batch_tokens,
             dtype=dtype,
+            cache_uri=cache_uri,
             require_gpu=require_gpu,
             gpu_count=gpu_count,
             code_version=code_version,
@@ -255,6 +265,8 @@ def free2ds(
             num_clusters=num_clusters,
             num_iterations=num_iterations,
             order=order,
+            kmeans_uri=kmeans_uri,
+            kmeans_version=kmeans_version,
             seed=seed,
             code_version=code_version,
         ),
@@ -277,6 +289,7 @@ def free2ds(
             text_normalization=text_normalization,
             top_percent=top_percent,
             stratify=stratify,
+            previous_selected_uri=previous_selected_uri,
             max_reject_fraction=max_reject_fraction,
             seed=seed,
             code_version=code_version,
@@ -288,6 +301,7 @@ def free2ds(
         report=chosen.outputs["report"],
         summary=chosen.outputs["summary"],
         random=chosen.outputs["random"],
+        baseline=chosen.outputs["baseline"],
         rejects=ingested.outputs["rejects"],
     )
 

@@ -7,7 +7,6 @@ Every comparison is a ratio within one run. Peak memory is measured in a fresh p
 
 import argparse
 import copy
-import json
 import logging
 import statistics
 import subprocess
@@ -35,8 +34,10 @@ from components.llava_attention.config import LlavaAttentionConfig
 from free2ds_common.datasets import DatasetWriter
 from free2ds_common.inference.attention_stage import run_attention
 from free2ds_common.inference.capture import ATTENTION_NAME
+from free2ds_common.inference.device import default_batch_size
 from free2ds_common.inference.generation import Answer, AnswerGenerator, PictureGroup, Question
 from free2ds_common.inference.heap import resident_bytes
+from free2ds_common.inference.lean_llama import make_lean
 from free2ds_common.inference.maps import aggregate_steps
 from free2ds_common.inference.model import Pixels, VisionLanguageModel
 from free2ds_common.inference.packed_linear import pack_linear_layers
@@ -44,7 +45,6 @@ from free2ds_common.inference.prefetch import PictureQuestions, prefetch
 from free2ds_common.inference.prompts import Prompt
 from free2ds_common.runlog import Progress
 from free2ds_common.schemas import RECORDS
-from free2ds_common.settings import AttentionConfig
 
 SIZES = {"tiny": (64, 2), "small": (256, 8), "large": (1024, 16), "7b": (4096, 32)}
 VOCABULARY, IMAGE_TOKEN, EOS, PAD = 2000, 1999, 2, 1998
@@ -99,6 +99,7 @@ class Bench:
         # Packed as the loaders do it; a copy, so that the other ways can also run on transformers' own linear layers.
         captured = self.packed = self.model if device == "cuda" else copy.deepcopy(self.model)
         pack_linear_layers(captured)
+        make_lean(captured)
         self.ours = VisionLanguageModel(
             decoder=captured.model.language_model,
             lm_head=captured.lm_head,
@@ -289,7 +290,7 @@ def sharing(bounds: Bounds, size: str, repeats: int) -> None:
 def against_known(bounds: Bounds, size: str, repeats: int) -> None:
     """The known way and ours at the stage's default batch size, two records per picture."""
     bench = Bench(size)
-    batch = AttentionConfig.batch_size
+    batch = default_batch_size(torch.device("cpu"))
     lengths = spread(batch)
     groups = make_groups(2, lengths)
     rounds = in_turns(repeats, ours=lambda: bench.answer(groups, batch), known=lambda: bench.known(groups))
@@ -409,41 +410,16 @@ def pictures(bounds: Bounds, size: str) -> None:
     bounds.at_most(f"waiting_for_pictures_{size}", waited / total, 0.05)
 
 
-def on_gpu(sizes: Sequence[int]) -> None:
-    """7B shapes in bf16: records per second and peak memory per batch size; no bounds."""
-    bench = Bench("7b", "cuda", torch.bfloat16)
-    for batch in sizes:
-        lengths = [2 + number % 4 for number in range(2 * batch)]
-        for per_picture in (1, 2):
-            groups = make_groups(per_picture, lengths)
-            check_lengths(bench, groups, lengths)
-            found: dict[str, object] = {"batch": batch, "records_per_picture": per_picture}
-            ways: dict[str, Callable[[], object]] = {
-                "ours": partial(bench.answer, groups, batch),
-                "plain": partial(bench.plain, groups, batch),
-            }
-            for name, way in ways.items():
-                torch.cuda.reset_peak_memory_stats()
-                seconds = in_turns(5, way=way).median("way")
-                found[f"{name}_records_per_s"] = len(lengths) / seconds
-                found[f"{name}_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-            print(json.dumps(found))
-
-
 def main() -> int:
     """Run everything; returns 1 when a bound is not kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small model and few repeats: to see that it runs")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="some parts only")
-    parser.add_argument("--gpu", type=int, nargs="+", help="instead: 7B shapes on a GPU at these batch sizes")
     parser.add_argument("--memory-of", choices=("ours", "plain", "known"), help=argparse.SUPPRESS)
     parser.add_argument("--size", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
         memory_of(options.memory_of, options.size)
-        return 0
-    if options.gpu:
-        on_gpu(options.gpu)
         return 0
     small, large, repeats = ("tiny", "small", 1) if options.quick else ("small", "large", 5)
     bounds = Bounds()

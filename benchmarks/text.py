@@ -200,6 +200,7 @@ def same_assignment(bounds: Bounds) -> None:
                 features=[place],
                 num_clusters=clusters,
                 num_iterations=20,
+                order="reference",
                 scores=f"{place}/scores",
                 kmeans=f"{place}/kmeans",
             )

@@ -32,7 +32,7 @@ def resolve_model(model: str, revision: str, cache_dir: str = "") -> str:
     if not model:
         raise StageError("model: is empty, wanted a folder, a URI or a hub id.")
     if "://" in model and not model.startswith("hf://"):
-        return local_folder(model, cache_dir or str(_download_folder()))
+        return local_folder(model, cache_dir or str(download_folder()))
     if os.path.isdir(model):
         return model
     hub_id = model.removeprefix("hf://").removeprefix("models/")
@@ -50,7 +50,8 @@ def resolve_model(model: str, revision: str, cache_dir: str = "") -> str:
         ) from error
 
 
-def _download_folder() -> Path:
+def download_folder() -> Path:
+    """Where downloads of models from object stores go."""
     return Path(os.environ.get("HF_HOME") or tempfile.gettempdir()) / "free2ds-models"
 
 

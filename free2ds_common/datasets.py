@@ -120,6 +120,7 @@ class DatasetWriter:
         }
         if name := image():
             manifest["image"] = name
+        manifest["sha256"] = sha256_of_manifest(manifest)
         with atomic_writer(self.folder / MANIFEST, "w") as handle:
             json.dump(manifest, handle, indent=1, sort_keys=True)
         open_dataset(self.folder, self._schema)
@@ -194,7 +195,8 @@ def open_dataset(folder: str | os.PathLike[str], schema: Schema) -> Dataset:
         schema: The table that must be there.
 
     Raises:
-        StageError: No manifest, another schema, or a part that is missing, altered or of another row count.
+        StageError: No manifest or an altered one, another schema, or a part that is missing, altered or of another row
+            count.
     """
     folder = Path(folder)
     try:
@@ -202,12 +204,17 @@ def open_dataset(folder: str | os.PathLike[str], schema: Schema) -> Dataset:
         name, rows = manifest["schema"], manifest["rows"]
         parts = [(folder / Path(part["file"]).name, part["rows"], part["sha256"]) for part in manifest["parts"]]
         rows_of_parts = sum(part_rows for _, part_rows, _ in parts)
+        is_as_written = manifest["sha256"] == sha256_of_manifest(manifest)
     except FileNotFoundError:
         raise StageError(
             f"{folder}: no {MANIFEST}, wanted a finished {schema.name} folder. Rerun the stage that writes it."
         ) from None
     except (ValueError, KeyError, TypeError, NotADirectoryError):
         raise StageError(f"{folder}: {MANIFEST} cannot be read. Rerun the stage that writes it.") from None
+    if not is_as_written:
+        raise StageError(
+            f"{folder}: {MANIFEST} is not the file that was written (checksum differs). Rerun the stage that writes it."
+        )
     if name != schema.name:
         raise StageError(f"{folder}: holds {name}, wanted {schema.name}. Give the folder of another stage.")
     for path, part_rows, sha256 in parts:
@@ -228,6 +235,12 @@ def open_dataset(folder: str | os.PathLike[str], schema: Schema) -> Dataset:
     if rows != rows_of_parts:
         raise StageError(f"{folder}: {MANIFEST} says {rows} rows, its parts hold {rows_of_parts}. Rerun the stage.")
     return Dataset(folder, manifest)
+
+
+def sha256_of_manifest(manifest: Mapping[str, Any]) -> str:
+    """Hex sha256 of a manifest's entries, its own checksum left out, as JSON keeps them."""
+    entries = json.loads(json.dumps({name: value for name, value in manifest.items() if name != "sha256"}))
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def open_parts(

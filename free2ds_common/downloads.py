@@ -1,5 +1,6 @@
 """Copies folders of object stores to this machine, once per version of their files."""
 
+import base64
 import hashlib
 import json
 import posixpath
@@ -7,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +20,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from free2ds_common.errors import StageError
+from free2ds_common.objects import copy_in_parts, protocols_of
 from free2ds_common.redact import redacted
 from free2ds_common.retry import ShortBodyError, retried
 from free2ds_common.storage import WEB, OutsideRootError, clean_path, filesystem, room_on_disk, version_of
@@ -25,6 +28,10 @@ from free2ds_common.storage import WEB, OutsideRootError, clean_path, filesystem
 # Begins the names of downloads under way. One that is this old is of a run that was killed.
 _UNDER_WAY = ".download-"
 _STALE_S = 24 * 3600.0
+# Files of one folder, and parts of one large file of GCS: a store gives each request only so many bytes a second.
+_AT_A_TIME = 8
+_LARGE_BYTES = 64 << 20
+_CHECKED_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def local_folder(uri: str, cache_dir: str) -> str:
     fs, root = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         if not Path(root).is_dir():
-            raise StageError(f"{uri}: no folder there. Give a folder that holds the model's files.")
+            raise StageError(f"{uri}: no folder there. Give an existing folder or a URI.")
         return root
     cache = Path(cache_dir)
     files = _files_below(fs, root, uri)
@@ -74,8 +81,9 @@ def local_folder(uri: str, cache_dir: str) -> str:
         _remove_stale_downloads(cache)
         folder = Path(tempfile.mkdtemp(dir=cache, prefix=_UNDER_WAY))
         try:
-            for place, file in files.items():
-                _fetch(fs, file, folder / place)
+            with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="download") as pool:
+                # The first error cancels what has not begun.
+                list(pool.map(lambda place: _fetch(fs, files[place], folder / place), files))
             if _versions(_files_below(fs, root, uri)) != _versions(files):
                 raise StageError(f"{redacted(uri)}: its files changed while they were copied. Run again.")
             target = cache / (name if known else f"{name}-{_content(folder)}")
@@ -115,7 +123,7 @@ def _files_below(fs: fsspec.AbstractFileSystem, root: str, uri: str) -> dict[str
             raise StageError(f"{redacted(uri)}: the store lists {place!r} twice, once as {below!r}.")
         files[place] = _Stored(stored, f"{uri.rstrip('/')}/{below}", version_of(info))
     if not files:
-        raise StageError(f"{redacted(uri)}: no folder with files there. Give a folder that holds the model's files.")
+        raise StageError(f"{redacted(uri)}: no folder with files there. Give the URI of a folder.")
     for place in files:
         if above := next((str(folder) for folder in Path(place).parents if str(folder) in files), None):
             raise StageError(
@@ -153,15 +161,34 @@ def _links(fs: fsspec.AbstractFileSystem, root: str, folder: str) -> Iterator[tu
 
 
 def _fetch(fs: fsspec.AbstractFileSystem, file: _Stored, place: Path) -> None:
+    size, crc32c = file.version.get("size"), file.version.get("crc32c")
+    is_large = "gs" in protocols_of(fs) and not fs.requester_pays and int(size or 0) >= _LARGE_BYTES
+
     def fetch() -> None:
-        fs.get_file(file.path, str(place))
-        came, size = place.stat().st_size, file.version.get("size")
+        if is_large:
+            copy_in_parts(fs, file.path, place, _AT_A_TIME)
+        else:
+            fs.get_file(file.path, str(place))
+        came = place.stat().st_size
         if size is not None and size != str(came):
             raise ShortBodyError(f"{came} bytes came, the store said {size}")
+        if crc32c and not is_large and (found := _crc32c(place)) != crc32c:
+            raise ShortBodyError(f"its crc32c is {found}, the store said {crc32c}")
 
     place.parent.mkdir(parents=True, exist_ok=True)
     with _listed(file.uri):
         retried(file.uri, fetch)
+
+
+def _crc32c(path: Path) -> str:
+    """The checksum that GCS keeps of every object."""
+    import google_crc32c
+
+    checksum = google_crc32c.Checksum()
+    with path.open("rb") as handle:
+        for _ in checksum.consume(handle, _CHECKED_BYTES):
+            pass
+    return base64.b64encode(checksum.digest()).decode()
 
 
 @contextmanager

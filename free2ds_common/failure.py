@@ -1,6 +1,7 @@
 """How commands and tasks fail: one sentence for a wrong set-up, and a file that says what went wrong."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -8,10 +9,13 @@ from pathlib import Path
 
 from free2ds_common.errors import StageError, first_line
 from free2ds_common.redact import redacted
-from free2ds_common.retry import StoreError
+from free2ds_common.retry import StoreError, is_full_disk
+from free2ds_common.stopping import Stopped
 
 EXIT_CRASH = 1
 EXIT_WRONG_SETUP = 2
+# What a shell says of a process that SIGTERM ended; whoever runs stages again after a lost machine does so after this.
+EXIT_STOPPED = 128 + signal.SIGTERM
 # Lies beside a task's outputs.
 ERROR_FILE = "error.json"
 
@@ -23,7 +27,8 @@ class Failure:
     Attributes:
         stage: Its name.
         sentence: What a person reads, without credentials.
-        exit_code: EXIT_WRONG_SETUP where the user can fix it, EXIT_CRASH otherwise.
+        exit_code: EXIT_WRONG_SETUP where the user can fix it, EXIT_STOPPED where the system asked for the end,
+            EXIT_CRASH otherwise.
         counts: Records read, written, dropped and rejected; empty where none were counted.
     """
 
@@ -37,6 +42,8 @@ class Failure:
         """The failure that an exception means."""
         if isinstance(error, StageError):
             return cls(stage, redacted(str(error)), EXIT_WRONG_SETUP, error.counts)
+        if isinstance(error, Stopped):
+            return cls(stage, redacted(str(error)), EXIT_STOPPED)
         name = "" if isinstance(error, StoreError) else f"{type(error).__name__}: "
         return cls(stage, redacted(f"{name}{first_line(error)}"), EXIT_CRASH)
 
@@ -46,8 +53,13 @@ class Failure:
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
     def write(self, path: Path) -> None:
-        """Write `ERROR_FILE`."""
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        """Write `ERROR_FILE`, or nothing where the disk is full: the sentence is on stderr too."""
+        try:
+            path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        except OSError as error:
+            if not is_full_disk(error):
+                raise
+            path.unlink(missing_ok=True)
 
 
 def run_reported(name: str, work: Callable[[], object], error_file: Path | None = None) -> int:
@@ -59,7 +71,8 @@ def run_reported(name: str, work: Callable[[], object], error_file: Path | None 
         error_file: Where to leave the failure; None leaves none.
 
     Returns:
-        0, or after one sentence on stderr EXIT_WRONG_SETUP, or EXIT_CRASH for a store that does not answer.
+        0, or after one sentence on stderr EXIT_WRONG_SETUP, EXIT_STOPPED, or EXIT_CRASH for a store that does not
+        answer.
 
     Raises:
         Exception: Whatever else `work` raises, so that its traceback is seen.
@@ -70,7 +83,7 @@ def run_reported(name: str, work: Callable[[], object], error_file: Path | None 
         failure = Failure.of(name, error)
         if error_file is not None:
             failure.write(error_file)
-        if not isinstance(error, (StageError, StoreError)):
+        if not isinstance(error, (StageError, StoreError, Stopped)):
             raise
         print(f"error: {failure.sentence}", file=sys.stderr)
         return failure.exit_code

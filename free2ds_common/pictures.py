@@ -18,9 +18,11 @@ from contextlib import contextmanager
 from typing import TypeVar, cast
 from urllib.parse import quote, unquote
 
+import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, UnidentifiedImageError
 
+from free2ds_common.objects import protocols_of
 from free2ds_common.redact import redacted
 from free2ds_common.storage import OutsideRootError, clean_path, filesystem, read_bytes
 
@@ -79,19 +81,9 @@ def read_picture_bytes(image_root_uri: str, image: str) -> bytes:
         StageError: The store refuses to give it.
         StoreError: The store does not answer.
     """
-    try:
-        relative = clean_path(image)
-    except OutsideRootError:
-        raise PictureProblem("image_outside_root", f"{image!r} is not a path below the image root") from None
-    try:
-        image.encode()
-    except UnicodeEncodeError:
-        raise PictureProblem("image_missing", f"{image!r} is not valid Unicode and names no file") from None
-    fs, root = filesystem(image_root_uri)
-    # Joined inside the file system: a name with "::" would be a chain of file systems in a URI.
-    path = root.rstrip("/") + "/" + (_quoted(relative, image) if _is_http(fs) else relative)
-    uri = redacted(image_root_uri.rstrip("/") + "/" + relative)
+    fs, path, uri = picture_location(image_root_uri, image)
     if isinstance(fs, LocalFileSystem):
+        root, relative = filesystem(image_root_uri)[1], clean_path(image)
         if not os.path.realpath(path).startswith(os.path.realpath(root).rstrip("/") + "/"):
             raise PictureProblem("image_outside_root", f"{image!r} is a link that leaves the image root")
         # Reading a pipe or a device would never end.
@@ -110,9 +102,35 @@ def read_picture_bytes(image_root_uri: str, image: str) -> bytes:
     return data
 
 
-def _is_http(fs: object) -> bool:
-    protocol = getattr(fs, "protocol", ())
-    return not {"http", "https"}.isdisjoint([protocol] if isinstance(protocol, str) else protocol)
+def picture_location(image_root_uri: str, image: str) -> tuple[fsspec.AbstractFileSystem, str, str]:
+    """Where a picture is: its file system, its path there, and its URI for messages, without credentials.
+
+    Args:
+        image_root_uri: The folder that record images are relative to.
+        image: The record's `image`.
+
+    Raises:
+        PictureProblem: The path leaves the root, or names no file.
+        StageError: The root cannot be opened.
+    """
+    try:
+        relative = clean_path(image)
+    except OutsideRootError:
+        raise PictureProblem("image_outside_root", f"{image!r} is not a path below the image root") from None
+    try:
+        image.encode()
+    except UnicodeEncodeError:
+        raise PictureProblem("image_missing", f"{image!r} is not valid Unicode and names no file") from None
+    fs, root = filesystem(image_root_uri)
+    # Joined inside the file system: a name with "::" would be a chain of file systems in a URI.
+    path = root.rstrip("/") + "/" + (_quoted(relative, image) if is_http(fs) else relative)
+    uri = redacted(image_root_uri.rstrip("/") + "/" + relative)
+    return fs, path, uri
+
+
+def is_http(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system is a web server, which lists nothing."""
+    return not {"http", "https"}.isdisjoint(protocols_of(fs))
 
 
 def _quoted(relative: str, image: str) -> str:

@@ -33,9 +33,8 @@ _LATER_ERRNO = {
     errno.EAGAIN,
     errno.EBUSY,
     errno.EHOSTUNREACH,
-    errno.EIO,
     errno.ENETUNREACH,
-    getattr(errno, "EREMOTEIO", errno.EIO),
+    getattr(errno, "EREMOTEIO", errno.EAGAIN),
 }
 _LATER_NAMES = {
     # Python, and by inheritance fsspec's time-out.
@@ -44,6 +43,8 @@ _LATER_NAMES = {
     *("ClientConnectionError", "ClientPayloadError", "ChunkedEncodingError", "Timeout", "TransportError"),
     # botocore; gcsfs.
     *("HTTPClientError", "IncompleteReadError", "ResponseParserError", "ChecksumError"),
+    # An answer of GCS about an object that was cut off; google-cloud-storage.
+    *("JSONDecodeError", "DataCorruption"),
 }
 _REFUSED_NAMES = {
     "PermissionError",
@@ -63,7 +64,7 @@ class StoreError(Exception):
 
 
 class ShortBodyError(ConnectionError):
-    """A file that ended before its length."""
+    """A file that ended before its length, or came with other bytes than the store has."""
 
 
 class Meaning(Enum):
@@ -89,8 +90,11 @@ def meaning(error: BaseException) -> Meaning:
         found = _of_status(_status(link)) or _of_class(link)
         if found is not None:
             return found
-    if any(_status(link) for link in chain):
+    if http_status(error):
         return Meaning.UNKNOWN
+    # s3fs says so of every answer that it has no other word for, a refusal (401) too: only where no answer is known.
+    if any(isinstance(link, OSError) and link.errno == errno.EIO for link in chain):
+        return Meaning.LATER
     if isinstance(error, ValueError) or isinstance(error.__cause__, ValueError):
         return Meaning.WRONG_URI
     return Meaning.MISSING if isinstance(error, FileNotFoundError) else Meaning.UNKNOWN
@@ -107,6 +111,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
+
+
+def http_status(error: BaseException) -> int:
+    """The HTTP status of an error or of what caused it; 0 for none."""
+    return next((status for link in _causes(error) if (status := _status(link))), 0)
 
 
 def _status(error: BaseException) -> int:

@@ -70,11 +70,13 @@ class Versions:
     Attributes:
         dataset_version: Any text; change it when the bytes behind dataset_uri change, or a cached result is used again.
         image_root_version: Any text; change it when the pictures change.
+        kmeans_version: Any text; change it when the folder behind kmeans_uri changes.
         code_version: Any text; change it when an image changes under the same tag.
     """
 
     dataset_version: str = ""
     image_root_version: str = ""
+    kmeans_version: str = ""
     code_version: str = __version__
 
 
@@ -87,6 +89,18 @@ class PictureSettings(Settings):
     """
 
     image_root_uri: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings(Settings):
+    """Where a stage keeps what its model computes.
+
+    Attributes:
+        cache_uri: The results store, a folder or URI: what models computed before is taken from there, what they
+            compute is kept there; empty for none. A local run has a folder in the user's cache unless it is given.
+    """
+
+    cache_uri: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +165,7 @@ class ModelSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionSettings(ModelSettings, PictureSettings):
+class AttentionSettings(ModelSettings, PictureSettings, CacheSettings):
     """Settings of an attention stage, whichever its model.
 
     Attributes:
@@ -159,7 +173,7 @@ class AttentionSettings(ModelSettings, PictureSettings):
         prompt: method, or (with model type auto) chat for the model's own chat template.
         vision_tower: Its CLIP encoder, where the model's own entry does not lead to it; empty otherwise.
         max_new_tokens: Longest answer in tokens, EOS included.
-        batch_size: Records that generate together.
+        batch_size: Records that generate together, fewer if memory runs out; 0: 64 on a GPU, 16 on a CPU.
     """
 
     OWN_TYPE: ClassVar[str]
@@ -168,7 +182,7 @@ class AttentionSettings(ModelSettings, PictureSettings):
     prompt: str = "method"
     vision_tower: str = ""
     max_new_tokens: int = 100
-    batch_size: int = 16
+    batch_size: int = 0
 
     def check(self) -> None:
         """See `Settings.check`."""
@@ -176,7 +190,7 @@ class AttentionSettings(ModelSettings, PictureSettings):
         require_choice("model_type", self.model_type, (self.OWN_TYPE, AUTO))
         require_choice("prompt", self.prompt, PROMPTS if self.model_type == AUTO else PROMPTS[:1])
         require_at_least("max_new_tokens", self.max_new_tokens, 1)
-        require_at_least("batch_size", self.batch_size, 1)
+        require_at_least("batch_size", self.batch_size, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

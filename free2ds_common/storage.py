@@ -19,13 +19,18 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from free2ds_common.errors import StageError, first_line
+from free2ds_common.objects import object_reader
 from free2ds_common.redact import redacted
 from free2ds_common.retry import ShortBodyError, is_full_disk, retried
 
-# Of one answer over http(s). aiohttp's own limit is on a whole file: 5 minutes, too few for 14 GB of weights.
+# Of one answer of a web server or GCS. aiohttp's own limit is on a whole file: 5 minutes, too few for 14 GB of weights.
 SOCKET_TIMEOUT_S = 60.0
 WEB = ("http://", "https://")
 _FILE = "file://"
+_GCS = ("gs://", "gcs://")
+_S3 = ("s3://", "s3a://")
+# Of botocore's 10 the 11th reader would wait; the other stores' libraries have 100.
+_CONNECTIONS = 100
 _SKIPPED_BYTES = 4 << 20
 # What stores call the things that change when a file does.
 _VERSION_ENTRIES = (
@@ -74,11 +79,13 @@ def _local_path(uri: str) -> str | None:
 def _remote(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     options: dict[str, Any] = {}
     if uri.startswith(WEB):
-        from aiohttp import ClientTimeout
-
-        options["client_kwargs"] = {
-            "timeout": ClientTimeout(total=None, sock_connect=SOCKET_TIMEOUT_S, sock_read=SOCKET_TIMEOUT_S)
-        }
+        options["client_kwargs"] = {"timeout": _timeout()}
+    if uri.startswith(_GCS):
+        # Without it a request that is never answered takes 5 minutes, and gcsfs asks six times.
+        options["requests_timeout"] = _timeout()
+    if uri.startswith(_S3):
+        set_by_user = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        options["config_kwargs"] = {"max_pool_connections": _CONNECTIONS, **set_by_user}
     try:
         found: tuple[fsspec.AbstractFileSystem, str] = url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
@@ -87,6 +94,13 @@ def _remote(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
             "Wanted a path or a URI such as gs://bucket/folder."
         ) from error
     return found
+
+
+def _timeout() -> object:
+    """How long to wait for a server that says nothing, however long the whole takes; for aiohttp."""
+    from aiohttp import ClientTimeout
+
+    return ClientTimeout(total=None, sock_connect=SOCKET_TIMEOUT_S, sock_read=SOCKET_TIMEOUT_S)
 
 
 def is_local(uri: str) -> bool:
@@ -175,17 +189,21 @@ def read_bytes(fs: fsspec.AbstractFileSystem, path: str, max_bytes: int, uri: st
         StageError: The store refuses it.
         StoreError: The store does not answer.
     """
+    if isinstance(fs, LocalFileSystem):
+        with fs.open(path, "rb") as local:
+            return _read_up_to(local, max_bytes)
+    if read := object_reader(fs):
+        return retried(uri, lambda: read(path, max_bytes))
 
     def work() -> bytes:
         with fs.open(path, "rb") as handle:
             data = _read_up_to(handle, max_bytes)
             size = getattr(handle, "size", None)
-        # Of a local file nothing is asked: it may be growing.
-        if isinstance(size, int) and len(data) < min(size, max_bytes) and not isinstance(fs, LocalFileSystem):
+        if isinstance(size, int) and len(data) < min(size, max_bytes):
             raise ShortBodyError(f"only {len(data)} of {size} bytes came")
         return data
 
-    return work() if isinstance(fs, LocalFileSystem) else retried(uri, work)
+    return retried(uri, work)
 
 
 def version_of(info: Mapping[str, Any]) -> dict[str, str]:

@@ -1,12 +1,24 @@
 """Fixtures every test may use."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.support.requirements import missing
 
+pytest_plugins = ["tests.support.fixtures"]
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_this_session(tmp_path_factory):
+    """No test takes results from the user's cache, or leaves any there. Fonts are read as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR", str(Path.home() / ".cache/matplotlib")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

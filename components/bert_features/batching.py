@@ -1,7 +1,7 @@
 """Batches of one length: messages are read in windows, and within a window bucketed by length."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -25,18 +25,26 @@ class Window:
     Attributes:
         keys: Of the messages.
         messages: Texts.
-        tokens: Their token ids.
+        new: int64, indices of those without a result of an earlier run.
+        tokens: Token ids of these.
         num_records: Records that were read for it.
     """
 
     keys: list[str]
     messages: list[str]
+    new: np.ndarray
     tokens: Tokens
     num_records: int
 
 
-def read_windows(source: MessageSource, encoder: Encoder) -> Iterator[Window]:
-    """Window by window; the next one is read and tokenised while the model works on this one."""
+def read_windows(source: MessageSource, encoder: Encoder, is_there: Callable[[str], bool]) -> Iterator[Window]:
+    """Window by window; the next one is read and tokenised while the model works on this one.
+
+    Args:
+        source: Of the messages.
+        encoder: Tokenises.
+        is_there: Whether there is a result of the message of a key.
+    """
     stream = iter(source)
 
     def prepare(max_messages: int) -> Window | None:
@@ -49,7 +57,11 @@ def read_windows(source: MessageSource, encoder: Encoder) -> Iterator[Window]:
             characters += len(message)
             if characters >= _WINDOW_CHARACTERS:
                 break
-        return Window(keys, messages, encoder.tokenize(messages), source.num_records - before) if keys else None
+        if not keys:
+            return None
+        new = [index for index, key in enumerate(keys) if not is_there(key)]
+        tokens = encoder.tokenize([messages[index] for index in new])
+        return Window(keys, messages, np.array(new, np.int64), tokens, source.num_records - before)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer") as pool:
         pending = pool.submit(prepare, _FIRST_WINDOW)
@@ -71,6 +83,8 @@ def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray
     Yields:
         int64 indices into `lengths`, the longest messages first; every index once.
     """
+    if not len(lengths):
+        return
     order = np.argsort(lengths, kind="stable")[::-1]
     _, starts = np.unique(-lengths[order], return_index=True)
     for group in np.split(order, starts[1:]):

@@ -11,6 +11,7 @@ def bert_features(
     revision: str,
     batch_tokens: int,
     dtype: str,
+    cache_uri: str,
     require_gpu: bool,
     gpu_count: str,
     code_version: str,
@@ -26,6 +27,7 @@ def bert_features(
         revision=revision,
         batch_tokens=batch_tokens,
         dtype=dtype,
+        cache_uri=cache_uri,
         require_gpu=require_gpu and gpu_count != "0",
         features=features.path,
     )

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from free2ds_common.errors import SettingError
-from free2ds_common.settings import ModelSettings, require_at_least
+from free2ds_common.settings import CacheSettings, ModelSettings, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertFeaturesSettings(ModelSettings):
+class BertFeaturesSettings(ModelSettings, CacheSettings):
     """Settings of the stage.
 
     Attributes:

@@ -111,7 +111,7 @@ class Encoder:
 
     def tokenize(self, messages: list[str]) -> Tokens:
         """Token ids with CLS and SEP, cut at `max_tokens`."""
-        ids, lengths = [], []
+        ids, lengths = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
         for start in range(0, len(messages), _TOKENIZED_AT_ONCE):
             rows = self._tokenizer(
                 messages[start : start + _TOKENIZED_AT_ONCE],
@@ -125,13 +125,23 @@ class Encoder:
         all_lengths = np.concatenate(lengths)
         return Tokens(np.concatenate(ids), np.cumsum(all_lengths) - all_lengths, all_lengths)
 
-    def count_unknown(self, tokens: Tokens) -> tuple[int, int]:
-        """How many tokens stand for an unknown word, and how many there are, CLS and the like left out."""
+    def count_unknown(self, tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
+        """How many tokens of each message stand for an unknown word, and how many it has, CLS and the like left out.
+
+        Returns:
+            int64, (n,), both. A tokenizer without unknown words has none, and all tokens count.
+        """
         unknown = self._tokenizer.unk_token_id
         if unknown is None:
-            return 0, len(tokens.ids)
+            return np.zeros_like(tokens.lengths), tokens.lengths
         special = [token for token in self._tokenizer.all_special_ids if token != unknown]
-        return int((tokens.ids == unknown).sum()), int((~np.isin(tokens.ids, special)).sum())
+
+        def per_message(mask: np.ndarray) -> np.ndarray:
+            before: np.ndarray = np.concatenate([[0], np.cumsum(mask)])
+            counts: np.ndarray = before[tokens.starts + tokens.lengths] - before[tokens.starts]
+            return counts
+
+        return per_message(tokens.ids == unknown), per_message(~np.isin(tokens.ids, special))
 
     def padded_lengths(self, lengths: np.ndarray) -> np.ndarray:
         """How many tokens a message takes in a forward pass, padding included: a function of its own length alone.

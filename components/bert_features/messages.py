@@ -22,12 +22,12 @@ class MessageSource:
         num_turns: Turns of the part so far.
     """
 
-    def __init__(self, records: Dataset, turns: DatasetWriter, part: int, parts: int) -> None:
+    def __init__(self, records: Dataset, turns: DatasetWriter | None, part: int, parts: int) -> None:
         """Prepare.
 
         Args:
             records: records/2.
-            turns: Gets a text_turns/1 row per turn of the part.
+            turns: Gets a text_turns/1 row per turn of the part; None where only the messages are of interest.
             part: Which messages to take: those whose hash falls into this part.
             parts: Number of parts.
         """
@@ -65,7 +65,9 @@ class MessageSource:
                         self._seen.add(short)
                         yield key, message
                 self.num_records += 1
+            self.num_turns += len(keys)
+            if self._turns is None:
+                continue
             picked = pa.array(owners, pa.int64())
             columns = [batch.column(0).take(picked), batch.column(1).take(picked), pa.array(numbers, pa.int32())]
             self._turns.write(pa.table([*columns, pa.array(keys, pa.string())], names=TEXT_TURNS.arrow.names))
-            self.num_turns += len(keys)

@@ -10,6 +10,7 @@ from components.bert_features.batching import read_windows, token_batches
 from components.bert_features.config import BertFeaturesConfig
 from components.bert_features.encoder import Encoder, load_encoder
 from components.bert_features.messages import MessageSource
+from components.bert_features.results import TextResults, open_results
 from free2ds_common.checkpoints import fingerprint, resolve_model
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
@@ -20,6 +21,7 @@ from free2ds_common.lineage import MADE_FROM, made_from
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
 from free2ds_common.schemas import RECORDS, TEXT_TURNS, text_messages_schema
+from free2ds_common.stopping import Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ def run(config: BertFeaturesConfig) -> StageResult:
     Raises:
         StageError: Wrong settings, no such records or model, no GPU where one is required, or most words are unknown to
             the model.
+        Stopped: The system asked the process to end; what was computed is in the results store.
 
     Source:
         docs/method.md, section 4: CLS of the last hidden state, no pooling layer, no normalisation, at most 512 tokens.
@@ -61,15 +64,17 @@ def run(config: BertFeaturesConfig) -> StageResult:
         logger.info("%d tokens a batch instead of %d: more would not be faster here", batch_tokens, config.batch_tokens)
     output = Path(config.features)
     with (
+        open_results(config, settings, encoder.dimensions, records) as results,
         DatasetWriter(output / "turns", TEXT_TURNS) as turns,
         DatasetWriter(output / "messages", text_messages_schema(encoder.dimensions)) as embeddings,
     ):
         turns.manifest[MADE_FROM] = embeddings.manifest[MADE_FROM] = made_from(records=config.records)
         source = MessageSource(records, turns, part, parts)
         words = UnknownWords(folder)
-        padding = _embed(source, encoder, batch_tokens, embeddings, words)
-        turns.manifest.update(settings)
-        embeddings.manifest.update(settings)
+        padding = _embed(source, encoder, batch_tokens, results, embeddings, words)
+        reused, computed = results.reused, source.num_distinct - results.reused
+        turns.manifest.update(settings, reused=reused, computed=computed)
+        embeddings.manifest.update(settings, reused=reused, computed=computed)
     logger.info("%d turns of %d records, %d distinct messages", source.num_turns, records.num_rows, source.num_distinct)
     log_peak_memory(logger, encoder.device)
     metrics = {
@@ -77,12 +82,19 @@ def run(config: BertFeaturesConfig) -> StageResult:
         "distinct_messages": float(source.num_distinct),
         "padding_share": padding,
         "unknown_token_share": words.share,
+        "reused": float(reused),
+        "computed": float(computed),
     }
     return StageResult(Counts(read=records.num_rows, written=records.num_rows), metrics, settings)
 
 
 def _embed(
-    source: MessageSource, encoder: Encoder, batch_tokens: int, writer: DatasetWriter, words: UnknownWords
+    source: MessageSource,
+    encoder: Encoder,
+    batch_tokens: int,
+    results: TextResults,
+    writer: DatasetWriter,
+    words: UnknownWords,
 ) -> float:
     """Write every message with its embedding and count unknown words.
 
@@ -91,27 +103,41 @@ def _embed(
 
     Raises:
         StageError: Most words are unknown, in the first window or in all; or an embedding is not finite.
+        Stopped: The system asked the process to end.
     """
     progress = Progress(source.total_records, "records", logger)
     freed = FreedMemory(_MAX_FREED_BYTES)
     real = padded = 0
-    for window in read_windows(source, encoder):
+    for window in read_windows(source, encoder, results.is_there):
         first = not words.total
-        words.add(*encoder.count_unknown(window.tokens))
+        embeddings = np.empty((len(window.keys), encoder.dimensions), dtype=np.float32)
+        for index in np.setdiff1d(np.arange(len(window.keys)), window.new).tolist():
+            found = results.take(window.keys[index])
+            embeddings[index] = found["embedding"]
+            words.add(found["unknown_tokens"], found["tokens"])
+        unknown, tokens = encoder.count_unknown(window.tokens)
+        words.add(int(unknown.sum()), int(tokens.sum()))
         if first:
             words.check()
         lengths = window.tokens.lengths
         padded_lengths = encoder.padded_lengths(lengths)
-        embeddings = np.empty((len(lengths), encoder.dimensions), dtype=np.float32)
         embedded = 0
         for batch in token_batches(padded_lengths, batch_tokens):
-            embeddings[batch] = encoder.embed(window.tokens, batch)
+            computed = encoder.embed(window.tokens, batch)
+            embeddings[window.new[batch]] = computed
+            for row, index in enumerate(batch.tolist()):
+                key = window.keys[window.new[index]]
+                results.keep(key, computed[row], int(unknown[index]), int(tokens[index]))
             real += int(lengths[batch].sum())
             padded += int(padded_lengths[batch].sum())
             # A window may take minutes: its records count as done in step with its messages.
             before, embedded = embedded, embedded + len(batch)
             freed.limit()
             progress.add(window.num_records * embedded // len(lengths) - window.num_records * before // len(lengths))
+            if results.stopping():
+                raise Stopped(f"stopped as asked to; {results.flush()} new results are kept: run again to go on")
+        if not len(lengths):
+            progress.add(window.num_records)
         if not np.isfinite(embeddings).all():
             raise StageError(
                 f"{words.where}: the model gave NaN or infinite embeddings in {dtype_name(encoder.dtype)}. "

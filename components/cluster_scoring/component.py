@@ -11,6 +11,8 @@ def cluster_scoring(
     num_clusters: int,
     num_iterations: int,
     order: str,
+    kmeans_uri: str,
+    kmeans_version: str,
     seed: int,
     code_version: str,
 ) -> None:
@@ -24,8 +26,10 @@ def cluster_scoring(
         num_clusters=num_clusters,
         num_iterations=num_iterations,
         order=order,
+        kmeans_uri=kmeans_uri,
         seed=seed,
         scores=scores.path,
         kmeans=kmeans.path,
     )
-    run_task("cluster_scoring", lambda: run(config), {"code_version": code_version}, scores=scores, kmeans=kmeans)
+    versions = {"kmeans_version": kmeans_version, "code_version": code_version}
+    run_task("cluster_scoring", lambda: run(config), versions, scores=scores, kmeans=kmeans)

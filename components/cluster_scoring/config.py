@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from free2ds_common.errors import SettingError
 from free2ds_common.settings import SeedSettings, require_at_least, require_choice
 
 KEY, REFERENCE = "key", "reference"
@@ -19,6 +20,8 @@ class ClusterScoringSettings(SeedSettings):
         num_iterations: Iterations of k-means, at most; with order=key it ends where nothing changes any more.
         order: key (training by record keys: the same scores with any input order, parts and threads) or reference
             (FAISS's own k-means).
+        kmeans_uri: The kmeans folder of an earlier run, to score against instead of training, so that its records keep
+            their scores; empty trains.
         seed: Seed of k-means: training points and initial centroids.
     """
 
@@ -27,6 +30,7 @@ class ClusterScoringSettings(SeedSettings):
     num_clusters: int = 1000
     num_iterations: int = 100
     order: str = KEY
+    kmeans_uri: str = ""
 
     def check(self) -> None:
         """See `Settings.check`."""
@@ -34,6 +38,8 @@ class ClusterScoringSettings(SeedSettings):
         require_at_least("num_clusters", self.num_clusters, 0)
         require_at_least("num_iterations", self.num_iterations, 1)
         require_choice("order", self.order, (KEY, REFERENCE))
+        if self.kmeans_uri and self.order != KEY:
+            raise SettingError("kmeans_uri", f"works with order={KEY} only, got order={self.order}. Leave out one.")
 
 
 @dataclass(frozen=True, kw_only=True)

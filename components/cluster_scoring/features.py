@@ -36,7 +36,12 @@ class Features:
     @property
     def manifest(self) -> dict[str, object]:
         """What the scores keep of the parts' manifests."""
-        return {name: self.messages[0].manifest[name] for name in ("model", "revision", *SAME_IN_ALL_PARTS)}
+        kept = {name: self.messages[0].manifest[name] for name in ("model", "revision", *SAME_IN_ALL_PARTS)}
+        # Messages: of all parts together.
+        for name in ("reused", "computed"):
+            if all(name in part.manifest for part in self.messages):
+                kept[name] = sum(part.manifest[name] for part in self.messages)
+        return kept
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Embeddings in row order: float32, (rows, dimensions), `BLOCK_ROWS` rows or fewer at a time."""

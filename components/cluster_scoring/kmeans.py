@@ -89,20 +89,22 @@ def nearest_centroids(index: faiss.Index, blocks: Iterable[np.ndarray]) -> tuple
     return np.maximum(distances, 0), np.concatenate([number[:, 0] for _, number in found])
 
 
-def similarity(squared_distances: np.ndarray) -> np.ndarray:
+def similarity(squared_distances: np.ndarray, largest: float | None = None) -> np.ndarray:
     """1 - d / max(d).
 
     Args:
         squared_distances: float32 or float64, (n,), non-negative.
+        largest: Instead of max(d); where a distance is larger the similarity is 0.
 
     Returns:
-        The same type, (n,), in [0, 1]; all ones if every distance is zero.
+        The same type, (n,), in [0, 1]; ones where the distance is zero, whatever the largest is.
 
     Source:
         docs/method.md, section 4; in float32 as the reference computes it, with order=key in float64.
     """
-    largest = squared_distances.max()
+    largest = squared_distances.max() if largest is None else largest
     if largest == 0:
-        return np.ones_like(squared_distances)
-    similarities: np.ndarray = 1 - squared_distances / largest
+        alike: np.ndarray = (squared_distances == 0).astype(squared_distances.dtype)
+        return alike
+    similarities: np.ndarray = np.maximum(1 - squared_distances / largest, 0)
     return similarities

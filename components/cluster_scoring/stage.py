@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import faiss
 import numpy as np
@@ -9,6 +10,8 @@ import pyarrow as pa
 
 from components.cluster_scoring.config import KEY, ClusterScoringConfig, ClusterScoringSettings
 from components.cluster_scoring.features import Features, open_features
+from components.cluster_scoring.frozen import Frozen, open_frozen
+from components.cluster_scoring.frozen import doubts as drifted
 from components.cluster_scoring.keyed import keyed_training
 from components.cluster_scoring.kmeans import Clustering, nearest_centroids, similarity, train, training_rows
 from components.cluster_scoring.lloyd import nearest_centroids as nearest_by_float64
@@ -30,7 +33,8 @@ def run(config: ClusterScoringConfig) -> StageResult:
         config: Settings.
 
     Raises:
-        StageError: Wrong settings, no features, or parts that do not belong together or leave turns out.
+        StageError: Wrong settings, no features, or parts that do not belong together or leave turns out; or
+            centroids of another text model.
 
     Source:
         docs/method.md, section 4. With order=reference it differs in memory only: duplicates are never materialised.
@@ -39,12 +43,14 @@ def run(config: ClusterScoringConfig) -> StageResult:
     features = open_features(config.features)
     turns = join_turns(features)
     num_messages, num_turns = features.num_messages, len(turns.message)
-    clustering = _cluster(features, turns, fitting(config.num_clusters, num_messages), config)
-    num_clusters = len(clustering.centroids)
-    warnings = doubts(config.num_clusters, num_clusters, num_messages)
+    frozen = open_frozen(config.kmeans_uri, features.manifest) if config.kmeans_uri else None
+    clustering = _assign(features, frozen) if frozen else _cluster(features, turns, config)
+    num_clusters, distances = len(clustering.centroids), clustering.squared_distances
+    measured = _measured(distances, frozen)
+    warnings = drifted(frozen, measured) if frozen else doubts(config.num_clusters, num_clusters, num_messages)
     for warning in warnings:
         logger.warning(warning)
-    similarities = similarity(clustering.squared_distances)[turns.message].astype(np.float64)
+    similarities = similarity(distances, frozen.largest if frozen else None)[turns.message].astype(np.float64)
     scores = np.add.reduceat(similarities, turns.starts) / turns.per_record
     manifest = {
         "num_clusters": num_clusters,
@@ -55,6 +61,7 @@ def run(config: ClusterScoringConfig) -> StageResult:
         "seed": config.seed,
         "distinct_messages": num_messages,
         "warnings": warnings,
+        **measured,
         **_computed_with(),
         **features.manifest,
     }
@@ -68,14 +75,33 @@ def run(config: ClusterScoringConfig) -> StageResult:
         "turns": float(num_turns),
         "clusters": float(num_clusters),
         "objective": clustering.objectives[-1],
-        "largest_squared_distance": float(clustering.squared_distances.max()),
+        "largest_squared_distance": measured["largest_squared_distance"],
         "mean_text_similarity": float(scores.mean()),
     }
     return StageResult(Counts(read=len(scores), written=len(scores)), metrics, manifest)
 
 
-def _cluster(features: Features, turns: Turns, num_clusters: int, settings: ClusterScoringSettings) -> Clustering:
+def _measured(distances: np.ndarray, frozen: Frozen | None) -> dict[str, Any]:
+    """The distances at training, which later runs are scored by, and with frozen centroids how far the data moved."""
+    if frozen:
+        return {**frozen.handed_on, **frozen.drift(distances)}
+    return {
+        "largest_squared_distance": float(distances.max()),
+        "mean_squared_distance": float(distances.mean(dtype=np.float64)),
+    }
+
+
+def _assign(features: Features, frozen: Frozen) -> Clustering:
+    """Assign every distinct message to centroids of an earlier run."""
+    logger.info("k-means: %d clusters of an earlier run", len(frozen.centroids))
+    with threads() as pool:
+        distances, nearest = nearest_by_float64(features.blocks(), frozen.centroids, pool)
+    return Clustering(frozen.centroids, frozen.manifest["objective"], distances, nearest)
+
+
+def _cluster(features: Features, turns: Turns, settings: ClusterScoringSettings) -> Clustering:
     """Train on a sample of the turns, then assign every distinct message."""
+    num_clusters = fitting(settings.num_clusters, features.num_messages)
     if settings.order == KEY:
         with threads() as pool:
             training = keyed_training(features, turns, num_clusters, settings, pool)

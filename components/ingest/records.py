@@ -1,12 +1,12 @@
 """What makes a record usable, and what is taken from it."""
 
-import hashlib
 import itertools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
+from components.ingest.canonical import line_and_key
 from components.ingest.values import TOO_DEEP
 from free2ds_common.storage import OutsideRootError, clean_path
 
@@ -23,6 +23,7 @@ _PLACEHOLDERS = re.compile("<image>|<Image>")
 # A record is rejected where one of these keys holds anything: it would pass for a record without a picture.
 _OTHER_MEDIA = re.compile(r"(video|audio|sound|speech)s?([_-]?(path|file|name|url|uri)s?)?", re.IGNORECASE)
 _OTHER_PICTURES = re.compile(r"(image|img|picture|photo)s?([_-]?(path|file|filename|name|url|uri)s?)?", re.IGNORECASE)
+_READ_KEYS = {"id", "image", "images", "conversations", "messages", "source"}
 _MEDIA_PLACEHOLDER = re.compile("<(video|audio)>")
 
 
@@ -40,8 +41,7 @@ class RecordProblem(Exception):
         self.reason, self.detail = reason, detail
 
 
-@dataclass(frozen=True)
-class CheckedRecord:
+class CheckedRecord(NamedTuple):
     """The columns of records/2 that come from the record alone; its numbers follow once the picture is known."""
 
     record_key: str
@@ -62,15 +62,10 @@ def check_record(record: object) -> CheckedRecord:
     Raises:
         RecordProblem: It is not a usable LLaVA record. Its picture is not looked at.
     """
-    if (levels := nesting(record)) > MAX_NESTING:
-        raise RecordProblem(TOO_DEEP, f"is nested {levels} levels deep, at most {MAX_NESTING} are read")
     if not isinstance(record, dict):
+        _refuse_depth(record)
         raise RecordProblem("not_an_object", f"is {_kind(record)}, wanted an object")
-    try:
-        key = record_key(record)
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise RecordProblem("lone_surrogate", f"holds {half!r}, half of a character, which is no Unicode") from None
+    raw, key = _line_and_key(record)
     turns = _turns(record)
     messages = [clean_message(value) for speaker, value in turns if speaker == HUMAN]
     if not messages:
@@ -84,8 +79,34 @@ def check_record(record: object) -> CheckedRecord:
         source=_source(record.get("source"), image),
         question=question(turns),
         messages=messages,
-        raw=json.dumps(record, separators=(",", ":"), allow_nan=False),
+        raw=raw,
     )
+
+
+def _line_and_key(record: dict[str, object]) -> tuple[str, str]:
+    """The record's JSON in one line, and its key.
+
+    Raises:
+        RecordProblem: It is nested too deeply, perhaps too deeply to be written, or holds a lone surrogate.
+    """
+    try:
+        line, key = line_and_key(record)
+    except RecursionError:
+        _refuse_depth(record)
+        raise
+    except UnicodeEncodeError as error:
+        _refuse_depth(record)
+        half = error.object[error.start]
+        raise RecordProblem("lone_surrogate", f"holds {half!r}, half of a character, which is no Unicode") from None
+    # Levels are counted only where there are brackets enough for so many: few records have 500.
+    if line.count("[") + line.count("{") > MAX_NESTING:
+        _refuse_depth(record)
+    return line, key
+
+
+def _refuse_depth(record: object) -> None:
+    if (levels := nesting(record)) > MAX_NESTING:
+        raise RecordProblem(TOO_DEEP, f"is nested {levels} levels deep, at most {MAX_NESTING} are read")
 
 
 def _own_id(value: object) -> str | None:
@@ -102,16 +123,6 @@ def nesting(value: object) -> int:
         levels += 1
         level = [inner for outer in containers for inner in (outer.values() if isinstance(outer, dict) else outer)]
     return levels
-
-
-def record_key(record: object) -> str:
-    """Hex sha256 of the record's canonical JSON: sorted keys, no spaces, UTF-8.
-
-    Raises:
-        UnicodeEncodeError: It holds a lone surrogate.
-    """
-    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def question(turns: list[tuple[str, str]]) -> str | None:
@@ -135,7 +146,7 @@ def clean_message(value: str) -> str:
     Source:
         docs/method.md, section 4.
     """
-    return _PLACEHOLDERS.sub("", value).strip()
+    return (_PLACEHOLDERS.sub("", value) if "<" in value else value).strip()
 
 
 def _turns(record: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -161,6 +172,11 @@ def _turn(number: int, turn: object) -> tuple[str, str]:
     """One turn as (speaker, value): `from` and `value` as LLaVA writes it, or `role` and `content`."""
     if not isinstance(turn, dict):
         raise RecordProblem("turn_malformed", f"turn {number} is no object")
+    # The usual turn first: `from` and `value` and nothing that could disagree with them.
+    if len(turn) == 2:
+        name, said = turn.get("from"), turn.get("value")
+        if isinstance(name, str) and isinstance(said, str) and name in SPEAKERS:
+            return SPEAKERS[name], said
     said_by = [turn[key] for key in ("from", "role") if turn.get(key) is not None]
     if not said_by or not all(isinstance(name, str) for name in said_by):
         raise RecordProblem("turn_malformed", f"turn {number} is no object with a text in `from` or `role`")
@@ -216,14 +232,14 @@ def _refuse_other_media(record: Mapping[str, object], turns: list[tuple[str, str
         RecordProblem: There are some.
     """
     for key, value in record.items():
-        if value in (None, "", False) or value in ([], {}):
+        if key in _READ_KEYS or value in (None, "", False) or value in ([], {}):
             continue
         if _OTHER_MEDIA.fullmatch(key):
             raise RecordProblem("not_a_picture", f"has {key}; only pictures are read")
-        if image is None and _OTHER_PICTURES.fullmatch(key) and key not in ("image", "images"):
+        if image is None and _OTHER_PICTURES.fullmatch(key):
             raise RecordProblem("image_key_unknown", f"has {key}, wanted the picture's path in image or images")
     for speaker, value in turns:
-        found = _MEDIA_PLACEHOLDER.search(value) if speaker == HUMAN else None
+        found = _MEDIA_PLACEHOLDER.search(value) if speaker == HUMAN and "<" in value else None
         # With its closing tag it is HTML.
         if found and f"</{found[1]}>" not in value:
             raise RecordProblem("not_a_picture", f"a human turn holds {found[0]}; only pictures are read")

@@ -16,6 +16,7 @@ def joint_selection(
     summary: dsl.Output[dsl.Metrics],
     random: dsl.Output[dsl.Dataset],
     overview: dsl.Output[dsl.Markdown],
+    baseline: dsl.Output[dsl.Dataset],
     image_root_uri: str,
     image_root_version: str,
     ratio: float,
@@ -27,6 +28,7 @@ def joint_selection(
     text_normalization: str,
     top_percent: float,
     stratify: str,
+    previous_selected_uri: str,
     max_reject_fraction: float,
     seed: int,
     code_version: str,
@@ -52,6 +54,7 @@ def joint_selection(
         text_normalization=text_normalization,
         top_percent=top_percent,
         stratify=stratify,
+        previous_selected_uri=previous_selected_uri,
         max_reject_fraction=max_reject_fraction,
         seed=seed,
         selected=selected.path,
@@ -60,6 +63,7 @@ def joint_selection(
         summary=summary.path,
         random=random.path,
         overview=overview.path,
+        baseline=baseline.path,
     )
     versions = {"image_root_version": image_root_version, "code_version": code_version}
     run_task(
@@ -72,4 +76,5 @@ def joint_selection(
         summary=summary,
         random=random,
         overview=overview,
+        baseline=baseline,
     )

@@ -81,9 +81,12 @@ class JointSelectionSettings(DrawSettings, RejectSettings, PictureSettings):
 
     Attributes:
         top_percent: Share of an attention map's positions that count as looked at, in percent, (0, 100].
+        previous_selected_uri: selected.json of an earlier run, its scores beside it: the report says what came in since
+            and what dropped out, and why; empty for none.
     """
 
     top_percent: float = 30.0
+    previous_selected_uri: str = ""
     image_root_uri: str = ""
 
     def check(self) -> None:
@@ -109,6 +112,7 @@ class JointSelectionConfig(JointSelectionSettings):
         summary: Output file, JSON: counts, tilt, parameters; its scalars are metrics.
         random: Output file, LLaVA JSON: a random draw of the same size, the control to train against.
         overview: Output file, Markdown: the report in a few lines; empty for none.
+        baseline: Output folder, kmeans/1 with the ranges of the scores, the kmeans_uri of later runs; empty for none.
     """
 
     records: str
@@ -122,6 +126,13 @@ class JointSelectionConfig(JointSelectionSettings):
     random: str
     kmeans: str = ""
     overview: str = ""
+    baseline: str = ""
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        super().check()
+        if self.baseline and not self.kmeans:
+            raise SettingError("baseline", "needs kmeans, of which it is made. Give both or none.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,9 @@ FEWEST_WITH_IOU = 0.9
 # The two models' shares of one outcome are further apart than this: worth a warning. Both saw the same pictures and
 # questions, so that a tenth more failures of one of them is its own doing.
 LARGEST_DIFFERENCE = 0.1
+# Of the records outside the ranges of kmeans_uri, where all of them count alike: as of messages beyond the largest
+# distance.
+LARGEST_SHARE_OUTSIDE = 0.01
 _NAMED_PICTURES = 5
 
 
@@ -54,11 +57,28 @@ def doubts(settings: DrawSettings, inputs: Inputs, candidates: Candidates, selec
     """
     return (
         *inputs.text.manifest.get("warnings", ()),
+        *_outside_old_ranges(candidates, selection),
         *_few_compared(settings, inputs, candidates),
         *_different_models(inputs),
         *_pictures_of_one_colour(inputs),
         *small_strata(settings, candidates, selection),
     )
+
+
+def _outside_old_ranges(candidates: Candidates, selection: Selection) -> Iterator[str]:
+    """Other attention models or another top_percent than those of kmeans_uri, for instance."""
+    for name, values in (("iou", candidates.iou), ("text_similarity", candidates.text_similarity)):
+        if not (bounds := candidates.normalization.get(name)):
+            continue
+        low, high = bounds
+        known = values[selection.in_pool & ~np.isnan(values)]
+        outside = np.count_nonzero((known < low) | (known > high))
+        if outside > LARGEST_SHARE_OUTSIDE * len(known):
+            share = f"{outside:,} of {len(known):,} records ({outside / len(known):.1%})"
+            yield (
+                f"{share} lie outside the range of {name} in kmeans_uri, {low:.4g} to {high:.4g}, and count as its "
+                "ends. Train anew: leave out kmeans_uri."
+            )
 
 
 def _few_compared(settings: DrawSettings, inputs: Inputs, candidates: Candidates) -> Iterator[str]:

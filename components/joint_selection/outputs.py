@@ -17,7 +17,7 @@ from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset, sha256
 from free2ds_common.lineage import MADE_FROM, made_from
 from free2ds_common.redact import redacted_values
 from free2ds_common.run_facts import image
-from free2ds_common.schemas import SCORES
+from free2ds_common.schemas import SCORES, kmeans_schema
 from free2ds_common.storage import atomic_writer
 
 # What every record of a selection is numbered by.
@@ -48,6 +48,8 @@ def write_scores(folder: str, inputs: Inputs, candidates: Candidates, selection:
         content = summary.as_json()
         # Nothing that another run with the same result would not say too.
         writer.manifest.update({name: content[name] for name in ("parameters", "models", "counts")})
+        if frozen := inputs.text.manifest.get("normalization"):
+            writer.manifest["normalization"] = frozen
         writer.manifest.update({name: content["ingest"][name] for name in ("dataset_uri", "dataset_sha256")})
 
 
@@ -79,6 +81,24 @@ def _shortened(texts: pa.StringArray) -> pa.StringArray:
     """Texts of at most `_QUESTION_LENGTH` characters; an ellipsis ends those that were longer."""
     short = pc.binary_join_element_wise(pc.utf8_slice_codeunits(texts, 0, _QUESTION_LENGTH - 1), "…", "")
     return pc.if_else(pc.greater(pc.utf8_length(texts), _QUESTION_LENGTH), short, texts)
+
+
+def write_baseline(folder: str, inputs: Inputs, selection: Selection) -> None:
+    """Write kmeans/1 with the ranges of the scores: what a later run takes as kmeans_uri to leave old scores alone.
+
+    Args:
+        folder: Where to.
+        inputs: Has the clusters.
+        selection: Has the ranges.
+    """
+    assert inputs.kmeans is not None
+    table = inputs.kmeans.table()
+    with DatasetWriter(folder, kmeans_schema(table.schema.field("centroid").type.list_size)) as writer:
+        writer.write(table)
+        kept = {
+            name: value for name, value in inputs.kmeans.manifest.items() if name not in ("schema", "rows", "parts")
+        }
+        writer.manifest.update(kept, normalization=selection.normalization)
 
 
 def write_records(path: str, dataset: Dataset, wanted: np.ndarray) -> None:

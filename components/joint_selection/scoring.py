@@ -27,11 +27,21 @@ class Tilt:
     effective_sample_size: float
 
 
-def inverted_minmax(values: np.ndarray) -> np.ndarray:
+Bounds = tuple[float, float]
+
+
+def range_of(values: np.ndarray) -> Bounds | None:
+    """Smallest and largest value, NaN left out; None where there is none."""
+    known = values[~np.isnan(values)]
+    return (float(known.min()), float(known.max())) if len(known) else None
+
+
+def inverted_minmax(values: np.ndarray, bounds: Bounds | None = None) -> np.ndarray:
     """1 - (value - min) / (max - min); all zeros when every value is the same.
 
     Args:
         values: float64, (n,), finite.
+        bounds: Minimum and maximum of an earlier run instead of the values' own; what lies outside counts as them.
 
     Returns:
         float64, (n,), in [0, 1]; 1 for the smallest value.
@@ -39,10 +49,10 @@ def inverted_minmax(values: np.ndarray) -> np.ndarray:
     Source:
         docs/method.md, section 5; its "all zeros" is read as the result, not as what is subtracted from 1.
     """
-    if not len(values) or values.min() == values.max():
+    low, high = bounds or range_of(values) or (0.0, 0.0)
+    if low == high:
         return np.zeros(len(values))
-    low, high = values.min(), values.max()
-    scaled: np.ndarray = (values - low) / (high - low)
+    scaled: np.ndarray = (np.clip(values, low, high) - low) / (high - low)
     return 1.0 - scaled
 
 
@@ -56,26 +66,29 @@ def inverted_ranks(values: np.ndarray) -> np.ndarray:
     return inverted_minmax(average[group])
 
 
-def text_score(text_similarity: np.ndarray, text_normalization: str) -> np.ndarray:
-    """The inverted, normalised text side, float64 in [0, 1]: 1 is the least typical record."""
-    return inverted_ranks(text_similarity) if text_normalization == "rank" else inverted_minmax(text_similarity)
+def text_score(text_similarity: np.ndarray, text_normalization: str, bounds: Bounds | None = None) -> np.ndarray:
+    """The inverted, normalised text side, float64 in [0, 1]: 1 is the least typical record. Ranks have no bounds."""
+    if text_normalization == "rank":
+        return inverted_ranks(text_similarity)
+    return inverted_minmax(text_similarity, bounds)
 
 
-def image_score(iou: np.ndarray, missing_iou: str) -> np.ndarray:
+def image_score(iou: np.ndarray, missing_iou: str, bounds: Bounds | None = None) -> np.ndarray:
     """The inverted, normalised IoU.
 
     Args:
         iou: float64, (n,), NaN where a map is missing.
         missing_iou: "reference" counts a missing IoU as 0 (and so as the best score); otherwise NaN stays NaN.
+        bounds: As of `inverted_minmax`.
 
     Returns:
         float64, (n,), in [0, 1] or NaN: 1 is the smallest IoU.
     """
     if missing_iou == "reference":
-        return inverted_minmax(np.where(np.isnan(iou), 0.0, iou))
+        return inverted_minmax(np.where(np.isnan(iou), 0.0, iou), bounds)
     score = np.full(len(iou), np.nan)
     known = ~np.isnan(iou)
-    score[known] = inverted_minmax(iou[known])
+    score[known] = inverted_minmax(iou[known], bounds)
     return score
 
 

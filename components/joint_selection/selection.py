@@ -1,13 +1,14 @@
 """From IoU and text similarity of every record to the draw: docs/method.md, section 5, in one place."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from components.joint_selection.config import DrawSettings
 from components.joint_selection.draw import CONTROL, ORDER_OF_STRATA, TIES, draw, name_noise, take_top
-from components.joint_selection.scoring import Tilt, combine, image_score, text_score, tilt
+from components.joint_selection.scoring import Bounds, Tilt, combine, image_score, range_of, text_score, tilt
 from free2ds_common.errors import StageError
 
 
@@ -21,6 +22,7 @@ class Candidates:
         rejected: bool, (N,): cannot be used.
         source: Arrow strings, dictionary-encoded, (N,).
         noise: uint64, (N, 3), of `draw.record_noise`.
+        normalization: Smallest and largest "iou" and "text_similarity" of an earlier run, in place of the pool's own.
     """
 
     iou: np.ndarray
@@ -28,6 +30,7 @@ class Candidates:
     rejected: np.ndarray
     source: pa.DictionaryArray
     noise: np.ndarray
+    normalization: Mapping[str, Bounds | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Selection:
         stratum: int64, (N,); each is drawn from on its own; -1 outside the pool.
         edge: float64, (N,); the score at which the "top" sampler would stop in the record's stratum.
         tilt: How far the draw leans.
+        normalization: Smallest and largest "iou" and "text_similarity" that the scores were scaled by.
     """
 
     image_score: np.ndarray
@@ -59,6 +63,7 @@ class Selection:
     stratum: np.ndarray
     edge: np.ndarray
     tilt: Tilt
+    normalization: Mapping[str, Bounds | None]
 
 
 def select(settings: DrawSettings, candidates: Candidates) -> Selection:
@@ -79,8 +84,9 @@ def select(settings: DrawSettings, candidates: Candidates) -> Selection:
     pool = np.flatnonzero(in_pool)
     wanted = _how_many(settings, len(pool))
     image, text, combined = (np.full(count, np.nan) for _ in range(3))
-    image[pool] = image_score(candidates.iou[pool], settings.missing_iou)
-    text[pool] = text_score(candidates.text_similarity[pool], settings.text_normalization)
+    scale = _normalization(settings, candidates, pool)
+    image[pool] = image_score(candidates.iou[pool], settings.missing_iou, scale["iou"])
+    text[pool] = text_score(candidates.text_similarity[pool], settings.text_normalization, scale["text_similarity"])
     combined[pool] = scores = combine(image[pool], text[pool], settings.alpha, settings.missing_iou)
     noise = candidates.noise[pool]
     strata = _strata(settings, candidates.source, pool)
@@ -108,7 +114,19 @@ def select(settings: DrawSettings, candidates: Candidates) -> Selection:
         edge=edge,
         # Each stratum's probabilities sum to 1; weighted by its share of the pool they are one distribution.
         tilt=tilt(scores, p * np.bincount(strata)[strata] / len(pool), chosen, best),
+        normalization=scale,
     )
+
+
+def _normalization(settings: DrawSettings, candidates: Candidates, pool: np.ndarray) -> dict[str, Bounds | None]:
+    iou = candidates.iou[pool]
+    if settings.missing_iou == "reference":
+        iou = np.nan_to_num(iou, nan=0.0)
+    given = candidates.normalization
+    return {
+        "iou": given.get("iou") or range_of(iou),
+        "text_similarity": given.get("text_similarity") or range_of(candidates.text_similarity[pool]),
+    }
 
 
 def _may_be_drawn(settings: DrawSettings, candidates: Candidates) -> np.ndarray:

@@ -3,11 +3,12 @@
 import logging
 import time
 
+from components.joint_selection.changes import write_changes
 from components.joint_selection.config import JointSelectionConfig
 from components.joint_selection.doubts import refuse_text_alone
 from components.joint_selection.draw import record_noise
 from components.joint_selection.inputs import Inputs, read_inputs
-from components.joint_selection.outputs import write_records, write_scores, write_summary
+from components.joint_selection.outputs import write_baseline, write_records, write_scores, write_summary
 from components.joint_selection.rejected import Verdict, check_limits, judge
 from components.joint_selection.report.markdown import write_overview
 from components.joint_selection.report.page import write_report
@@ -41,11 +42,14 @@ def run(config: JointSelectionConfig) -> StageResult:
     refuse_text_alone(inputs, verdict)
     candidates = score(inputs, verdict, config.seed)
     selection = select(config, candidates)
-    summary = summarize(config, inputs, verdict, candidates, selection, run_facts(started))
+    changes = write_changes(config.scores, config, inputs, selection)
+    summary = summarize(config, inputs, verdict, candidates, selection, changes, run_facts(started))
     write_scores(config.scores, inputs, candidates, selection, summary)
     write_records(config.selected, inputs.dataset, selection.selected)
     write_records(config.random, inputs.dataset, selection.control)
     write_summary(config, summary)
+    if config.baseline:
+        write_baseline(config.baseline, inputs, selection)
     write_report(config.report, inputs, candidates, selection, summary)
     if config.overview:
         write_overview(config.overview, summary)
@@ -64,4 +68,5 @@ def score(inputs: Inputs, verdict: Verdict, seed: int) -> Candidates:
         rejected=verdict.rejected,
         source=inputs.records.source,
         noise=record_noise(inputs.records.record_key, seed),
+        normalization=inputs.text.manifest.get("normalization", {}),
     )

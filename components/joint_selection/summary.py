@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from components.joint_selection.chance import Chance, chance
+from components.joint_selection.changes import Changes
 from components.joint_selection.config import JointSelectionConfig, JointSelectionSettings
 from components.joint_selection.doubts import doubts
 from components.joint_selection.inputs import Inputs, counted
@@ -32,6 +33,11 @@ _TEXT_MODEL_FACTS = (
     "num_clusters_asked",
     "distinct_messages",
     "order",
+    "frozen_from",
+    "mean_squared_distance",
+    "mean_squared_distance_now",
+    "largest_squared_distance",
+    "share_beyond_largest",
     "iterations_run",
     "faiss_version",
     "numpy_version",
@@ -128,6 +134,26 @@ class Models:
 
 
 @dataclass(frozen=True)
+class Reuse:
+    """Where results of a model come from: records, of the text model distinct messages.
+
+    Attributes:
+        reused: Results that an earlier run had computed.
+        computed: Results that this one did.
+    """
+
+    reused: int
+    computed: int
+
+    @classmethod
+    def of(cls, *manifests: Facts) -> "Reuse | None":
+        """All parts together; None where one does not say."""
+        if not all({"reused", "computed"} <= manifest.keys() for manifest in manifests):
+            return None
+        return cls(*(sum(manifest[name] for manifest in manifests) for name in ("reused", "computed")))
+
+
+@dataclass(frozen=True)
 class Summary:
     """A run in numbers. The fields are those of summary.json, in its order.
 
@@ -148,6 +174,9 @@ class Summary:
         parameters: Settings and ports; summary.json has the settings, for the ports are gone after the run.
         grids: Of the maps.
         models: What was scored with.
+        reuse: By model ("llava", "mgm", "text"): how much of it was computed and how much was there; it decides
+            nothing, and is in metadata only as metrics.
+        changes: Since the earlier selection that the settings name; None where they name none.
         code_version: Of free2ds.
         run: When and how it was made; nothing in it decides the selection.
     """
@@ -168,6 +197,8 @@ class Summary:
     parameters: JointSelectionConfig
     grids: Grids
     models: Models
+    reuse: Mapping[str, Reuse]
+    changes: Changes | None
     code_version: str
     run: RunFacts
 
@@ -184,7 +215,15 @@ class Summary:
         """What the stage returns: scalars as metrics, everything else as metadata, of the sources the largest ones."""
         metrics = {name: float(value) for name, value in asdict(self.tilt).items()} | self.chance.metrics
         metrics |= {"pool": float(self.pool), "without_iou": float(self.without_iou)}
-        left_out = ("counts", "tilt", "chance", "run")
+        for name, count in self.reuse.items():
+            metrics |= {f"{name}_reused": float(count.reused), f"{name}_computed": float(count.computed)}
+        if self.changes is not None:
+            metrics |= {
+                "stayed": float(self.changes.stayed),
+                "came_in": float(sum(self.changes.came_in.values())),
+                "dropped_out": float(sum(self.changes.dropped_out.values())),
+            }
+        left_out = ("counts", "tilt", "chance", "run", "reuse", *(() if self.changes else ("changes",)))
         metadata = {name: value for name, value in self.as_json().items() if name not in left_out}
         metadata["sources"] = {
             _short_name(name): asdict(row) for name, row in itertools.islice(self.sources.items(), _SOURCES_IN_METADATA)
@@ -200,6 +239,7 @@ def summarize(
     verdict: Verdict,
     candidates: Candidates,
     selection: Selection,
+    changes: Changes | None,
     run: RunFacts,
 ) -> Summary:
     """Put the summary together.
@@ -210,6 +250,7 @@ def summarize(
         verdict: What of it cannot be used.
         candidates: What was drawn from.
         selection: What was drawn.
+        changes: Since an earlier selection.
         run: When and how.
     """
     scores = selection.combined[selection.in_pool]
@@ -239,9 +280,18 @@ def summarize(
             mgm=_facts(inputs.mgm.parts[0].manifest, _MODEL_FACTS),
             text=_facts(inputs.text.manifest, _TEXT_MODEL_FACTS),
         ),
+        reuse=_reuse(inputs),
+        changes=changes,
         code_version=__version__,
         run=run,
     )
+
+
+def _reuse(inputs: Inputs) -> dict[str, Reuse]:
+    """How much of each model's work an earlier run had done; a model is left out where nothing says so."""
+    found = {side.name: Reuse.of(*(part.manifest for part in side.parts)) for side in inputs.sides}
+    found["text"] = Reuse.of(inputs.text.manifest)
+    return {name: reuse for name, reuse in found.items() if reuse is not None}
 
 
 def _by_outcome(codes: np.ndarray, selection: Selection) -> dict[str, OutcomeCounts]:

@@ -212,4 +212,5 @@ def _read_scores(folder: str, seed: int) -> Candidates:
         rejected=judge(codes, similarity).rejected,
         source=table.column("source").combine_chunks().dictionary_encode(),
         noise=record_noise(table.column("record_key").combine_chunks(), seed),
+        normalization=dataset.manifest.get("normalization", {}),
     )

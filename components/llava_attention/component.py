@@ -17,6 +17,7 @@ def llava_attention(
     max_new_tokens: int,
     batch_size: int,
     dtype: str,
+    cache_uri: str,
     require_gpu: bool,
     gpu_count: str,
     code_version: str,
@@ -37,6 +38,7 @@ def llava_attention(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         dtype=dtype,
+        cache_uri=cache_uri,
         require_gpu=require_gpu and gpu_count != "0",
         attention=attention.path,
     )

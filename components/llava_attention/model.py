@@ -12,6 +12,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from free2ds_common.errors import StageError
 from free2ds_common.inference import original_layout
 from free2ds_common.inference.capture import ATTENTION_NAME
+from free2ds_common.inference.lean_llama import make_lean
 from free2ds_common.inference.model import Pixels, VisionLanguageModel
 from free2ds_common.inference.model_folder import (
     check_folder,
@@ -92,6 +93,7 @@ def load_llava(folder: Path, device: torch.device, dtype: torch.dtype, vision_to
     tied = _TIED if text.tie_word_embeddings or config.tie_word_embeddings else None
     model = load_model(folder, lambda: LlavaForConditionalGeneration(config), sources, device, dtype, tied)
     pack_linear_layers(model)
+    make_lean(model)
     decoder = model.model.language_model
     decoder.config._attn_implementation = ATTENTION_NAME
 

@@ -18,6 +18,7 @@ def mgm_attention(
     max_new_tokens: int,
     batch_size: int,
     dtype: str,
+    cache_uri: str,
     require_gpu: bool,
     gpu_count: str,
     code_version: str,
@@ -39,6 +40,7 @@ def mgm_attention(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         dtype=dtype,
+        cache_uri=cache_uri,
         require_gpu=require_gpu and gpu_count != "0",
         attention=attention.path,
     )

@@ -16,6 +16,7 @@ from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from free2ds_common.errors import StageError
 from free2ds_common.inference import original_layout
 from free2ds_common.inference.capture import ATTENTION_NAME
+from free2ds_common.inference.lean_llama import make_lean
 from free2ds_common.inference.model import Pixels, VisionLanguageModel
 from free2ds_common.inference.model_folder import check_folder, read_config, require_believable_depth
 from free2ds_common.inference.packed_linear import pack_linear_layers
@@ -264,6 +265,7 @@ def load_mgm(
 
     model = load_model(folder, build, sources, device, dtype, _TIED if text.tie_word_embeddings else None)
     pack_linear_layers(model)
+    make_lean(model)
     model.model.config._attn_implementation = ATTENTION_NAME
 
     def preprocess(picture: Image.Image) -> Pixels:

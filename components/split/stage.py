@@ -1,7 +1,6 @@
 """Divides the records into shards; all records of one picture stay together."""
 
 import contextlib
-import hashlib
 import logging
 import re
 import shutil
@@ -15,8 +14,10 @@ from components.split.config import SplitConfig
 from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.lineage import MADE_FROM, made_from
+from free2ds_common.places import place
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.schemas import RECORDS
+from free2ds_common.storage import room_on_disk
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def run(config: SplitConfig) -> StageResult:
     ranges_per_shard = max(1, -(-records.num_rows // (config.num_shards * ROWS_PER_RANGE)))
     names = shard_names(config.num_shards)
     sizes = []
-    with tempfile.TemporaryDirectory(dir=root, prefix=".ranges-") as scratch:
+    with room_on_disk(root), tempfile.TemporaryDirectory(dir=root, prefix=".ranges-") as scratch:
         ranges = _spill(records, config.num_shards * ranges_per_shard, Path(scratch))
         for shard, name in enumerate(names):
             rows = 0
@@ -74,21 +75,11 @@ def run(config: SplitConfig) -> StageResult:
     )
 
 
-def place(image: str | None, record_key: str) -> int:
-    """A record's place among all records: a hash, uniform in [0, 2**64).
-
-    Args:
-        image: Path of the picture; records of one picture get one place.
-        record_key: Decides for records without a picture.
-    """
-    name = f"text {record_key}" if image is None else f"image {image}"
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-
-
 def _remove_shards(root: Path) -> None:
     """Make the folder, and remove the shards of an earlier run, whatever their number."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        with room_on_disk(root):
+            root.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise StageError(f"{root}: is or lies below a file, wanted a folder to write shards to.") from None
     for folder in root.iterdir():

@@ -15,8 +15,16 @@ from free2ds_common import outcomes
 from free2ds_common.checkpoints import fingerprint, resolve_model
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
+from free2ds_common.inference.attention_results import AttentionResults, open_results
 from free2ds_common.inference.auto import load_auto
-from free2ds_common.inference.device import choose_device, device_name, dtype_name, log_peak_memory, torch_dtype
+from free2ds_common.inference.device import (
+    choose_device,
+    default_batch_size,
+    device_name,
+    dtype_name,
+    log_peak_memory,
+    torch_dtype,
+)
 from free2ds_common.inference.generation import Answer, AnswerGenerator, Question
 from free2ds_common.inference.model import VisionLanguageModel
 from free2ds_common.inference.prefetch import PictureQuestions, prefetch
@@ -28,6 +36,7 @@ from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
 from free2ds_common.schemas import GRID, RECORDS, attention_schema
 from free2ds_common.settings import AUTO, AttentionConfig
+from free2ds_common.stopping import Stopped
 from free2ds_common.storage import require_folder
 
 # Raised when the same model and prompt give other maps than before.
@@ -79,6 +88,7 @@ def run_attention(config: AttentionConfig, system: str, load: Loader, log: loggi
     Raises:
         StageError: Wrong settings, no such shard or model, no GPU where one is required, or none of the shard's
             pictures can be used or gets a finite map.
+        Stopped: The system asked the process to end; what was computed is in the results store.
     """
     config.check()
     device = choose_device(config.require_gpu)
@@ -91,10 +101,13 @@ def run_attention(config: AttentionConfig, system: str, load: Loader, log: loggi
         require_folder("image_root_uri", config.image_root_uri)
     settings = _settings(config, model, dtype)
     log.info("%d records, %s on %s in %s", len(records), config.model, settings["device"], settings["dtype"])
-    by_outcome, num_steps = _write(config, model, records, settings, log)
+    with open_results(config, settings, records, log) as results:
+        by_outcome, num_steps = _write(config, model, records, settings, results, log)
+        reused = len(results.reused)
     log_peak_memory(log, device)
     metrics = {f"outcome_{outcome}": float(count) for outcome, count in sorted(by_outcome.items())}
     metrics["generated_tokens"] = float(num_steps)
+    metrics |= {"reused": float(reused), "computed": float(_answered_by_model(by_outcome) - reused)}
     counts = Counts(read=len(records), written=sum(by_outcome.values()))
     return StageResult(counts, metrics, {**settings, "outcomes": dict(by_outcome)})
 
@@ -140,6 +153,7 @@ def _write(
     model: VisionLanguageModel,
     records: Sequence[Record],
     settings: Mapping[str, Any],
+    results: AttentionResults,
     log: logging.Logger,
 ) -> tuple[Counter[str], int]:
     """Answer the records and write attention/1; returns how many had which outcome, and the tokens generated."""
@@ -147,8 +161,8 @@ def _write(
     num_steps = 0
     with DatasetWriter(config.attention, attention_schema(model.num_vision_tokens), _ROWS_PER_PART) as writer:
         writer.manifest[MADE_FROM] = made_from(shard=config.shard)
-        progress = Progress(len(records), "records", log)
-        rows = _in_order(_counted(_rows(records, model, config, log), progress))
+        progress = Progress(len(records) - len(results.reused), "records", log)
+        rows = _in_order(_counted(_rows(records, model, config, results, log), progress), len(records), results)
         while some := list(itertools.islice(rows, _ROWS_PER_WRITE)):
             writer.write(
                 [
@@ -167,7 +181,8 @@ def _write(
         progress.close()
         _require_a_usable_picture(config, records, by_outcome)
         _require_a_finite_map(config, by_outcome, settings["dtype"], log)
-        writer.manifest.update(settings, outcomes=dict(by_outcome))
+        counts = {"reused": len(results.reused), "computed": _answered_by_model(by_outcome) - len(results.reused)}
+        writer.manifest.update(settings, outcomes=dict(by_outcome), **counts)
     return by_outcome, num_steps
 
 
@@ -193,7 +208,7 @@ def _require_a_finite_map(config: AttentionConfig, by_outcome: Counter[str], dty
         StageError: There are answers, and the attention of all of them is NaN or infinite.
     """
     broken = by_outcome[outcomes.NON_FINITE]
-    answered = broken + by_outcome[outcomes.OK] + by_outcome[outcomes.EOS_ONLY]
+    answered = _answered_by_model(by_outcome)
     if not broken:
         return
     remedy = f"{dtype} may be too narrow for the model: try dtype bfloat16 or float32, or copy the model folder again."
@@ -203,39 +218,63 @@ def _require_a_finite_map(config: AttentionConfig, by_outcome: Counter[str], dty
         log.warning("the attention of %d of %d answers is NaN or infinite. %s", broken, answered, remedy)
 
 
+def _answered_by_model(by_outcome: Counter[str]) -> int:
+    """Records that the model was asked about, in this run or an earlier one."""
+    return by_outcome[outcomes.NON_FINITE] + by_outcome[outcomes.OK] + by_outcome[outcomes.EOS_ONLY]
+
+
 def _rows(
-    records: Sequence[Record], model: VisionLanguageModel, config: AttentionConfig, log: logging.Logger
+    records: Sequence[Record],
+    model: VisionLanguageModel,
+    config: AttentionConfig,
+    results: AttentionResults,
+    log: logging.Logger,
 ) -> Iterator[_Row]:
-    """One row per record, as soon as it is known."""
+    """One row per record without a result of an earlier run, as soon as it is known.
+
+    Raises:
+        Stopped: The system asked the process to end, and the answers on their way are finished and kept.
+    """
     unanswered: list[_Row] = []
 
     def on_problem(group: PictureQuestions, problem: PictureProblem) -> None:
         log.warning("%s", problem)
         unanswered.extend(_Row(question.index, problem.reason) for question in group.questions)
 
-    batch_size = min(config.batch_size, max(1, sum(bool(record["image"]) for record in records)))
-    groups = _groups(records, model, config.batch_size, unanswered, log)
+    with_image = sum(bool(record["image"]) for record in records) - len(results.reused)
+    wanted = config.batch_size or default_batch_size(model.device)
+    batch_size = min(wanted, max(1, with_image))
+    groups = _groups(records, model, wanted, results, unanswered, log)
     pictures = prefetch(groups, config.image_root_uri, model.preprocess, 2 * batch_size, on_problem)
-    for answer in AnswerGenerator(model, config.max_new_tokens, batch_size).generate(pictures):
-        yield _answered(answer)
+    until_stopped = itertools.takewhile(lambda _: not results.asked_to_stop(), pictures)
+    for answer in AnswerGenerator(model, config.max_new_tokens, batch_size).generate(until_stopped):
+        row = _answered(answer)
+        results.keep(row.index, row.outcome, row.num_steps, row.map)
+        yield row
         yield from unanswered
         unanswered.clear()
     yield from unanswered
+    if results.asked_to_stop():
+        raise Stopped(f"stopped as asked to; {results.saved} new results are in {config.cache_uri}: run again to go on")
 
 
 def _groups(
     records: Sequence[Record],
     model: VisionLanguageModel,
     batch_size: int,
+    results: AttentionResults,
     unanswered: list[_Row],
     log: logging.Logger,
 ) -> Iterator[PictureQuestions]:
     """The questions of each picture, within a window of records, the shortest prompts first.
 
+    Records with a result of an earlier run are left out; the words of their questions count.
+
     Args:
         records: The shard.
         model: Makes the prompts.
         batch_size: A window is some batches long.
+        results: Of earlier runs.
         unanswered: Gets the rows of records without a question to ask.
         log: The stage's.
 
@@ -244,9 +283,14 @@ def _groups(
     """
     window = _WINDOW_BATCHES * batch_size
     words, unasked = UnknownWords(model.folders[0]), model.prompt("")
-    for start in range(0, len(records), window):
+    for index in results.reused:
+        row = results.row(index)
+        words.add(row["unknown_tokens"], row["tokens"])
+    asked = [index for index in range(len(records)) if index not in results.reused]
+    for start in range(0, len(asked), window):
         by_image: dict[str, list[Question]] = {}
-        for index, record in enumerate(records[start : start + window], start):
+        for index in asked[start : start + window]:
+            record = records[index]
             if not record["image"]:
                 unanswered.append(_Row(index, outcomes.TEXT_ONLY))
                 continue
@@ -254,7 +298,9 @@ def _groups(
                 unanswered.append(_Row(index, outcomes.NO_QUESTION))
                 continue
             prompt = model.prompt(record["question"])
-            _count_unknown(words, prompt, unasked, model.unk_token_id)
+            counts = _count_unknown(prompt, unasked, model.unk_token_id)
+            words.add(*counts)
+            results.count_words(index, *counts)
             if prompt.num_tokens + model.num_vision_tokens > model.context_length:
                 unanswered.append(_Row(index, outcomes.PROMPT_TOO_LONG))
                 continue
@@ -268,13 +314,13 @@ def _groups(
         log.warning("%s", warning)
 
 
-def _count_unknown(words: UnknownWords, prompt: Prompt, unasked: Prompt, unknown: int | None) -> None:
-    """Count a question's tokens: those of its prompt beyond the ones of every prompt."""
+def _count_unknown(prompt: Prompt, unasked: Prompt, unknown: int | None) -> tuple[int, int]:
+    """A question's unknown tokens and all of them: those of its prompt beyond the ones of every prompt."""
 
     def count(counted: Prompt) -> int:
         return sum(token == unknown for token in (*counted.before, *counted.after))
 
-    words.add(max(0, count(prompt) - count(unasked)), max(0, prompt.num_tokens - unasked.num_tokens))
+    return max(0, count(prompt) - count(unasked)), max(0, prompt.num_tokens - unasked.num_tokens)
 
 
 def _longest_prompt(group: PictureQuestions) -> int:
@@ -293,12 +339,19 @@ def _counted(rows: Iterable[_Row], progress: Progress) -> Iterator[_Row]:
         yield row
 
 
-def _in_order(rows: Iterable[_Row]) -> Iterator[_Row]:
-    """Rows in the shard's order; early ones wait."""
+def _in_order(rows: Iterable[_Row], count: int, results: AttentionResults) -> Iterator[_Row]:
+    """All rows in the shard's order: early ones wait; those of earlier runs are read when they are due."""
     early: dict[int, _Row] = {}
-    due = 0
-    for row in rows:
+    coming = iter(rows)
+    for due in range(count):
+        if due in results.reused:
+            found = results.row(due)
+            yield _Row(due, found["outcome"], found["num_steps"], found["map"])
+            continue
+        while due not in early:
+            row = next(coming)
+            early[row.index] = row
+        yield early.pop(due)
+    # To its end: what comes after the last row is said there.
+    for row in coming:
         early[row.index] = row
-        while due in early:
-            yield early.pop(due)
-            due += 1

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 
 from free2ds_common.errors import StageError, first_line
 from free2ds_common.inference import original_layout
+from free2ds_common.inference.lean_llama import make_lean
 from free2ds_common.inference.model import Pixels, VisionLanguageModel
 from free2ds_common.inference.model_folder import (
     check_folder,
@@ -110,6 +111,7 @@ def load_auto(folder: Path, device: torch.device, dtype: torch.dtype, system: st
     _refuse_windows(decoder.config, folder)
     # The picture encoder stays as it is: it may use its layers' weights without calling the layers.
     pack_linear_layers(decoder, model.get_output_embeddings())
+    make_lean(decoder)
 
     def preprocess(picture: Image.Image) -> Pixels:
         return {"pixel_values": processor(picture, return_tensors="pt").pixel_values[0]}

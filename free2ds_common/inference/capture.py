@@ -31,9 +31,15 @@ class KeyValueCache:
 
     GROWTH = 32
 
-    def __init__(self, max_rows: int, num_layers: int) -> None:
-        """Plan for `max_rows` sequences and `num_layers` layers; memory is allocated when the first sequence comes."""
-        self._max_rows, self._num_layers = max_rows, num_layers
+    def __init__(self, max_rows: int, num_layers: int, spare: int = 0) -> None:
+        """Plan for `max_rows` sequences and `num_layers` layers; memory is allocated when the first sequence comes.
+
+        Args:
+            max_rows: Sequences.
+            num_layers: Decoder layers.
+            spare: Tokens to have room for beyond those asked for, whenever memory is allocated; GROWTH at least.
+        """
+        self._max_rows, self._num_layers, self._spare = max_rows, num_layers, spare
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def reserve(self, layer: int, length: int, like: torch.Tensor, used_rows: int) -> None:
@@ -55,9 +61,19 @@ class KeyValueCache:
                 pair[place] = grown
                 self._layers[layer] = (pair[0], pair[1])
 
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit into a row of every layer."""
+        return min((keys.shape[2] for keys, _ in self._layers), default=0)
+
+    def require(self, length: int, used_rows: int) -> None:
+        """Make room for `length` tokens in every layer; there is at least one sequence."""
+        for layer, (keys, _) in enumerate(self._layers):
+            self.reserve(layer, length, keys, used_rows)
+
     def _allocate(self, length: int, like: torch.Tensor) -> torch.Tensor:
         """Uninitialised, since each sequence clears its own row: unused rows cost no memory."""
-        return like.new_empty(self._max_rows, like.shape[1], length + self.GROWTH, like.shape[3])
+        return like.new_empty(self._max_rows, like.shape[1], length + max(self.GROWTH, self._spare), like.shape[3])
 
     def store(self, layer: int, rows: slice, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write tokens of new sequences after the `start` tokens that are there already, and clear what follows.
@@ -72,7 +88,7 @@ class KeyValueCache:
         stop = start + keys.shape[2]
         self.reserve(layer, stop, keys, rows.stop if start else rows.start)
         for held, new in zip(self._layers[layer], (keys, values), strict=True):
-            held[rows, :, start:stop] = new
+            _words(held[rows, :, start:stop]).copy_(_words(new))
             held[rows, :, stop:] = 0
 
     def append(self, layer: int, position_ids: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -104,6 +120,12 @@ class KeyValueCache:
         for keys, values in self._layers:
             keys[row] = 0
             values[row] = 0
+
+
+def _words(values: torch.Tensor) -> torch.Tensor:
+    """The same memory in words of eight bytes where it divides so: copies between layouts go word by word."""
+    fits = values.stride(-1) == 1 and values.shape[-1] * values.element_size() % 8 == 0
+    return values.view(torch.int64) if fits else values
 
 
 class Pass(ABC):
@@ -306,6 +328,33 @@ class DecodePass(Pass):
         """The new token's weights times the values."""
         weights = self._last_row_weights(query[:, :, 0], keys, scaling, self._allowed)
         return torch.matmul(weights.to(values.dtype), values).view(len(query), -1, 1, values.shape[3])
+
+
+class FixedDecodePass(DecodePass):
+    """A decode step with shapes that the caller chooses and lengths that only the device knows."""
+
+    def __init__(
+        self,
+        cache: KeyValueCache,
+        lengths: torch.Tensor,
+        vision_starts: torch.Tensor,
+        num_vision_tokens: int,
+        total: int,
+    ) -> None:
+        """Prepare a step.
+
+        Args:
+            cache: Holds the sequences; row i is sequence i.
+            lengths: int64, (rows,), tokens already stored; less than `total`.
+            vision_starts: int64, (rows,).
+            num_vision_tokens: As in `Pass`.
+            total: Tokens to attend to, beyond a sequence's own with no weight; the cache has room for them.
+        """
+        Pass.__init__(self, (), num_vision_tokens, lengths.device)
+        self._cache, self._total, self.position_ids = cache, total, lengths
+        self._allowed = torch.arange(total, device=lengths.device) <= lengths[:, None]
+        self._columns = vision_starts[:, None] + torch.arange(num_vision_tokens, device=lengths.device)
+        self.row_sum = torch.zeros(self._columns.shape, device=lengths.device)
 
 
 def capturing_attention(

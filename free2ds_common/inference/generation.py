@@ -11,11 +11,13 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
 from free2ds_common import outcomes
-from free2ds_common.inference.capture import DecodePass, KeyValueCache, Pass, PrefillPass
+from free2ds_common.inference.capture import DecodePass, FixedDecodePass, KeyValueCache, Pass, PrefillPass
+from free2ds_common.inference.decode_graphs import LENGTH_STEP, DecodeGraphs, rounded_length, rounded_rows
 from free2ds_common.inference.maps import aggregate_steps
 from free2ds_common.inference.model import Pixels, VisionLanguageModel
 from free2ds_common.inference.prompts import Prompt
@@ -80,6 +82,12 @@ class _Row:
         return len(self.question.prompt.before)
 
 
+# Tokens of a prefill pass: more at once is no faster on any device measured, and takes memory.
+_PREFILL_TOKENS = 32_768
+# Pictures of an encoder's pass. MGM's fp32 detail maps take 0.4 GB each, and from 76 on torch refuses to resize them.
+_ENCODED_AT_ONCE = 16
+
+Item = TypeVar("Item")
 # A picture's features and the questions about it.
 _Waiting = tuple[torch.Tensor, tuple[Question, ...]]
 
@@ -171,8 +179,9 @@ class AnswerGenerator:
         return [(feature, group.questions) for feature, group in zip(features, groups, strict=True)]
 
     def _encode(self, pixels: Pixels) -> torch.Tensor:
-        """Features of all pictures, a part at a time where they do not fit into memory together."""
-        count = at_once = len(next(iter(pixels.values())))
+        """Features of all pictures, a part at a time, fewer where they do not fit into memory together."""
+        count = len(next(iter(pixels.values())))
+        at_once = min(count, _ENCODED_AT_ONCE)
         while True:
             try:
                 encoded = [
@@ -196,9 +205,14 @@ class _Batch:
         self._admitting: list[_Row] = []
         self._model, self._max_new_tokens, self._size = model, max_new_tokens, size
         self._share_prefix = share_prefix
-        self._cache = KeyValueCache(size, model.decoder.config.num_hidden_layers)
+        self._graphs = DecodeGraphs() if _takes_graphs(model.device) else None
+        # A cache that grows moves, and its graphs are lost: room for the longest answer at once.
+        spare = max_new_tokens + LENGTH_STEP if self._graphs else 0
+        self._cache = KeyValueCache(size, model.decoder.config.num_hidden_layers, spare)
         self._steps = torch.zeros(size, max_new_tokens, model.num_vision_tokens, device=model.device)
         self._last = torch.zeros(size, dtype=torch.int64, device=model.device)
+        # Of each row: tokens in the cache, the first vision token's place, generated tokens. Where graphs read them.
+        self._numbers = torch.zeros(3, size, dtype=torch.int64, device=model.device)
 
     def unfinished(self) -> list[_Waiting]:
         """Questions whose answer was not returned, one by one."""
@@ -236,13 +250,15 @@ class _Batch:
                     shared.setdefault(prefix, []).append(rows)
                 else:
                     alone.extend(rows)
-        if alone:
-            self._prefill_alone(alone)
+        vision = self._model.num_vision_tokens
+        for some in _passes(alone, [row.question.prompt.num_tokens + vision for row in alone]):
+            self._prefill_alone(some)
         for prefix, families in shared.items():
-            self._prefill_shared(prefix, families)
+            for part in _passes(families, [len(prefix) + vision] * len(families)):
+                self._prefill_shared(prefix, part)
         self._admitting.clear()
 
-    def _prefill_alone(self, rows: list[_Row]) -> None:
+    def _prefill_alone(self, rows: Sequence[_Row]) -> None:
         """Prefill whole prompts in one pass."""
         embedded = [
             torch.cat([self._embed(row.question.prompt.before), row.features, self._embed(row.question.prompt.after)])
@@ -250,7 +266,7 @@ class _Batch:
         ]
         self._prefill(rows, embedded)
 
-    def _prefill_shared(self, prefix: tuple[int, ...], families: list[list[_Row]]) -> None:
+    def _prefill_shared(self, prefix: tuple[int, ...], families: Sequence[list[_Row]]) -> None:
         """Prefill the prefix once per picture, then the questions after it."""
         before = self._embed(prefix)
         inputs = torch.stack([torch.cat([before, rows[0].features]) for rows in families])
@@ -268,7 +284,7 @@ class _Batch:
 
     def _prefill(
         self,
-        rows: list[_Row],
+        rows: Sequence[_Row],
         embedded: list[torch.Tensor],
         prefix: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
         prefix_of_row: torch.Tensor | None = None,
@@ -284,7 +300,10 @@ class _Batch:
             self._cache, first_row, lengths, starts, self._model.num_vision_tokens, prefix, prefix_of_row
         )
         position_ids = torch.arange(offset, offset + inputs.shape[1], device=device)[None]
+        capacity = self._cache.capacity
         hidden = self._forward(inputs, position_ids, step)
+        if self._graphs is not None and self._cache.capacity != capacity:
+            self._graphs.forget()
         for row, tokens in zip(rows, embedded, strict=True):
             row.length = offset + len(tokens)
         self._finish_pass(rows, first_row, step, hidden[torch.arange(count, device=device), lengths - 1])
@@ -293,6 +312,9 @@ class _Batch:
     def decode(self) -> None:
         """Generate the next token of every row."""
         if not self.rows:
+            return
+        if self._graphs is not None:
+            self._decode_by_graph(self._graphs)
             return
         starts = [row.vision_start for row in self.rows]
         lengths = [row.length for row in self.rows]
@@ -303,16 +325,39 @@ class _Batch:
             row.length += 1
         self._finish_pass(self.rows, 0, step, hidden[:, 0])
 
+    def _decode_by_graph(self, graphs: DecodeGraphs) -> None:
+        """The same with rows and lengths rounded up; what the rows beyond the last one compute is never read."""
+        total, capacity = rounded_length(max(row.length for row in self.rows) + 1), self._cache.capacity
+        if total > capacity:
+            self._cache.require(total, len(self.rows))
+            graphs.forget()
+        self._numbers.zero_()
+        numbers = [(row.length, row.vision_start, len(row.tokens)) for row in self.rows]
+        self._numbers[:, : len(self.rows)] = torch.tensor(numbers).T.to(self._numbers.device)
+        graphs.run(self._fixed_step, rounded_rows(len(self.rows), self._size), total)
+        for row, token in zip(self.rows, self._last[: len(self.rows)].tolist(), strict=True):
+            row.length += 1
+            row.tokens.append(token)
+
+    def _fixed_step(self, rows: int, total: int) -> None:
+        """Next token and attention of the first `rows` rows, on the device alone."""
+        lengths, starts, counts = self._numbers[:, :rows]
+        step = FixedDecodePass(self._cache, lengths, starts, self._model.num_vision_tokens, total)
+        hidden = self._forward(self._model.decoder.embed_tokens(self._last[:rows, None]), lengths[:, None], step)
+        self._record(torch.arange(rows, device=lengths.device), counts, step, hidden[:, 0])
+
     def _finish_pass(self, rows: Sequence[_Row], first_row: int, step: Pass, hidden: torch.Tensor) -> None:
         """Store the attention of a pass and the tokens that it predicts."""
-        assert step.row_sum is not None
         places = torch.arange(first_row, first_row + len(rows), device=hidden.device)
-        numbers = torch.tensor([len(row.tokens) for row in rows], device=hidden.device)
-        self._steps[places, numbers] = step.row_sum / self._model.decoder.config.num_hidden_layers
-        tokens = self._model.lm_head(hidden).argmax(dim=-1)
-        self._last[places] = tokens
-        for row, token in zip(rows, tokens.tolist(), strict=True):
+        self._record(places, torch.tensor([len(row.tokens) for row in rows], device=hidden.device), step, hidden)
+        for row, token in zip(rows, self._last[places].tolist(), strict=True):
             row.tokens.append(token)
+
+    def _record(self, places: torch.Tensor, counts: torch.Tensor, step: Pass, hidden: torch.Tensor) -> None:
+        """Keep the attention and the next token of the rows at `places`, which have generated `counts` tokens."""
+        assert step.row_sum is not None
+        self._steps[places, counts] = step.row_sum / self._model.decoder.config.num_hidden_layers
+        self._last[places] = self._model.lm_head(hidden).argmax(dim=-1)
 
     def collect(self) -> Iterator[Answer]:
         """Take finished answers out of the batch; rows from its end move into their places."""
@@ -353,3 +398,18 @@ class _Batch:
             inputs_embeds=inputs, position_ids=position_ids, past_key_values=step, capture=step, use_cache=True
         ).last_hidden_state
         return hidden
+
+
+def _takes_graphs(device: torch.device) -> bool:
+    """Whether decode steps run as CUDA graphs: on NVIDIA's devices."""
+    return device.type == "cuda" and torch.version.cuda is not None
+
+
+def _passes(items: Sequence[Item], tokens: Sequence[int]) -> Iterator[Sequence[Item]]:
+    """Items of a pass each: as few passes as keep to `_PREFILL_TOKENS`, padding included, and all of one size."""
+    if not items:
+        return
+    at_most = max(1, _PREFILL_TOKENS // max(tokens))
+    size = -(-len(items) // -(-len(items) // at_most))
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,10 +1,15 @@
-"""Loads pictures ahead of the model: threads read, decode and preprocess them; they are handed over in order."""
+"""Loads pictures ahead of the model: many threads read, one per core decodes and preprocesses; order is kept.
+
+A store answers after tens of milliseconds, whatever the machine does meanwhile, so that far more threads read than
+there are cores.
+"""
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image
 
@@ -18,6 +23,12 @@ from free2ds_common.pictures import (
     picture_pixels,
     read_picture_bytes,
 )
+
+# Files on their way or waiting to be decoded.
+READERS = 32
+# Of them together, as far as the largest one so far tells.
+MAX_BYTES_AHEAD = 256 << 20
+_DECODERS = 8
 
 
 @dataclass(frozen=True)
@@ -43,30 +54,34 @@ def prefetch(
     """Load pictures in the background.
 
     Args:
-        groups: In the order wanted; `max_pictures` of them are read ahead.
+        groups: In the order wanted; `READERS` files are read ahead of the pictures, fewer where they are large.
         image_root_uri: Where the pictures are.
         preprocess: A picture in RGB to named tensors; called in several threads.
-        max_pictures: Pictures in memory or in work at a time.
+        max_pictures: Decoded pictures in memory or in work at a time.
         on_problem: Called for a picture that cannot be used; its questions are left out.
 
     Yields:
         The groups in order, with pixels.
     """
     budget = PixelBudget(MAX_PIXELS)
+    cores = min(_DECODERS, os.cpu_count() or 1)
+    with (
+        ThreadPoolExecutor(READERS, thread_name_prefix="reading") as readers,
+        ThreadPoolExecutor(cores, thread_name_prefix="decoding") as decoders,
+    ):
+        files = _Files(groups, partial(read_picture_bytes, image_root_uri), readers)
 
-    def load(image: str) -> Pixels:
-        data = read_picture_bytes(image_root_uri, image)
-        # Decoding and preprocessing hold several copies of a picture.
-        with budget.taken(picture_pixels(data, image)):
-            return preprocess(decode_picture(data, image))
+        def load(group: PictureQuestions, file: Future[bytes]) -> Pixels:
+            data = file.result()
+            # Decoding and preprocessing hold several copies of a picture.
+            with budget.taken(picture_pixels(data, group.image)):
+                return preprocess(decode_picture(data, group.image))
 
-    source = iter(groups)
-    pending: deque[tuple[PictureQuestions, Future[Pixels]]] = deque()
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="pictures") as pool:
+        pending: deque[tuple[PictureQuestions, Future[Pixels]]] = deque()
         try:
             while True:
-                while len(pending) < max_pictures and (group := next(source, None)) is not None:
-                    pending.append((group, pool.submit(load, group.image)))
+                while len(pending) < max_pictures and (found := files.take()):
+                    pending.append((found[0], decoders.submit(load, *found)))
                 if not pending:
                     return
                 group, future = pending.popleft()
@@ -77,5 +92,39 @@ def prefetch(
                     continue
                 yield PictureGroup(pixels, group.questions)
         finally:
+            # Those who decode wait for those who read.
+            files.cancel()
             for _, future in pending:
                 future.cancel()
+
+
+class _Files:
+    """Files read ahead, in order."""
+
+    def __init__(
+        self, groups: Iterable[PictureQuestions], read: Callable[[str], bytes], pool: ThreadPoolExecutor
+    ) -> None:
+        """Read the groups' pictures in the threads of a pool."""
+        self._groups, self._read, self._pool = iter(groups), read, pool
+        self._reading: deque[tuple[PictureQuestions, Future[bytes]]] = deque()
+        self._largest = 0
+
+    def take(self) -> tuple[PictureQuestions, Future[bytes]] | None:
+        """The next group and its file, which may still be on its way; None at the end."""
+        while len(self._reading) < self._ahead() and (group := next(self._groups, None)) is not None:
+            self._reading.append((group, self._pool.submit(self._file, group.image)))
+        return self._reading.popleft() if self._reading else None
+
+    def _ahead(self) -> int:
+        """How many files to read ahead, by the largest one so far; at least one."""
+        return max(1, min(READERS, MAX_BYTES_AHEAD // max(1, self._largest)))
+
+    def _file(self, image: str) -> bytes:
+        data = self._read(image)
+        self._largest = max(self._largest, len(data))
+        return data
+
+    def cancel(self) -> None:
+        """Read no more."""
+        for _, file in self._reading:
+            file.cancel()

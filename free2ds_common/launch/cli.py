@@ -17,6 +17,7 @@ from kfp import dsl
 from free2ds_common.errors import StageError
 from free2ds_common.failure import run_reported
 from free2ds_common.launch import result_commands
+from free2ds_common.launch.cache import add_cache_options, cache_of_run
 from free2ds_common.launch.cluster_commands import ClusterCommands, cluster_options
 from free2ds_common.launch.containers import require_images
 from free2ds_common.launch.kubernetes_names import require_registry, require_tag
@@ -88,6 +89,7 @@ def command_line(package: Package) -> argparse.ArgumentParser:
     )
     run.add_argument("--network", default="", help="Docker network of the stages (--runner docker)")
     run.add_argument("--keep-work", action="store_true", help="keep what the stages hand to each other")
+    run.add_argument("--no-cache", action="store_true", help="take no results of earlier runs and keep none")
     compiled = command("compile", _compile, "images")
     compiled.add_argument("--output", default="free2ds.yaml", help="the file to write")
     compiled.add_argument(
@@ -99,6 +101,7 @@ def command_line(package: Package) -> argparse.ArgumentParser:
     command("parameters", _parameters)
     ClusterCommands(_released).add(command)
     result_commands.add(command)
+    add_cache_options(command("cache", _cache))
     return parser
 
 
@@ -152,6 +155,7 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
     # A machine without a GPU takes longer and does the same; on a cluster it would be a step in the wrong place.
     # Small data sets are tried out here, for which the method's 1000 clusters are too many.
     values = {"require_gpu": False, "num_clusters": 0, **with_absolute_paths(given)}
+    values["cache_uri"] = cache_of_run(values.get("cache_uri"), off=arguments.no_cache)
     in_images = arguments.runner == "docker"
     if not in_images and (arguments.registry or arguments.network):
         raise StageError("--registry and --network: only --runner docker uses images. Add it, or leave them out.")
@@ -198,6 +202,14 @@ def _parameters(package: Package, arguments: argparse.Namespace) -> int:
     """Print every parameter with its default and meaning, as Markdown."""
     print(parameter_table(package))
     return 0
+
+
+def _cache(package: Package, arguments: argparse.Namespace) -> int:
+    """Look after a results store: list what it holds, verify, compact or delete it."""
+    # Here, not at the top: no other command needs pyarrow.
+    from free2ds_common.launch.cache_command import look_after
+
+    return look_after(arguments)
 
 
 def _released(package: Package, arguments: argparse.Namespace) -> Package:

@@ -89,6 +89,9 @@ def read_only_paths(values: Mapping[str, Any]) -> list[str]:
         Existing paths, none below another.
     """
     texts = {name: value.removeprefix("file://") for name, value in values.items() if isinstance(value, str)}
+    if earlier := texts.get("previous_selected_uri"):
+        # The scores lie beside it.
+        texts["previous_selected_uri"] = os.path.dirname(earlier)
     found = {path for path in texts.values() if os.path.isabs(path) and os.path.exists(path)}
     for name, path in texts.items():
         # A folder of the hub's cache is nothing but links.
@@ -120,7 +123,9 @@ def container_arguments(
     client = connect()
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | dict(facts)
     environment["OMP_NUM_THREADS"] = str(threads)
-    mounts = dict.fromkeys(read_only_paths(values), True)
+    mounts = dict.fromkeys(read_only_paths({**values, "cache_uri": ""}), True)
+    if os.path.isabs(cache := values.get("cache_uri", "").removeprefix("file://")):
+        mounts[cache] = False
     if credentials := os.environ.get(CREDENTIAL_FILE):
         if not os.path.isfile(credentials):
             raise StageError(f"{CREDENTIAL_FILE}: {credentials} is not there. Mend the variable, or unset it.")

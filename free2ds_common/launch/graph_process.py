@@ -18,7 +18,8 @@ from pathlib import Path
 from free2ds_common.failure import ERROR_FILE, EXIT_CRASH, EXIT_WRONG_SETUP, Failure
 from free2ds_common.redact import redacted
 
-STOP_TIMEOUT_S = 5.0
+# For the batch in flight of a stage with a results store; the others end at once.
+STOP_TIMEOUT_S = 15.0
 # In the work folder: the compiled pipeline, its arguments, how containers are started, the paths of its outputs.
 PIPELINE, ARGUMENTS, CONTAINERS, OUTPUTS = "free2ds.yaml", "arguments.json", "containers.json", "outputs.json"
 # In the work folder: what the tasks write.

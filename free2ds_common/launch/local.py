@@ -30,6 +30,7 @@ RESULTS = {
     "selected": ("selected.json", "the selected records, LLaVA JSON, in input order"),
     "scores": ("scores", "Parquet, one row per record: every score, both outcomes, probability, selected"),
     "random": ("random.json", "a random draw of the same size: the control to train against"),
+    "baseline": ("kmeans", "clusters and ranges; as kmeans_uri of a later run they keep these records' scores"),
     "rejects": (REJECTS, "the unusable records, each with its reason"),
     "report": ("report.html", "the report; open it in a browser"),
     "summary": ("summary.json", "every count, the tilt of the draw, the parameters"),
@@ -141,17 +142,20 @@ def print_results(output_dir: Path, seconds: float) -> None:
     with (output_dir / REJECTS).open(encoding="utf-8") as lines:
         rejected = sum(1 for _ in lines) + summary["counts"]["rejected"]
     print(
-        f"\nFinished in {seconds:.0f} s: {summary['counts']['written']} of {summary['pool']} usable records selected, "
-        f"{rejected} records unusable, {summary['without_iou']} ranked without comparing where the models look."
+        f"\nFinished in {seconds:.0f} s: {summary['counts']['written']:,} of "
+        f"{_counted(summary['pool'], 'usable record')} selected, {_counted(rejected, 'record')} unusable, "
+        f"{summary['without_iou']:,} ranked without comparing where the models look."
     )
     print(_of_clusters(summary["models"]["text"]))
+    for name, reuse in summary["reuse"].items():
+        print(f"{name}: {reuse['computed']:,} results computed, {reuse['reused']:,} taken from the results store.")
     for warning in summary["warnings"]:
         print(f"warning: {warning}")
     made = summary["run"]
     if made["command"]:
         print(f"Command: {made['command']}")
     print(
-        f"Started {made['started']}, {made['threads']} threads per stage; "
+        f"Started {made['started']}, {_counted(made['threads'], 'thread')} per stage; "
         f"sha256 of the data set: {summary['ingest']['dataset_sha256']}"
     )
     print(f"Results in {output_dir}:")
@@ -159,8 +163,18 @@ def print_results(output_dir: Path, seconds: float) -> None:
         print(f"  {file_name:<15} {meaning}")
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _of_clusters(text: Mapping[str, Any]) -> str:
     """How many clusters the text side has, and why so many."""
     asked = text["num_clusters_asked"]
+    if "frozen_from" in text:
+        return f"Text: {_counted(text['num_clusters'], 'cluster')} of an earlier run (kmeans_uri), not trained anew."
     why = f"num_clusters={asked}" if asked else "num_clusters=0: a 39th, at most 1000"
-    return f"Text: {text['num_clusters']:,} clusters of {text['distinct_messages']:,} distinct messages ({why})."
+    clusters, messages = (
+        _counted(text["num_clusters"], "cluster"),
+        _counted(text["distinct_messages"], "distinct message"),
+    )
+    return f"Text: {clusters} of {messages} ({why})."

@@ -8,12 +8,14 @@ from typing import Any
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 
+from components.cluster_scoring.frozen import open_frozen
 from components.ingest.reader import open_records
+from free2ds_common.checkpoints import fingerprint
 from free2ds_common.errors import SettingError, StageError, first_line
 from free2ds_common.launch.package import Package
 from free2ds_common.retry import retried
 from free2ds_common.settings import ModelSettings
-from free2ds_common.storage import filesystem, require_folder
+from free2ds_common.storage import filesystem, is_local, require_folder
 
 _CONFIG = "config.json"
 # Of the hub; a download comes later and may take as long as it takes.
@@ -21,7 +23,7 @@ _TIMEOUT_S = 20.0
 
 
 def check_inputs(package: Package, values: Mapping[str, Any], *, only_local: bool = False) -> None:
-    """Look whether the data set, the pictures and the models are there, and whether there are records enough.
+    """Look whether data set, pictures, models and old clusters are there and fit, and whether records are enough.
 
     Args:
         package: The pipeline; its graph says which parameter is which stage's.
@@ -48,6 +50,8 @@ def check_inputs(package: Package, values: Mapping[str, Any], *, only_local: boo
             is_tower = field.name.startswith("vision_tower") and ("://" in place or os.path.isabs(place))
             if (is_model or is_tower) and (not only_local or _is_path(place)):
                 _check_model(task.sources[field.name], place, revision)
+    if every["kmeans_uri"] and (not only_local or _is_path(every["kmeans_uri"])):
+        open_frozen(every["kmeans_uri"], _known_embeddings(every))
 
 
 def _is_path(place: str) -> bool:
@@ -83,7 +87,25 @@ def _check_model(name: str, model: str, revision: str) -> None:
     elif model.startswith((".", "/", "~")):
         raise SettingError(name, f"{model} is no folder. Give an existing folder, a URI or a hub id.")
     else:
-        _check_hub(name, model.removeprefix("hf://").removeprefix("models/"), revision)
+        _check_hub(name, _hub_id(model), revision)
+
+
+def _known_embeddings(every: Mapping[str, Any]) -> dict[str, object]:
+    """What can be said now of the embeddings' manifest: without a download, and not knowing where "auto" will run."""
+    model, revision = every["bert_model"], every["bert_revision"]
+    known: dict[str, object] = {} if every["dtype"] == "auto" else {"dtype": every["dtype"]}
+    if os.path.isdir(model):
+        known["model_fingerprint"] = fingerprint(model)
+    elif "://" in model and not model.startswith("hf://"):
+        if is_local(model):
+            known["model_fingerprint"] = fingerprint(filesystem(model)[1])
+    elif isinstance(config := try_to_load_from_cache(_hub_id(model), _CONFIG, revision=revision), str):
+        known["model_fingerprint"] = fingerprint(Path(config).parent)
+    return known
+
+
+def _hub_id(model: str) -> str:
+    return model.removeprefix("hf://").removeprefix("models/")
 
 
 def _check_store(name: str, uri: str) -> None:

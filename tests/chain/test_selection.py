@@ -1,15 +1,31 @@
 """All stages in order, as a user runs them, on a small example data set."""
 
+import copy
 import hashlib
 import json
 import math
+import random
 
+import faiss
 import pyarrow.dataset as pads
 import pytest
+import torch
 
 import pipeline
+from components.bert_features.config import BertFeaturesConfig
+from components.bert_features.stage import run as run_bert
+from components.cluster_scoring.config import ClusterScoringConfig
+from components.cluster_scoring.stage import run as run_scoring
+from components.ingest.config import IngestConfig
+from components.ingest.stage import run as run_ingest
 from components.joint_selection.config import JointSelectionConfig
 from components.joint_selection.stage import run as run_selection
+from components.llava_attention.config import LlavaAttentionConfig
+from components.llava_attention.stage import run as run_llava
+from components.mgm_attention.config import MgmAttentionConfig
+from components.mgm_attention.stage import run as run_mgm
+from components.split.config import SplitConfig
+from components.split.stage import run as run_split
 from examples.make import make
 
 NUM_RECORDS = 20
@@ -39,7 +55,7 @@ def run_pipeline(example, output_dir, **parameters):
         **parameters,
     }
     options = [option for name, value in values.items() for option in ("--param", f"{name}={value}")]
-    return pipeline.main(["run", "--output-dir", str(output_dir), "--keep-work", *options])
+    return pipeline.main(["run", "--no-cache", "--output-dir", str(output_dir), "--keep-work", *options])
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +126,112 @@ def test_the_report_and_the_summary_are_there(first):
     assert summary["counts"] == {"read": 20, "written": 4, "dropped": 16, "rejected": 0}
 
 
-def test_another_run_with_other_shards_selects_the_same(example, first, tmp_path):
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_another_run_with_other_shards_and_threads_selects_the_same(example, first, tmp_path):
+    # One shard: twice the threads.
     assert run_pipeline(example, tmp_path / "again", num_shards=1) == 0
     assert (tmp_path / "again/selected.json").read_bytes() == (first / "selected.json").read_bytes()
+    assert contents(tmp_path / "again/scores") == contents(first / "scores")
+
+
+def scores_by_key(folder, *left_out):
+    """Rows of scores/ by record key, without what says where in the file a record was."""
+    rows = pads.dataset(sorted(folder.glob("*.parquet"))).to_table().to_pylist()
+    for row in rows:
+        for name in ("unique_id", "position", *left_out):
+            del row[name]
+    return {row["record_key"]: row for row in rows}
+
+
+@pytest.fixture
+def with_threads():
+    """Sets the threads of both libraries that have them; they are as before in the end."""
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
+
+    def use(count):
+        torch.set_num_threads(count)
+        faiss.omp_set_num_threads(count)
+
+    yield use
+    torch.set_num_threads(before[0])
+    faiss.omp_set_num_threads(before[1])
+
+
+def run_stages(example, place, dataset, num_shards):
+    """The stages one after the other in this process, as the graph joins them; returns the folder of scores."""
+    place.mkdir()
+    (place / "dataset.json").write_text(json.dumps(dataset))
+    at = {name: str(place / name) for name in ("records", "shards", "features", "text", "kmeans", "scores")}
+    models = {name: str(example / "models" / name) for name in ("llava", "mgm", "bert")}
+    run_ingest(
+        IngestConfig(
+            dataset_uri=str(place / "dataset.json"),
+            image_root_uri=str(example / "images"),
+            records=at["records"],
+            rejects=str(place / "rejects"),
+        )
+    )
+    run_split(SplitConfig(records=at["records"], shards=at["shards"], num_shards=num_shards))
+    attention = {"llava": [], "mgm": []}
+    for side, config, run in (("llava", LlavaAttentionConfig, run_llava), ("mgm", MgmAttentionConfig, run_mgm)):
+        for number in range(num_shards):
+            attention[side].append(str(place / f"{side}-{number}"))
+            run(
+                config(
+                    shard=f"{at['shards']}/shard-{number:05d}-of-{num_shards:05d}",
+                    image_root_uri=str(example / "images"),
+                    model=models[side],
+                    max_new_tokens=8,
+                    attention=attention[side][-1],
+                )
+            )
+    run_bert(BertFeaturesConfig(records=at["records"], model=models["bert"], features=at["features"]))
+    run_scoring(ClusterScoringConfig(features=[at["features"]], num_clusters=5, scores=at["text"], kmeans=at["kmeans"]))
+    run_selection(
+        JointSelectionConfig(
+            records=at["records"],
+            llava_attention=attention["llava"],
+            mgm_attention=attention["mgm"],
+            text_scores=at["text"],
+            scores=at["scores"],
+            **{name: str(place / name) for name in ("selected", "report", "summary", "random")},
+        )
+    )
+    return place / "scores"
+
+
+# The number of records of a shard decides which of them are answered together.
+@pytest.mark.parametrize(("num_shards", "threads"), [(1, 4), (3, 2), (7, 1)])
+def test_no_score_depends_on_order_shards_or_threads(example, first, tmp_path, with_threads, num_shards, threads):
+    records = json.loads((example / "dataset.json").read_text())
+    random.Random(num_shards).shuffle(records)
+    with_threads(threads)
+    found = run_stages(example, tmp_path / "stages", records, num_shards)
+    assert scores_by_key(found) == scores_by_key(first / "scores")
+
+
+def test_with_kmeans_uri_old_records_keep_their_scores_beside_new_ones(example, first, tmp_path):
+    records = json.loads((example / "dataset.json").read_text())
+    new = copy.deepcopy(next(record for record in records if record.get("image") and record["id"] != "broken"))
+    new["id"], new["conversations"][0]["value"] = "new", "<image>\nHow many of these things would fit into a lorry?"
+    records.append(new)
+    random.Random(5).shuffle(records)
+    (tmp_path / "dataset.json").write_text(json.dumps(records))
+    more = {"dataset_uri": tmp_path / "dataset.json", "kmeans_uri": first / "kmeans"}
+    assert run_pipeline(example, tmp_path / "later", **more) == 0
+    drawn = ("probability", "selected")
+    old, now = (scores_by_key(folder / "scores", *drawn) for folder in (first, tmp_path / "later"))
+    assert len(now) == len(old) + 1
+    # Those without an IoU are ranked among each other: their combined score is the one thing that may move.
+    without_iou = {key: row.pop("combined") for key, row in old.items() if row["iou"] is None}
+    kept = {key: row for key, row in now.items() if key in old}
+    assert {key for key, row in kept.items() if row["iou"] is None} == set(without_iou)
+    for key in without_iou:
+        del kept[key]["combined"]
+    assert kept == old
 
 
 def naive_minmax(values):

@@ -42,7 +42,10 @@ BERT_OPTIONS = (
     ("main", "options"),
     [
         (bert, {*BERT_OPTIONS, "help"}),
-        (scoring, {"features", "num-clusters", "num-iterations", "order", "seed", "scores", "kmeans", "help"}),
+        (
+            scoring,
+            {"features", "num-clusters", "num-iterations", "order", "kmeans-uri", "seed", "scores", "kmeans", "help"},
+        ),
     ],
 )
 def test_help_explains_every_option(main, options, capsys):

@@ -146,6 +146,7 @@ def test_the_pipeline_hands_out_its_results(compiled):
         "report": "joint-selection",
         "summary": "joint-selection",
         "random": "joint-selection",
+        "baseline": "joint-selection",
         "rejects": "ingest",
     }
 
@@ -157,6 +158,7 @@ def test_every_step_may_use_the_cache_and_knows_the_versions_of_what_it_reads(co
         assert "code_version" in parameters
         assert ("dataset_uri" in parameters) == ("dataset_version" in parameters)
         assert ("image_root_uri" in parameters) == ("image_root_version" in parameters)
+        assert ("kmeans_uri" in parameters) == ("kmeans_version" in parameters)
 
 
 def class_of(stage, kind):

@@ -15,7 +15,7 @@ from free2ds_common.launch.package import Package
 from free2ds_common.result import Counts, StageResult
 
 # The run parameter of every setting, by stage. Written by hand: it is what the README and the form promise.
-ATTENTION = ("max_new_tokens", "dtype", "image_root_uri", "require_gpu")
+ATTENTION = ("max_new_tokens", "dtype", "image_root_uri", "cache_uri", "require_gpu")
 SETTINGS = {
     "ingest": {
         "dataset_uri": "dataset_uri",
@@ -47,9 +47,10 @@ SETTINGS = {
         "revision": "bert_revision",
         "batch_tokens": "bert_batch_tokens",
         "dtype": "dtype",
+        "cache_uri": "cache_uri",
         "require_gpu": "require_gpu",
     },
-    "cluster_scoring": {name: name for name in ("num_clusters", "num_iterations", "order", "seed")},
+    "cluster_scoring": {name: name for name in ("num_clusters", "num_iterations", "order", "kmeans_uri", "seed")},
     "joint_selection": {
         name: name
         for name in (
@@ -62,6 +63,7 @@ SETTINGS = {
             "text_normalization",
             "top_percent",
             "stratify",
+            "previous_selected_uri",
             "max_reject_fraction",
             "seed",
             "image_root_uri",
@@ -75,7 +77,7 @@ VERSIONS = {
     "llava_attention": ("image_root_version", "code_version"),
     "mgm_attention": ("image_root_version", "code_version"),
     "bert_features": ("code_version",),
-    "cluster_scoring": ("code_version",),
+    "cluster_scoring": ("kmeans_version", "code_version"),
     "joint_selection": ("image_root_version", "code_version"),
 }
 # What a step asks of the cluster: task, then its resource to the run parameter.

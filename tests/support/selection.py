@@ -9,7 +9,7 @@ from PIL import Image
 
 from components.joint_selection.config import JointSelectionConfig
 from components.joint_selection.stage import run
-from free2ds_common.datasets import MANIFEST, DatasetWriter, open_dataset
+from free2ds_common.datasets import MANIFEST, DatasetWriter, open_dataset, sha256_of_manifest
 from free2ds_common.schemas import RECORDS, SCORES, TEXT_SCORES, attention_schema, kmeans_schema
 
 COUNT = 40
@@ -138,9 +138,10 @@ class Inputs:
 
 
 def change_manifest(folder, **changes):
-    """Change entries of a folder's manifest."""
+    """Change entries of a folder's manifest, as a stage that writes them would."""
     path = Path(folder) / MANIFEST
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    manifest = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({**manifest, "sha256": sha256_of_manifest(manifest)}))
 
 
 def change_rows(folder, schema, change, written_as=None):

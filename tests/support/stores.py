@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote, unquote
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,16 @@ class Store:
 
     def next_answer(self, path: str) -> Answer:
         """The next answer at a path."""
-        left = self.answers.get(path, [Answer(404)])
+        # A client may quote more or less.
+        left = self.answers.get(path) or self.answers.get(quote(unquote(path)), [Answer(404)])
         return left.pop(0) if len(left) > 1 else left[0]
+
+
+def reset(handler: BaseHTTPRequestHandler) -> None:
+    """Reset a connection instead of answering."""
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.close_connection = True
+    handler.connection.close()
 
 
 def _handler(store: Store) -> type[BaseHTTPRequestHandler]:
@@ -77,9 +86,7 @@ def _handler(store: Store) -> type[BaseHTTPRequestHandler]:
             answer = store.next_answer(path)
             time.sleep(answer.delay_s)
             if answer.reset:
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.close_connection = True
-                self.connection.close()
+                reset(self)
                 return
             body = answer.body
             status = answer.status
@@ -118,16 +125,22 @@ def _handler(store: Store) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def served() -> Iterator[Store]:
-    """Run the server on a free port of 127.0.0.1."""
-    store = Store()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(store))
-    store.url = f"http://127.0.0.1:{server.server_port}"
+def running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve on a free port of 127.0.0.1; gives the URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield store
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def served() -> Iterator[Store]:
+    """Run the server that answers by script."""
+    store = Store()
+    with running(_handler(store)) as store.url:
+        yield store

@@ -4,8 +4,10 @@ import re
 from collections.abc import Sequence
 
 from components.joint_selection.report.wording import (
+    changes_in_words,
     counted_steps,
     missing_in_words,
+    reuse_in_words,
     shares_by_outcome,
     shortened_in_the_middle,
     tilt_in_words,
@@ -41,7 +43,9 @@ def overview(summary: Summary) -> str:
     """The report in a few lines, for the Kubeflow UI."""
     lines = ["# Free2DS selection", ""]
     lines += [f"- **Warning:** {sentence}" for sentence in summary.warnings]
-    lines += [*(f"- {sentence}" for sentence in tilt_in_words(summary)), ""]
+    sentences = (*tilt_in_words(summary), *changes_in_words(summary), reuse_in_words(summary))
+    lines += [f"- {sentence}" for sentence in sentences if sentence]
+    lines += [""]
     lines += [row(("step", "records", "reasons")), row((LEFT, RIGHT, LEFT))]
     lines += [row((step.name, f"{step.records:,}", step.reasons)) for step in counted_steps(summary)]
     lines += _outcome_table(summary)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from components.joint_selection import changes
 from components.joint_selection.chance import Expectation
 from components.joint_selection.inputs import LLAVA, MGM
 from components.joint_selection.summary import Summary
@@ -27,6 +28,18 @@ MISSING_IOU_WORDS = {
     "text": "by their text score alone",
     "reference": "as if the models had looked at entirely different places, which is the best image score",
     "exclude": "not at all: they cannot be drawn",
+}
+
+
+CHANGE_WORDS = {
+    changes.NEW: "new in the data set",
+    changes.REMOVED: "no longer in the data set",
+    changes.USABLE: "could not be drawn before",
+    changes.UNUSABLE: "can no longer be drawn",
+    changes.RANK: "its score ranks otherwise among the records of both runs",
+    changes.MORE: "more records are drawn",
+    changes.FEWER: "fewer records are drawn",
+    changes.DRAW: "the draw fell otherwise",
 }
 
 
@@ -60,6 +73,30 @@ class OutcomeShares(NamedTuple):
     pool: str
     selected: str
     top: str
+
+
+def changes_in_words(summary: Summary) -> list[str]:
+    """What came in and dropped out since the earlier selection; nothing where none is named."""
+    found = summary.changes
+    if found is None:
+        return []
+    lines = [f"Since the earlier selection {found.stayed:,} records stayed."]
+    for name, reasons in (("came in", found.came_in), ("dropped out", found.dropped_out)):
+        why = "; ".join(f"{count:,} {CHANGE_WORDS[reason]}" for reason, count in reasons.items())
+        lines.append(f"{sum(reasons.values()):,} {name}{f': {why}' if why else ''}.")
+    if found.settings:
+        lines.append(f"Settings that differ: {', '.join(found.settings)}.")
+    return lines
+
+
+def reuse_in_words(summary: Summary) -> str:
+    """How much the models computed for this run; empty where nothing says so."""
+    names = {**MODEL_NAMES, "text": "text model"}
+    parts = [
+        f"{names[name]} {reuse.computed:,} computed, {reuse.reused:,} from the results store"
+        for name, reuse in summary.reuse.items()
+    ]
+    return f"Results: {'; '.join(parts)}." if parts else ""
 
 
 def tilt_in_words(summary: Summary) -> list[str]:

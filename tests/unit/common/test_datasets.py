@@ -36,6 +36,7 @@ def folder(tmp_path):
 def change_manifest(folder, change):
     manifest = json.loads((folder / MANIFEST).read_text())
     change(manifest)
+    manifest["sha256"] = datasets.sha256_of_manifest(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -145,6 +146,14 @@ def test_no_manifest(folder):
 def test_manifest_that_cannot_be_read(folder, text):
     (folder / MANIFEST).write_text(text)
     with pytest.raises(StageError, match=r"_manifest\.json cannot be read\. Rerun"):
+        open_dataset(folder, TEXT_SCORES)
+
+
+@pytest.mark.parametrize("altered", [('"seed": 42', '"seed": 43'), ('"sha256"', '"sha255"')], ids=str)
+def test_an_altered_manifest(folder, altered):
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(text.replace(*altered))
+    with pytest.raises(StageError, match=r"_manifest\.json (cannot be read|is not the file that was written)"):
         open_dataset(folder, TEXT_SCORES)
 
 

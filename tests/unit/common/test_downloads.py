@@ -2,8 +2,10 @@
 
 import errno
 import os
+import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -88,7 +90,7 @@ class Listing(fsspec.AbstractFileSystem):
     """A store that lists what a test gives, each with its info, and has the bytes "x" for everything."""
 
     protocol = "listing"
-    files = {}  # noqa: RUF012
+    files: ClassVar = {}
 
     def find(self, path, **options):
         return {f"{path}/{name}": info for name, info in self.files.items()}
@@ -179,6 +181,45 @@ def test_a_short_file_is_fetched_again(listing, cache, pauses, monkeypatch):
     monkeypatch.setattr(Listing, "get_file", lambda self, remote, local: Path(local).write_bytes(bodies.pop(0)))
     assert (download("listing://model", cache) / "config.json").read_bytes() == b"xx"
     assert len(pauses) == 2
+
+
+def test_a_file_whose_bytes_are_not_the_store_s_is_fetched_again(listing, cache, pauses, monkeypatch):
+    # CRC-32C's check value is that of these nine digits: e3069283.
+    listing("config.json", size=9, crc32c="4waSgw==")
+    bodies = [b"123456780", b"123456789"]
+    monkeypatch.setattr(Listing, "get_file", lambda self, remote, local: Path(local).write_bytes(bodies.pop(0)))
+    assert (download("listing://model", cache) / "config.json").read_bytes() == b"123456789"
+    assert len(pauses) == 1
+
+
+def test_files_come_side_by_side(listing, cache, monkeypatch):
+    meeting = threading.Barrier(4, timeout=10)
+
+    def meet(self, remote, local):
+        meeting.wait()
+        Path(local).write_bytes(b"x")
+
+    listing("1.bin", "2.bin", "3.bin", "tower/4.bin")
+    monkeypatch.setattr(Listing, "get_file", meet)
+    assert names(download("listing://model", cache)) == ["1.bin", "2.bin", "3.bin", "tower/4.bin"]
+
+
+def test_a_file_that_fails_ends_the_download(listing, cache, monkeypatch):
+    """Of a hundred files those that have not begun are not fetched."""
+    fetched = []
+
+    def fail(self, remote, local):
+        fetched.append(remote)
+        # The thread that waits for the first is told before the next are through.
+        time.sleep(0.05 * (len(fetched) > 1))
+        raise KeyError("no such part")
+
+    listing(*[f"{number}.bin" for number in range(100)])
+    monkeypatch.setattr(Listing, "get_file", fail)
+    monkeypatch.setattr("free2ds_common.downloads._AT_A_TIME", 1)
+    with pytest.raises(StoreError, match=r"listing://model/0\.bin: could not be read \(KeyError"):
+        download("listing://model", cache)
+    assert len(fetched) < 50
 
 
 def test_a_failed_download_leaves_nothing(listing, cache, monkeypatch):

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from free2ds_common.errors import SettingError, StageError
-from free2ds_common.failure import EXIT_CRASH, EXIT_WRONG_SETUP, Failure, run_reported
+from free2ds_common.failure import EXIT_CRASH, EXIT_STOPPED, EXIT_WRONG_SETUP, Failure, run_reported
 from free2ds_common.retry import StoreError
+from free2ds_common.stopping import Stopped
 
 COUNTS = {"read": 20, "written": 18, "dropped": 0, "rejected": 2}
 
@@ -20,7 +21,16 @@ def crash():
 
 
 def test_exit_codes():
-    assert (EXIT_CRASH, EXIT_WRONG_SETUP) == (1, 2)
+    assert (EXIT_CRASH, EXIT_WRONG_SETUP, EXIT_STOPPED) == (1, 2, 143)
+
+
+def test_a_stage_that_was_asked_to_stop_says_so_and_exits_as_stopped(tmp_path, capsys):
+    def stop():
+        raise Stopped("stopped as asked to; 7 new results are in gs://b: run again to go on")
+
+    assert run_reported("llava_attention", stop, tmp_path / "error.json") == 143
+    assert capsys.readouterr().err == "error: stopped as asked to; 7 new results are in gs://b: run again to go on\n"
+    assert json.loads((tmp_path / "error.json").read_text())["exit_code"] == 143
 
 
 def test_success_is_silent(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import errno
 import http
 import http.client
+import json
 
 import aiohttp
 import pytest
@@ -91,6 +92,7 @@ REFUSED_CONNECTION = aiohttp.ClientConnectorError(
         (google(429), Meaning.LATER),
         (google(408), Meaning.LATER),
         (HttpError({"code": "503", "message": "said"}), Meaning.LATER),
+        (json.JSONDecodeError("said", "{", 1), Meaning.LATER),
         (ChecksumError("said"), Meaning.LATER),
         (credentials.TransportError("said"), Meaning.LATER),
         (google_api.ServiceUnavailable("said"), Meaning.LATER),
@@ -111,6 +113,7 @@ REFUSED_CONNECTION = aiohttp.ClientConnectorError(
         (google(401, b'{"error": {"message": "Anonymous caller"}}'), Meaning.REFUSED),
         (amazon(403, "AccessDenied"), Meaning.REFUSED),
         (amazon(403, "403"), Meaning.REFUSED),
+        (amazon(401, "401"), Meaning.REFUSED),
         (amazon(400, "ExpiredToken"), Meaning.REFUSED),
         (amazon_without_cause("AccessDenied"), Meaning.REFUSED),
         (credentials.DefaultCredentialsError("said"), Meaning.REFUSED),
@@ -127,6 +130,7 @@ REFUSED_CONNECTION = aiohttp.ClientConnectorError(
         (hidden(web(400)), Meaning.UNKNOWN),
         (hidden(web(302)), Meaning.UNKNOWN),
         (google(412), Meaning.UNKNOWN),
+        (amazon(400, "InvalidRange"), Meaning.UNKNOWN),
         (KeyError("x"), Meaning.UNKNOWN),
     ],
     ids=repr,

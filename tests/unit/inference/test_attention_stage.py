@@ -163,9 +163,9 @@ def test_batch_size_is_that_of_the_passes(config, load_tiny, write_shard, batch_
     rows, cache_rows = [], []
 
     class Cache(KeyValueCache):
-        def __init__(self, max_rows, num_layers):
+        def __init__(self, max_rows, num_layers, spare):
             cache_rows.append(max_rows)
-            super().__init__(max_rows, num_layers)
+            super().__init__(max_rows, num_layers, spare)
 
     monkeypatch.setattr("free2ds_common.inference.generation.KeyValueCache", Cache)
 
@@ -282,7 +282,7 @@ def test_progress_counts_answers_as_they_come(config, load_tiny, write_shard, mo
     ("setting", "value", "message"),
     [
         ("max_new_tokens", 0, "max_new_tokens: got 0, wanted a number of at least 1"),
-        ("batch_size", 0, "batch_size: got 0"),
+        ("batch_size", -1, "batch_size: got -1"),
         ("dtype", "int8", "dtype: got 'int8', wanted one of auto, bfloat16, float16, float32"),
         ("image_root_uri", "/nowhere", "image_root_uri: /nowhere is not a folder"),
         ("shard", "/nowhere", "no _manifest.json"),

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from free2ds_common.errors import SettingError
-from free2ds_common.inference.device import choose_device, device_name, dtype_name, log_peak_memory, torch_dtype
+from free2ds_common.inference.device import (
+    choose_device,
+    default_batch_size,
+    device_name,
+    dtype_name,
+    log_peak_memory,
+    torch_dtype,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -69,3 +76,8 @@ def test_names_of_devices(monkeypatch):
     assert (device_name(CPU), device_name(GPU)) == ("CPU with 8 threads", "GPU Card of cuda")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert device_name(CPU) == "CPU with 1 thread"
+
+
+@pytest.mark.parametrize(("device", "answers"), [("cuda", 64), ("cpu", 16)])
+def test_batch_size_by_device(device, answers):
+    assert default_batch_size(torch.device(device)) == answers

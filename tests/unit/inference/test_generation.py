@@ -1,6 +1,7 @@
 """The batched, shared, fused path against a plain loop with full attention matrices, on a random tiny decoder."""
 
 import dataclasses
+import gc
 import weakref
 
 import pytest
@@ -385,6 +386,41 @@ def test_a_gpu_gives_the_same(models, device):
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
+def test_graphs_give_what_single_kernels_give(models, device, monkeypatch):
+    """Long enough answers that every shape is captured and replayed, with batches that shrink and grow."""
+    _, wrapped = models
+    wrapped = moved(dataclasses.replace(wrapped, eos_token_ids=frozenset([EOS])), device)
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1, 4, 2, 9, 1, 5, 3, 3])
+    replays = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(graph), replay(graph)))
+    found = {answer.index: answer for answer in AnswerGenerator(wrapped, 60, 12).generate(groups)}
+    assert replays
+    monkeypatch.setattr(generation, "_takes_graphs", lambda device: False)
+    wanted = {answer.index: answer for answer in AnswerGenerator(wrapped, 60, 12).generate(groups)}
+    assert found.keys() == wanted.keys()
+    for index, answer in found.items():
+        assert answer.tokens == wanted[index].tokens
+        if answer.map is not None:
+            torch.testing.assert_close(answer.map, wanted[index].map, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
+def test_a_decoder_that_cannot_be_captured_runs_without_graphs(device, caplog):
+    """It looks at a value on the host, as some mixtures of experts do."""
+    _, wrapped = tiny()
+    wrapped = moved(dataclasses.replace(wrapped, eos_token_ids=frozenset()), device)
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1, 4, 2])
+    wanted = {answer.index: answer.tokens for answer in AnswerGenerator(wrapped, 20, 8).generate(groups)}
+    wrapped.decoder.layers[0].register_forward_pre_hook(lambda module, inputs: float(inputs[0].sum()) and None)
+    found = {answer.index: answer.tokens for answer in AnswerGenerator(wrapped, 20, 8).generate(groups)}
+    assert found == wanted
+    assert caplog.text.count("decode steps run without CUDA graphs") == 1
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
 def test_real_out_of_memory_on_a_gpu(device):
     """More than one picture at a time takes more than the device has."""
     _, wrapped = tiny()
@@ -407,3 +443,125 @@ def test_real_out_of_memory_on_a_gpu(device):
 def test_no_groups_no_answers():
     _, wrapped = tiny()
     assert list(AnswerGenerator(wrapped, MAX_NEW_TOKENS, 4).generate([])) == []
+
+
+@pytest.fixture
+def fixed_steps(monkeypatch):
+    """Decode steps as on a GPU, in shapes rounded up, but run one by one; yields the shapes."""
+    shapes = []
+
+    def run(self, step, rows, total):
+        shapes.append((rows, total))
+        step(rows, total)
+
+    monkeypatch.setattr(generation, "_takes_graphs", lambda device: True)
+    monkeypatch.setattr(generation.DecodeGraphs, "run", run)
+    return shapes
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 6, 20])
+def test_steps_of_rounded_shapes_give_the_same(models, batch_size, fixed_steps, monkeypatch):
+    """Also where the rows that nobody asked for hold NaN."""
+    _, wrapped = models
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of([1, 4, 2, 9, 1, 5])
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "_takes_graphs", lambda device: False)
+        wanted = {
+            answer.index: answer for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, batch_size).generate(groups)
+        }
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda self, *shape: self.new_full(shape, float("nan")), raising=False
+    )
+    found = {answer.index: answer for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, batch_size).generate(groups)}
+    assert found.keys() == wanted.keys()
+    for index, answer in found.items():
+        assert (answer.tokens, answer.outcome) == (wanted[index].tokens, wanted[index].outcome)
+        if answer.map is not None:
+            torch.testing.assert_close(answer.map, wanted[index].map, rtol=0, atol=1e-6)
+    assert {rows for rows, _ in fixed_steps} <= {min(batch_size, rows) for rows in (8, 16, 24)}
+    assert {total for _, total in fixed_steps} == {64}
+
+
+def test_a_cache_that_moved_loses_its_graphs(fixed_steps, monkeypatch):
+    """A prompt longer than all before, admitted while an answer is under way."""
+    _, wrapped = tiny()
+    wrapped = dataclasses.replace(wrapped, eos_token_ids=frozenset(), context_length=400)
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    forgotten = []
+    monkeypatch.setattr(generation.DecodeGraphs, "forget", lambda self: forgotten.append(len(fixed_steps)))
+    short, long = Prompt((1,), (9,) * 3), Prompt((1,) * 200, (9,))
+    groups = [
+        PictureGroup({"pixel_values": torch.ones(4) * number}, (Question(number, prompt),))
+        for number, prompt in enumerate([short, short, long])
+    ]
+    list(AnswerGenerator(wrapped, 4, 2).generate(groups))
+    # Once when memory is first taken, and once for the long prompt, after the short answers' three steps.
+    assert forgotten == [0, 3]
+    assert {total for _, total in fixed_steps} == {64, 256}
+
+
+def test_a_finished_batch_is_freed_at_once(fixed_steps, monkeypatch):
+    """Without waiting for the garbage collector: on a GPU it holds most of the memory."""
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    batches = []
+    start = generation._Batch.__init__
+    monkeypatch.setattr(
+        generation._Batch, "__init__", lambda self, *rest: (batches.append(weakref.ref(self)), start(self, *rest))[1]
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        list(AnswerGenerator(wrapped, 4, 2).generate(groups_of([1, 2])))
+        assert [batch() for batch in batches] == [None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "passes"),
+    [
+        ([], []),
+        ([100], [[0]]),
+        ([50, 40], [[0, 1]]),
+        ([40, 60], [[0], [1]]),
+        ([10] * 12, [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]),
+        ([200, 1], [[0], [1]]),
+    ],
+)
+def test_prefill_passes_are_few_and_alike(tokens, passes, monkeypatch):
+    """At most 100 tokens each, padding included."""
+    monkeypatch.setattr(generation, "_PREFILL_TOKENS", 100)
+    assert [list(some) for some in generation._passes(range(len(tokens)), tokens)] == passes
+
+
+def test_pictures_are_encoded_a_few_at_a_time(monkeypatch):
+    _, wrapped = tiny()
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    seen = []
+
+    def encode(pixels):
+        seen.append(len(pixels["pixel_values"]))
+        return wrapped.encode_images(pixels)
+
+    monkeypatch.setattr(generation, "_ENCODED_AT_ONCE", 3)
+    list(AnswerGenerator(dataclasses.replace(wrapped, encode_images=encode), 2, 8).generate(groups_of([1] * 8)))
+    assert seen == [3, 3, 2]
+
+
+@pytest.mark.parametrize("questions", [[1] * 6, [2] * 3])
+def test_prefill_in_several_passes_gives_the_same(models, questions, monkeypatch):
+    _, wrapped = models
+    wrapped.decoder.config._attn_implementation = ATTENTION_NAME
+    groups = groups_of(questions)
+    wanted = {answer.index: answer.tokens for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 6).generate(groups)}
+    monkeypatch.setattr(generation, "_PREFILL_TOKENS", 30)
+    rows = []
+    prefill = generation._Batch._prefill
+    monkeypatch.setattr(
+        generation._Batch, "_prefill", lambda self, some, *rest: (rows.append(len(some)), prefill(self, some, *rest))
+    )
+    found = {answer.index: answer.tokens for answer in AnswerGenerator(wrapped, MAX_NEW_TOKENS, 6).generate(groups)}
+    assert found == wanted
+    assert max(rows) < 6

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 import torch
@@ -35,21 +36,69 @@ def test_pictures_in_the_order_of_the_groups(root, max_pictures):
     assert [group.questions[0].index for group in found] == numbers
 
 
-def test_no_more_pictures_than_wanted_are_held(root):
-    taken = []
+@pytest.fixture
+def taken(root, monkeypatch):
+    """How many groups are taken after each of some pictures; no file comes before the third is asked for."""
+    third = threading.Event()
 
-    def source():
-        for group in groups(range(1, 10)):
-            taken.append(group)
-            yield group
+    def read(uri, image):
+        third.wait(10)
+        return (root / image).read_bytes()
 
-    loaded = prefetch(source(), str(root), width, 3, None)
-    counts = []
-    for _ in range(4):
-        next(loaded)
-        counts.append(len(taken))
-    loaded.close()
-    assert counts == [3, 4, 5, 6]
+    monkeypatch.setattr("free2ds_common.inference.prefetch.read_picture_bytes", read)
+
+    def count(max_pictures, pictures):
+        taken = []
+
+        def source():
+            for group in groups(range(1, 10)):
+                taken.append(group)
+                if len(taken) == 3:
+                    third.set()
+                yield group
+
+        loaded = prefetch(source(), str(root), width, max_pictures, None)
+        counts = []
+        for _ in range(pictures):
+            next(loaded)
+            counts.append(len(taken))
+        loaded.close()
+        return counts
+
+    return count
+
+
+def test_no_more_than_wanted_is_held(taken, monkeypatch):
+    """Three pictures, and of three files one is handed on."""
+    monkeypatch.setattr("free2ds_common.inference.prefetch.READERS", 3)
+    assert taken(3, 4) == [5, 6, 7, 8]
+
+
+def test_fewer_large_files_are_read_ahead(taken, monkeypatch):
+    """Three, as long as no length is known; then one at a time."""
+    monkeypatch.setattr("free2ds_common.inference.prefetch.READERS", 3)
+    monkeypatch.setattr("free2ds_common.inference.prefetch.MAX_BYTES_AHEAD", 100)
+    assert taken(1, 5) == [3, 3, 3, 4, 5]
+
+
+def test_many_files_are_read_at_a_time_and_no_picture_more_is_decoded(root, monkeypatch):
+    """Eight readers meet; the decoders, one per core, never are more than one."""
+    meeting = threading.Barrier(8, timeout=10)
+    decoding = threading.Semaphore(1)
+
+    def read(uri, image):
+        meeting.wait()
+        return (root / image).read_bytes()
+
+    def alone(picture):
+        assert decoding.acquire(blocking=False)
+        time.sleep(0.01)
+        decoding.release()
+        return width(picture)
+
+    monkeypatch.setattr("free2ds_common.inference.prefetch.read_picture_bytes", read)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert len(list(prefetch(groups(range(1, 9)), str(root), alone, 2, None))) == 8
 
 
 def test_a_picture_that_cannot_be_used_is_told_and_left_out(root):

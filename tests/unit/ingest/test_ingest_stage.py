@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from PIL import Image
 
-from components.ingest import stage
+from components.ingest import pictures, stage
 from components.ingest.config import IngestConfig
 from components.ingest.stage import run
 from examples.scenes import make_dataset
@@ -89,6 +89,7 @@ def test_numbers_and_columns(place):
     assert manifest["dataset_uri"].endswith("data.json")
     assert len(manifest["dataset_sha256"]) == 64
     assert result.metadata["reject_reasons"] == {}
+    assert result.metadata["pictures_checked"] == "decoded"
     assert None not in result.metadata.values()
 
 
@@ -146,7 +147,7 @@ def test_order_is_kept_and_every_picture_is_opened_once(place, monkeypatch):
             first_may_go.set()
         return png()
 
-    monkeypatch.setattr(stage, "read_picture_bytes", slow_first)
+    monkeypatch.setattr(pictures, "read_picture_bytes", slow_first)
     place.root.mkdir()
     place.run([record(number, f"{number % 10}.png") for number in range(40)])
     assert [json.loads(row["raw"])["id"] for row in place.rows()] == list(range(40))
@@ -157,7 +158,7 @@ def test_an_unexpected_error_is_not_a_reject(place, monkeypatch):
     def out_of_order(root, image):
         raise OSError("the store does not answer")
 
-    monkeypatch.setattr(stage, "read_picture_bytes", out_of_order)
+    monkeypatch.setattr(pictures, "read_picture_bytes", out_of_order)
     place.root.mkdir()
     with pytest.raises(OSError, match="does not answer"):
         place.run([record(1, "a.png"), record(2, "b.png")])
@@ -257,7 +258,9 @@ def test_image_root_that_does_not_exist(place, tmp_path):
 
 
 def test_text_only_data_set_needs_no_image_root(place):
-    assert place.run([record(1)], image_root_uri="").counts == Counts(read=1, written=1)
+    result = place.run([record(1)], image_root_uri="")
+    assert result.counts == Counts(read=1, written=1)
+    assert result.metadata["pictures_checked"] == "none"
 
 
 def test_no_records(place):
@@ -317,7 +320,7 @@ def two_colours():
 
 
 def test_pictures_of_one_colour_are_counted_once_each_and_named(place, caplog, monkeypatch):
-    monkeypatch.setattr(stage, "NAMES_KEPT", 2)
+    monkeypatch.setattr(pictures, "NAMES_KEPT", 2)
     names = [place.picture(f"{number}.png") for number in range(4)]
     place.picture("two.png", two_colours())
     place.picture("strip.png", png((1000, 1)))
@@ -367,8 +370,8 @@ def test_a_record_that_is_too_deep_to_be_parsed_costs_only_itself(place, layout)
 
 
 def test_no_more_pixels_are_decoded_at_a_time_than_the_budget_has(place, monkeypatch):
-    monkeypatch.setattr(stage, "PIXELS_AT_A_TIME", 100)
-    monkeypatch.setattr(stage, "DECODE_THREADS", 8)
+    monkeypatch.setattr(pictures, "PIXELS_AT_A_TIME", 100)
+    monkeypatch.setattr(pictures, "DECODE_THREADS", 8)
     lock, now, most = threading.Lock(), [0], [0]
 
     def check(data, name, budget):
@@ -382,7 +385,7 @@ def test_no_more_pixels_are_decoded_at_a_time_than_the_budget_has(place, monkeyp
                 now[0] -= pixels
         return False
 
-    monkeypatch.setattr(stage, "check_picture", check)
+    monkeypatch.setattr(pictures, "check_picture", check)
     names = [place.picture(f"{number}.png") for number in range(16)]
     assert place.run([record(number, name) for number, name in enumerate(names)]).counts.written == 16
     assert most[0] <= 100
@@ -393,7 +396,7 @@ def test_object_store(tmp_path):
     memory.pipe(
         "/store/data.json.gz", gzip.compress(json.dumps([record(1, "x/a.png"), record(2, "x/no.png")]).encode())
     )
-    memory.pipe("/store/images/x/a.png", png())
+    memory.pipe("/store/images/x/a.png", b"looked up, not read")
     config = IngestConfig(
         dataset_uri="memory://store/data.json.gz",
         image_root_uri="memory://store/images/",
@@ -401,7 +404,11 @@ def test_object_store(tmp_path):
         records=str(tmp_path / "records"),
         rejects=str(tmp_path / "rejects"),
     )
-    assert run(config).counts == Counts(read=2, written=1, rejected=1)
+    result = run(config)
+    assert result.counts == Counts(read=2, written=1, rejected=1)
+    assert result.metadata["pictures_checked"] == "found"
+    assert result.metrics == {"records_with_image": 1, "records_text_only": 0}
+    assert not [name for name in open_dataset(config.records, RECORDS).manifest if "colour" in name]
     rejected = json.loads(Path(config.rejects).read_text())
     assert (rejected["reason"], rejected["detail"]) == ("image_missing", "no file at memory://store/images/x/no.png")
 

@@ -313,3 +313,10 @@ def test_pictures_of_one_colour_are_a_warning(all_pictures):
     ]
     all_pictures.records_manifest = {"pictures_of_one_colour": 0, "names_of_pictures_of_one_colour": []}
     assert warnings_of(all_pictures) == []
+
+
+@without_report
+def test_what_cluster_scoring_doubts_is_said_first(make_inputs):
+    inputs = make_inputs()
+    inputs.text_manifest = {"warnings": ["5 clusters are too many."]}
+    assert warnings_of(inputs)[0] == "5 clusters are too many."

@@ -403,3 +403,38 @@ def test_sources_have_lifts(plain_config, plain):
         cells += [f"{selected['low']:.0f} to {selected['high']:.0f}", f"{lift['low']:.2f} to {lift['high']:.2f}"]
         line = re.search(rf'<tr><td>{name}</td><td class="n">{pool}</td>.*?</tr>', plain, re.DOTALL)[0]
         assert re.findall(r'<td class="n">(.*?)</td>', line)[3:] == cells
+
+
+def test_how_much_was_computed_and_how_much_was_there(make_inputs):
+    inputs = make_inputs()
+    inputs.manifest.update(reused=3000, computed=4)
+    inputs.text_manifest = {"reused": 10, "computed": 0}
+    config = inputs.write().config(overview=str(inputs.folder / "overview.md"))
+    run(config)
+    sentence = (
+        "Results: LLaVA 8 computed, 6,000 from the results store; MGM 8 computed, 6,000 from the results store; "
+        "text model 0 computed, 10 from the results store."
+    )
+    assert f"<p>{sentence}</p>" in page_of(config)
+    assert f"- {sentence}\n" in (inputs.folder / "overview.md").read_text()
+
+
+def test_what_changed_since_an_earlier_selection(make_inputs):
+    inputs = make_inputs().write()
+    run(inputs.config())
+    config = inputs.config(
+        num_samples=13,
+        previous_selected_uri=str(inputs.folder / "selected.json"),
+        overview=str(inputs.folder / "overview.md"),
+    )
+    run(config)
+    sentences = (
+        "Since the earlier selection 10 records stayed.",
+        "3 came in: 3 more records are drawn.",
+        "0 dropped out.",
+        "Settings that differ: num_samples.",
+    )
+    for sentence in sentences:
+        assert f"<li>{sentence}</li>" in page_of(config)
+        assert f"- {sentence}\n" in (inputs.folder / "overview.md").read_text()
+    assert "<h2>Since the earlier selection</h2>" in page_of(config)

@@ -54,6 +54,8 @@ def test_its_entries(result_and_json):
         "parameters",
         "grids",
         "models",
+        "reuse",
+        "changes",
         "code_version",
         "run",
         "lineage",
@@ -184,6 +186,7 @@ def test_its_parameters_are_settings_and_no_ports(result_and_json):
         "missing_iou",
         "text_normalization",
         "top_percent",
+        "previous_selected_uri",
         "max_reject_fraction",
         "image_root_uri",
     }
@@ -209,7 +212,7 @@ def test_the_result_has_scalars_as_metrics_and_everything_else_as_metadata(resul
     chance = {name: value for name, value in result.metrics.items() if name not in summary["tilt"]}
     assert {name for name in chance if "overlap" not in name} == {"pool", "without_iou"}
     assert result.metrics == {**summary["tilt"], **chance, "pool": 39, "without_iou": 4}
-    elsewhere = ("counts", "tilt", "chance", "run", "lineage")
+    elsewhere = ("counts", "tilt", "chance", "run", "reuse", "changes", "lineage")
     assert result.metadata == {name: value for name, value in summary.items() if name not in elsewhere}
 
 
@@ -258,3 +261,21 @@ def test_all_sources_are_in_the_file(make_inputs):
     config = inputs.write().config()
     run(config)
     assert set(read_json(config.summary)["sources"]) == set(inputs.sources)
+
+
+def test_how_much_was_computed_is_summed_over_the_shards(make_inputs):
+    inputs = make_inputs()
+    inputs.manifest.update(reused=3, computed=4)
+    inputs.text_manifest = {"reused": 10, "computed": 0}
+    config = inputs.write().config()
+    result = run(config)
+    assert read_json(config.summary)["reuse"] == {
+        "llava": {"reused": 6, "computed": 8},
+        "mgm": {"reused": 6, "computed": 8},
+        "text": {"reused": 10, "computed": 0},
+    }
+    numbers = {name: value for name, value in result.metrics.items() if name.endswith(("_reused", "_computed"))}
+    assert numbers == {
+        **{"llava_reused": 6, "llava_computed": 8, "mgm_reused": 6, "mgm_computed": 8},
+        **{"text_reused": 10, "text_computed": 0},
+    }

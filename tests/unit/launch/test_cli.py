@@ -14,7 +14,7 @@ REQUIRED = ["--param", "dataset_uri=d.json", "--param", "image_root_uri="]
 
 
 @pytest.fixture
-def local_run(monkeypatch):
+def local_run(monkeypatch, tmp_path):
     """Replaces the run on this machine; a test says what it does."""
 
     def install(work):
@@ -24,6 +24,7 @@ def local_run(monkeypatch):
             seen.append(run)
             return work()
 
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         monkeypatch.setattr(cli, "run_locally", run_locally)
         monkeypatch.setattr(preflight, "check_inputs", lambda package, values, only_local: None)
         return seen
@@ -80,6 +81,7 @@ def test_what_a_run_is_started_with(local_run, tmp_path, monkeypatch):
         "dataset_uri": f"{tmp_path}/d.json",
         "image_root_uri": "",
         "num_shards": 7,
+        "cache_uri": f"{tmp_path}/cache/free2ds/results",
     }
     assert run.num_shards == 7
     assert run.output_dir == tmp_path / "out"

@@ -86,6 +86,18 @@ def test_container_arguments(engine, tmp_path, monkeypatch):
     assert "device_requests" not in arguments
 
 
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_the_results_store_can_be_written_to(engine, tmp_path, prefix):
+    values = {"cache_uri": f"{prefix}{tmp_path}/store", "dataset_uri": str(tmp_path)}
+    (tmp_path / "store").mkdir()
+    mounts = containers.container_arguments(values, "r", 1, "", {})["mounts"]
+    assert {mount["Source"]: mount["ReadOnly"] for mount in mounts} == {str(tmp_path): True, f"{tmp_path}/store": False}
+
+
+def test_a_results_store_elsewhere_needs_no_mount(engine):
+    assert containers.container_arguments({"cache_uri": "gs://b/c"}, "r", 1, "", {})["mounts"] == []
+
+
 def test_gpus_are_passed_on_where_the_engine_has_them(monkeypatch, engine):
     monkeypatch.setattr(containers, "connect", lambda: Engine(runtimes=("nvidia", "runc")))
     arguments = containers.container_arguments({}, "r", 1, "", {})

@@ -233,6 +233,7 @@ def test_the_terminal_says_how_the_results_were_made(tmp_path, capsys, command, 
         "without_iou": 3,
         "ingest": {"dataset_sha256": "abc"},
         "warnings": ["Something is doubtful."],
+        "reuse": {"llava": {"reused": 1200, "computed": 34}},
         "models": {"text": {"num_clusters": 2, "num_clusters_asked": asked, "distinct_messages": 1234}},
         "run": {"started": "2001-09-09T01:46:40+00:00", "seconds": 1.0, "command": command, "threads": 4},
     }
@@ -240,7 +241,28 @@ def test_the_terminal_says_how_the_results_were_made(tmp_path, capsys, command, 
     (tmp_path / "rejects.jsonl").write_text("")
     local.print_results(tmp_path, 12)
     assert (
-        f"Text: 2 clusters of 1,234 distinct messages ({why}).\nwarning: Something is doubtful.\n"
+        f"Text: 2 clusters of 1,234 distinct messages ({why}).\n"
+        "llava: 34 results computed, 1,200 taken from the results store.\nwarning: Something is doubtful.\n"
         f"{line}Started 2001-09-09T01:46:40+00:00, 4 threads per stage; sha256 of the data set: abc\nResults in"
         in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("frozen", [{}, {"frozen_from": "abc"}], ids=["trained", "frozen"])
+def test_the_terminal_counts_one_as_one(tmp_path, capsys, frozen):
+    summary = {
+        "counts": {"written": 1, "rejected": 1},
+        "pool": 1,
+        "without_iou": 0,
+        "ingest": {"dataset_sha256": "abc"},
+        "warnings": [],
+        "models": {"text": {"num_clusters": 1, "num_clusters_asked": 0, "distinct_messages": 1, **frozen}},
+        "run": {"started": "2001-09-09T01:46:40+00:00", "seconds": 1.0, "command": "", "threads": 1},
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "rejects.jsonl").write_text("")
+    local.print_results(tmp_path, 12)
+    out = capsys.readouterr().out
+    assert "Finished in 12 s: 1 of 1 usable record selected, 1 record unusable, 0 ranked" in out
+    assert ("Text: 1 cluster of an earlier run" if frozen else "Text: 1 cluster of 1 distinct message (") in out
+    assert "+00:00, 1 thread per stage;" in out

@@ -106,8 +106,8 @@ def test_a_parameter_file_yields_to_the_command_line(package, write, tmp_path):
         ([*REQUIRED, "--param", "top_percent=0"], "top_percent: got 0, wanted a number in (0, 100]."),
         ([*REQUIRED, "--param", "num_iterations=0"], "num_iterations: got 0, wanted a number of at least 1."),
         (
-            [*REQUIRED, "--param", "attention_batch_size=0"],
-            "attention_batch_size: got 0, wanted a number of at least 1",
+            [*REQUIRED, "--param", "attention_batch_size=-1"],
+            "attention_batch_size: got -1, wanted a number of at least 0",
         ),
         ([*REQUIRED, "--param", "bert_batch_tokens=0"], "bert_batch_tokens: got 0, wanted a number of at least 1."),
         (

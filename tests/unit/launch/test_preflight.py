@@ -2,13 +2,18 @@
 
 import json
 
+import fsspec
 import pytest
 
 import pipeline
+from free2ds_common.checkpoints import fingerprint
+from free2ds_common.datasets import DatasetWriter
 from free2ds_common.errors import StageError
 from free2ds_common.launch import preflight
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.preflight import check_inputs
+from free2ds_common.schemas import TEXT_TURNS, kmeans_schema
+from tests.support.selection import change_manifest
 
 RECORD = {"id": "a", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
 
@@ -114,3 +119,77 @@ def test_what_only_containers_reach_is_left_to_them(package, values, monkeypatch
         check_inputs(package, {**values, **far, "bert_model": "/nope"}, only_local=True)
     with pytest.raises(StageError, match=r"none\.json: nothing there"):
         check_inputs(package, {**values, "dataset_uri": "/none.json"}, only_local=True)
+
+
+@pytest.fixture
+def kmeans(tmp_path):
+    """Clusters of an earlier run with the same text model."""
+    with DatasetWriter(tmp_path / "kmeans", kmeans_schema(2)) as writer:
+        writer.write([{"cluster": 0, "num_turns": 1, "typical_message": "", "centroid": [0.0, 1.0]}])
+        writer.manifest.update(
+            largest_squared_distance=1.0,
+            mean_squared_distance=0.5,
+            objective=[1.0],
+            order="key",
+            model_fingerprint=fingerprint(tmp_path / "model"),
+            dtype="float32",
+            max_tokens=512,
+        )
+    return tmp_path / "kmeans"
+
+
+def test_clusters_of_an_earlier_run_that_fit(package, values, kmeans, tmp_path):
+    for model in (values["bert_model"], str(tmp_path / "model")):
+        for dtype in ("auto", "float32"):
+            check_inputs(package, {**values, "bert_model": model, "dtype": dtype, "kmeans_uri": str(kmeans)})
+
+
+def test_clusters_that_are_not_there_or_something_else(package, values, tmp_path):
+    with pytest.raises(
+        StageError, match=r"^kmeans_uri: /nope: no folder there\. .* Wanted the kmeans folder of a fini"
+    ):
+        check_inputs(package, {**values, "kmeans_uri": "/nope"})
+    with pytest.raises(StageError, match=r"^kmeans_uri: .*/images: no _manifest\.json, wanted a finished kmeans/1"):
+        check_inputs(package, {**values, "kmeans_uri": str(tmp_path / "images")})
+    with DatasetWriter(tmp_path / "turns", TEXT_TURNS):
+        pass
+    with pytest.raises(StageError, match=r"^kmeans_uri: .*/turns: holds text_turns/1, wanted kmeans/1\."):
+        check_inputs(package, {**values, "kmeans_uri": str(tmp_path / "turns")})
+
+
+@pytest.mark.parametrize("place", ["folder", "URI", "hub"])
+def test_clusters_of_another_text_model(package, values, kmeans, tmp_path, monkeypatch, place):
+    cached = tmp_path / "snapshots" / ("a" * 40)
+    cached.mkdir(parents=True)
+    (tmp_path / "model/config.json").write_text('{"other": 1}')
+    monkeypatch.setattr(preflight, "try_to_load_from_cache", lambda hub_id, name, revision: str(cached / name))
+    model = {"folder": str(tmp_path / "model"), "URI": f"file://{tmp_path}/model", "hub": "hf://owner/bert"}[place]
+    found = f"commit {'a' * 40}" if place == "hub" else fingerprint(tmp_path / "model")
+    sentence = (
+        rf"^kmeans_uri: .*/kmeans was trained with model_fingerprint 'sha256 .*', but .* '{found}'\. Use the same"
+    )
+    with pytest.raises(StageError, match=sentence):
+        check_inputs(package, {**values, "bert_model": model, "kmeans_uri": str(kmeans)})
+
+
+def test_clusters_of_another_number_format(package, values, kmeans):
+    with pytest.raises(StageError, match=r"^kmeans_uri: .* was trained with dtype 'float32', but .* 'bfloat16'"):
+        check_inputs(package, {**values, "dtype": "bfloat16", "kmeans_uri": str(kmeans)})
+
+
+def test_clusters_of_a_store(package, values, kmeans):
+    store = fsspec.filesystem("memory")
+    store.put(str(kmeans), "/preflight/kmeans", recursive=True)
+    check_inputs(package, {**values, "kmeans_uri": "memory://preflight/kmeans"})
+    change_manifest(kmeans, order="reference")
+    store.put(str(kmeans), "/preflight/reference", recursive=True)
+    with pytest.raises(StageError, match=r"^kmeans_uri: memory://preflight/reference was trained with order=reference"):
+        check_inputs(package, {**values, "kmeans_uri": "memory://preflight/reference"})
+    with pytest.raises(StageError, match=r"^kmeans_uri: memory://preflight/no: no folder with files there"):
+        check_inputs(package, {**values, "kmeans_uri": "memory://preflight/no"})
+
+
+def test_clusters_that_only_containers_reach_are_left_to_them(package, values):
+    check_inputs(package, {**values, "kmeans_uri": "memory://preflight/no"}, only_local=True)
+    with pytest.raises(StageError, match=r"^kmeans_uri: /nope: no folder there\."):
+        check_inputs(package, {**values, "kmeans_uri": "/nope"}, only_local=True)

@@ -6,9 +6,10 @@ import pytest
 
 from components.split import stage
 from components.split.config import SplitConfig
-from components.split.stage import place, run, shard_names
+from components.split.stage import run, shard_names
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
+from free2ds_common.places import place
 from free2ds_common.result import Counts
 from free2ds_common.schemas import RECORDS
 
