@@ -26,6 +26,8 @@ def put(folder, run_id="r1"):
         writer.write(pa.table({field.name: pa.array([], field.type) for field in SCORES.arrow}))
     for name in ("selected", "random", "report", "summary"):
         (chosen / name).write_text(f"{name} of {run_id}")
+    (chosen / "baseline").mkdir()
+    (chosen / "baseline/part").write_text("clusters")
     (chosen / "executor-logs").write_text("joined\n")
     ingested = folder / "free2ds" / run_id / "ingest" / "e2"
     ingested.mkdir(parents=True)
@@ -46,6 +48,7 @@ def test_a_runs_results_look_like_a_local_runs(run, stub, free2ds, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         ".free2ds.json",
         ".free2ds.lock",
+        "kmeans",
         "random.json",
         "rejects.jsonl",
         "report.html",
@@ -100,7 +103,7 @@ def test_an_altered_table_is_refused(run, free2ds, tmp_path):
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"rows": 5}))
     code, _, err = free2ds("fetch", "r1", "--output-dir", str(tmp_path / "out"))
     assert code == 2
-    assert "_manifest.json says 5 rows, its parts hold 0." in err
+    assert "_manifest.json is not the file that was written (checksum differs)." in err
     assert not (tmp_path / "out/selected.json").exists()
 
 
@@ -108,7 +111,7 @@ def test_steps_that_are_nested_and_named_for_people(stub, free2ds, tmp_path):
     """A step's folder has its name for people; the outputs of a nested pipeline are those of its steps."""
     spec = json.loads(json.dumps(SPEC))
     root = spec["root"]["dag"]
-    ports = ("selected", "scores", "report", "summary", "random")
+    ports = ("selected", "scores", "report", "summary", "random", "baseline")
     inner = {"artifacts": {port: root["outputs"]["artifacts"][port] for port in ports}}
     tasks = {"joint-selection": root["tasks"].pop("joint-selection")}
     spec["components"]["comp-inner"] = {"dag": {"tasks": tasks, "outputs": inner}}
@@ -142,7 +145,7 @@ def test_results_that_are_nowhere(run, stub, free2ds, tmp_path):
     code, _, err = free2ds("fetch", "r1", "--output-dir", str(tmp_path / "out"))
     assert code == 2
     assert err == (
-        "error: run r1: nothing of random, rejects, report, scores, selected, summary lies in "
+        "error: run r1: nothing of baseline, random, rejects, report, scores, selected, summary lies in "
         f"{tmp_path}/store/free2ds/r1, and the metadata store of {stub.url} knows no other place. Give --ui-host for "
         "steps that came from the cache, or --pipeline-root.\n"
     )
@@ -270,7 +273,7 @@ def test_what_came_from_the_cache_is_where_the_metadata_store_says(run, stub, fr
     put(tmp_path / "store", "r0")
     earlier = tmp_path / "store/free2ds/r0"
     metadata = Metadata(stub)
-    ports = ("selected", "random", "report", "summary", "scores")
+    ports = ("selected", "random", "report", "summary", "scores", "baseline")
     metadata.outputs = {
         "split": {"Output": "nowhere"},
         "joint-selection": {port: f"{earlier}/joint-selection/e1/{port}" for port in ports},
