@@ -335,3 +335,24 @@ def test_two_runs_are_compared_by_their_ids(run, stub, free2ds, tmp_path):
 def test_a_run_that_has_not_succeeded_has_no_lineage(stub, free2ds, command):
     stub.add_run("r1", "FAILED", pipeline_spec=SPEC)
     assert free2ds(*command)[2] == "error: run r1: is FAILED, so it has no results. free2ds why r1 says more.\n"
+
+
+@pytest.mark.parametrize(("store", "root"), [("s3", "minio://data"), ("s3", "s3://data"), ("gcs", "gs://data")])
+def test_results_come_from_a_real_store(store, root, stub, free2ds, tmp_path, request):
+    """By S3, also under the name that Kubeflow has for it, and by Google's."""
+    bucket = request.getfixturevalue(store)
+    place = tmp_path.name
+    put(tmp_path / "store")
+    for path in sorted((tmp_path / "store").rglob("*")):
+        if path.is_file():
+            bucket.put(f"{place}/{path.relative_to(tmp_path / 'store')}", path.read_bytes())
+    bucket.put(f"{place}/free2ds/r1/joint-selection/d9/executor-logs", b"a later try that failed\n")
+    stub.add_run("r1", "SUCCEEDED", pipeline_spec=SPEC)
+    options = ["--pipeline-root", f"{root}/{place}", "--output-dir", str(tmp_path / "out")]
+    code, _, err = free2ds("fetch", "r1", *options)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "out/selected.json").read_text() == "selected of r1"
+    log = (tmp_path / "out/run.log").read_text()
+    # In either order: S3 tells times to the second.
+    assert "== joint-selection\njoined\n" in log
+    assert "== joint-selection\na later try that failed\n" in log
