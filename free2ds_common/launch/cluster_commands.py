@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from free2ds_common.launch.limits import require_fits
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameters import read_parameters, refuse_local_paths
 from free2ds_common.launch.pod_options import PodOptions
+from free2ds_common.launch.tables import minute, print_rows, took
 
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
@@ -148,10 +149,12 @@ class ClusterCommands:
 
     def schedule(self, package: Package, arguments: argparse.Namespace) -> int:
         """Start a run on a cluster again and again; a schedule of the same name is replaced."""
+        from free2ds_common.launch.kfp_api.cron import next_time
         from free2ds_common.launch.kfp_api.schedules import Schedules, Wanted, check
         from free2ds_common.launch.kfp_api.versions import upload
 
         check(arguments.cron, arguments.max_concurrency)
+        first = next_time(arguments.cron, datetime.now(UTC))
         released, values = self._prepared(package, arguments)
         backend, _ = connect(arguments)
         wanted = Wanted(
@@ -164,6 +167,7 @@ class ClusterCommands:
         )
         made = Schedules(backend, arguments.experiment, print).replace(wanted, arguments.running)
         print(f"scheduled {made} ({arguments.name}: {arguments.cron}, UTC) in experiment {arguments.experiment}")
+        print(f"The first run starts at {first:%Y-%m-%d %H:%M:%S} UTC, {first.astimezone():%Y-%m-%d %H:%M:%S %Z} here.")
         at_once = "a run" if arguments.max_concurrency == 1 else f"{arguments.max_concurrency} runs"
         print(f"Times are UTC. A trigger while {at_once} of it goes on is skipped; missed ones are not made up for.")
         return 0
@@ -182,11 +186,11 @@ class ClusterCommands:
                     "enabled" if is_enabled(schedule) else "paused",
                     cron.cron if cron else "",
                     str(schedule.max_concurrency or ""),
-                    _minute(schedule.created_at),
+                    minute(schedule.created_at),
                     schedule.recurring_run_id,
                 )
             )
-        _print_rows(rows, f"experiment {arguments.experiment} has no schedules")
+        print_rows(rows, f"experiment {arguments.experiment} has no schedules")
         return 0
 
     def pause(self, package: Package, arguments: argparse.Namespace) -> int:
@@ -219,14 +223,14 @@ class ClusterCommands:
         rows = [("started (UTC)", "took", "state", "name", "id")]
         notes = []
         for run in islice(runs_of(backend, arguments.experiment), arguments.limit):
-            took = _took(run.created_at, run.finished_at)
-            rows.append((_minute(run.created_at), took, run.state or "", run.display_name, run.run_id))
+            duration = took(run.created_at, run.finished_at)
+            rows.append((minute(run.created_at), duration, run.state or "", run.display_name, run.run_id))
             if run.state == "SUCCEEDED":
                 continue
             # A list leaves the tasks of its runs out.
             whole = get_run(backend, run.run_id) if run.state == "FAILED" else run
             notes += [f"{run.run_id}: {finding.step}: {finding.sentence}" for finding in sources.findings(whole)]
-        _print_rows(rows, f"experiment {arguments.experiment} has no runs")
+        print_rows(rows, f"experiment {arguments.experiment} has no runs")
         print("".join(f"\n{note}" for note in notes), end="\n" if notes else "")
         return 0
 
@@ -287,26 +291,3 @@ def _sources(backend: "Backend", kube: "Kube | None", arguments: argparse.Namesp
     from free2ds_common.launch.kfp_api.why import Sources
 
     return Sources(backend, kube, arguments.pipeline_root)
-
-
-def _print_rows(rows: Iterable[tuple[str, ...]], nothing: str) -> None:
-    """Print a table whose first row is its head."""
-    head, *body = rows
-    if not body:
-        print(nothing)
-        return
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    for row in (head, *body):
-        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _minute(time: datetime | None) -> str:
-    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M}" if time else ""
-
-
-def _took(started: datetime | None, ended: datetime | None) -> str:
-    """How long a run took in hours and minutes; empty while it goes on, which the API tells as the year 1970."""
-    if not started or not ended or ended < started:
-        return ""
-    minutes = round((ended - started).total_seconds() / 60)
-    return f"{minutes // 60}:{minutes % 60:02}"

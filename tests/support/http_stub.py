@@ -66,6 +66,10 @@ class HttpStub:
         """Let a function answer the requests whose method and path fit; the pattern's groups are its arguments."""
         self._routes.append((re.compile(pattern), work))
 
+    def route_first(self, pattern: str, work: Work) -> None:
+        """The same, before all functions so far."""
+        self._routes.insert(0, (re.compile(pattern), work))
+
     def fail(self, pattern: str, status: int, body: bytes = b"", content_type: str = "application/json") -> None:
         """Answer all requests that fit with a failure from now on."""
         self._failures.append((re.compile(pattern), Reply(status, body, content_type)))

@@ -21,8 +21,23 @@ TIMEOUT_S = (20.0, 120.0)
 PAGE_SIZE = 100
 # Between tries: none, this, twice this.
 BACKOFF_S = 1.0
+# Answers that mean: not now.
+BUSY = (429, 502, 503, 504)
 # Of what the backend itself says.
 _LONGEST_MESSAGE = 400
+
+
+class Refusal(StageError):
+    """A backend that does not answer or refuses.
+
+    Attributes:
+        may_pass: Whether the same may go well in a moment.
+    """
+
+    def __init__(self, sentence: str, *, may_pass: bool) -> None:
+        """Keep both."""
+        super().__init__(sentence)
+        self.may_pass = may_pass
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,7 @@ class Client(kfp.Client):
             total=3,
             connect=1,
             backoff_factor=BACKOFF_S,
-            status_forcelist=(429, 502, 503, 504),
+            status_forcelist=BUSY,
             allowed_methods=("GET",),
             raise_on_status=False,
         )
@@ -167,6 +182,8 @@ class Backend:
             StageError: As in `call`.
         """
         given: dict[str, str] = dict(headers)
+        if cookie := self._api_client.cookie:
+            given["Cookie"] = cookie
         self._api_client.update_params_for_auth(given, [], ["Bearer"])
         with self._one_sentence(what):
             pool = self._api_client.rest_client.pool_manager
@@ -199,13 +216,14 @@ class _OneSentence:
         if isinstance(error, kfp_server_api.ApiException):
             raise refused(error, self.what, where, self.address.namespace) from None
         if isinstance(error, urllib3.exceptions.HTTPError | OSError):
-            raise StageError(
+            raise Refusal(
                 f"--host: no Kubeflow Pipelines answers at {where} ({redacted(first_line(error))}). Give the address "
-                "of its API."
+                "of its API.",
+                may_pass=True,
             ) from None
 
 
-def refused(error: kfp_server_api.ApiException, what: str, where: str, namespace: str) -> StageError:
+def refused(error: kfp_server_api.ApiException, what: str, where: str, namespace: str) -> Refusal:
     """What an answer that is no success means, in one sentence.
 
     Args:
@@ -217,21 +235,23 @@ def refused(error: kfp_server_api.ApiException, what: str, where: str, namespace
     said = f"{error.status} {error.reason}".strip()
     message = message_of(error.body)
     detail = f"{said}: {message}" if message else said
-    match error.status:
-        case 401:
-            return StageError(f"--host: {where} does not know who asks ({said}). Log in, or give --token-file.")
-        case 403:
-            return StageError(
-                f"--host: {where} does not allow {what} in namespace {namespace} ({detail}). Ask for the right, or "
-                "give another --namespace."
-            )
-        case 404:
-            return StageError(f"{what}: {where} has nothing of this name or id ({detail}).")
-        case 409:
-            return StageError(f"{what}: {where} has one of this name already ({detail}).")
-        case status if status and status >= 500:
-            return StageError(f"{what}: {where} failed ({detail}). Try again; its own log says more.")
-    return StageError(f"{what}: {where} refused it ({detail}).")
+    status = error.status or 0
+    may_pass = status in BUSY or status >= 500
+    sentence = f"{what}: {where} refused it ({detail})."
+    if status == 401:
+        sentence = f"--host: {where} does not know who asks ({said}). Log in, or give --token-file."
+    elif status == 403:
+        sentence = (
+            f"--host: {where} does not allow {what} in namespace {namespace} ({detail}). Ask for the right, or give "
+            "another --namespace."
+        )
+    elif status == 404:
+        sentence = f"{what}: {where} has nothing of this name or id ({detail})."
+    elif status == 409:
+        sentence = f"{what}: {where} has one of this name already ({detail})."
+    elif may_pass:
+        sentence = f"{what}: {where} failed ({detail}). Try again; its own log says more."
+    return Refusal(sentence, may_pass=may_pass)
 
 
 def message_of(body: str | None) -> str:

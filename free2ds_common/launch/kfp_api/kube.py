@@ -16,6 +16,7 @@ from free2ds_common.errors import StageError, first_line
 from free2ds_common.launch.kfp_api.steps import iteration_in
 
 TIMEOUT_S = 10.0
+_UNKNOWN = (kubernetes.client.ApiException, urllib3.exceptions.HTTPError, OSError)
 # On workflows and pods.
 _RUN_LABEL = "pipeline/runid"
 _NODE_NAME = "workflows.argoproj.io/node-name"
@@ -52,6 +53,7 @@ class Kube:
         self._pods = kubernetes.client.CoreV1Api(client)
         self._objects = kubernetes.client.CustomObjectsApi(client)
         self._namespace = namespace
+        self._answers = True
 
     @classmethod
     def find(cls, kubeconfig: str, namespace: str) -> "Kube | None":
@@ -86,6 +88,8 @@ class Kube:
         selector = f"{_RUN_LABEL}={run_id}"
         options = {"label_selector": selector, "_request_timeout": TIMEOUT_S}
         notes: dict[str, Note] = {}
+        if not self._answers:
+            return []
         try:
             workflows = self._objects.list_namespaced_custom_object(
                 "argoproj.io", "v1alpha1", self._namespace, "workflows", **options
@@ -94,16 +98,17 @@ class Kube:
                 notes |= {note.pod or note.step: note for note in _of_workflow(workflow)}
             for pod in self._pods.list_namespaced_pod(self._namespace, **options).items:
                 notes |= {note.pod: note for note in _of_pod(pod)}
-        except (kubernetes.client.ApiException, urllib3.exceptions.HTTPError, OSError):
-            # It is an extra: what the API of Kubeflow Pipelines knows is said all the same.
-            return list(notes.values())
+        except _UNKNOWN as error:
+            # It is an extra: what the API of Kubeflow Pipelines knows is said all the same. Where nothing answers it is
+            # not asked again, which would take its time at every look at a run.
+            self._answers = isinstance(error, kubernetes.client.ApiException)
         return list(notes.values())
 
     def nodes(self) -> list[Any]:
         """The cluster's nodes; none where they may not be seen."""
         try:
             return list(self._pods.list_node(_request_timeout=TIMEOUT_S).items)
-        except (kubernetes.client.ApiException, urllib3.exceptions.HTTPError, OSError):
+        except _UNKNOWN:
             return []
 
     def pipeline_root(self) -> str:
@@ -112,7 +117,7 @@ class Kube:
             found = self._pods.read_namespaced_config_map(
                 "kfp-launcher", self._namespace, _request_timeout=TIMEOUT_S
             ).data
-        except (kubernetes.client.ApiException, urllib3.exceptions.HTTPError, OSError):
+        except _UNKNOWN:
             return ""
         return str((found or {}).get("defaultPipelineRoot", ""))
 

@@ -20,6 +20,8 @@ from free2ds_common.launch.kfp_api.versions import Version
 
 # Between two looks at a run that has to end.
 POLL_S = 10.0
+# Looks after which a run that was terminated should have ended: its pods end in seconds.
+TERMINATE_LOOKS = 60
 WAIT, TERMINATE = "wait", "terminate"
 _ENABLED = "ENABLED"
 
@@ -167,10 +169,21 @@ class Schedules:
         return str(self._backend.call(f"schedule {wanted.name}", create, recurring).recurring_run_id)
 
     def _stop(self, schedule: V2beta1RecurringRun, running: str) -> None:
-        """Disable a schedule and see its runs end."""
+        """Disable a schedule and see its runs end.
+
+        Raises:
+            StageError: The backend refuses, or a run that was terminated does not end.
+        """
         self._call(schedule, "disable")
         told: set[str] = set()
+        looks = 0
         while unfinished := self._unfinished(schedule):
+            looks += 1
+            if running == TERMINATE and looks > TERMINATE_LOOKS:
+                raise StageError(
+                    f"run {unfinished[0].run_id}: does not end although it was terminated. Delete it in the UI, then "
+                    "try again."
+                )
             for run in unfinished:
                 if run.run_id not in told and running == TERMINATE:
                     terminate = self._backend.client.runs.run_service_terminate_run

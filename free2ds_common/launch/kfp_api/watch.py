@@ -1,5 +1,6 @@
 """Follows a run to its end and shows where it stands."""
 
+import logging
 import sys
 import time
 from collections import Counter
@@ -8,12 +9,16 @@ from typing import TextIO
 
 from kfp_server_api import V2beta1Run
 
-from free2ds_common.launch.kfp_api.backend import Backend
+from free2ds_common.launch.kfp_api.backend import Backend, Refusal
 from free2ds_common.launch.kfp_api.runs import get_run, is_finished
 from free2ds_common.launch.kfp_api.steps import Step, StepName, steps_of
 
+logger = logging.getLogger(__name__)
+
 # Between two looks.
 POLL_S = 10.0
+# Looks in a row that may fail: a run of many hours outlives a restart of the API.
+PATIENCE = 30
 _UP, _CLEAR = "\x1b[{}A", "\x1b[K"
 
 
@@ -101,12 +106,24 @@ def follow(
         V2beta1Run at its end.
 
     Raises:
-        StageError: The backend does not answer.
+        StageError: The backend does not answer for as long as `PATIENCE` looks take, or refuses.
     """
     view = View(names, stream or sys.stdout)
     while True:
-        run = get_run(backend, run_id)
+        run = _patiently(backend, run_id)
         view.show(steps_of(run, names), () if is_finished(run) else waiting(run))
         if is_finished(run):
             return run
         time.sleep(POLL_S)
+
+
+def _patiently(backend: Backend, run_id: str) -> V2beta1Run:
+    for _ in range(PATIENCE - 1):
+        try:
+            return get_run(backend, run_id)
+        except Refusal as refusal:
+            if not refusal.may_pass:
+                raise
+            logger.debug("%s", refusal)
+        time.sleep(POLL_S)
+    return get_run(backend, run_id)

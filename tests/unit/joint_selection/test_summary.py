@@ -10,8 +10,8 @@ import pytest
 from components.joint_selection.stage import run
 from components.joint_selection.summary import SourceCounts
 from free2ds_common import __version__
-from free2ds_common.datasets import open_dataset
-from free2ds_common.schemas import RECORDS
+from free2ds_common.datasets import open_dataset, sha256_of_file
+from free2ds_common.schemas import RECORDS, SCORES
 from tests.support.selection import change_manifest, chosen_ids, read_json
 
 pytestmark = pytest.mark.usefixtures("without_report")
@@ -191,6 +191,19 @@ def test_its_parameters_are_settings_and_no_ports(result_and_json):
         "image_root_uri",
     }
     assert summary["parameters"] == {name: getattr(config, name) for name in names}
+
+
+def test_its_lineage_is_of_the_files_beside_it(result_and_json):
+    _, summary, config = result_and_json
+    told = summary["lineage"]
+    assert told["outputs"] == {
+        "selected": sha256_of_file(config.selected),
+        "random": sha256_of_file(config.random),
+        "scores": open_dataset(config.scores, SCORES).sha256,
+    }
+    assert list(told["made_from"]) == ["records", "llava_attention", "mgm_attention", "text_scores"]
+    assert told["made_from"]["records"]["sha256"] == open_dataset(config.records, RECORDS).sha256
+    assert told["made_from"]["records"]["facts"]["dataset_sha256"] == "abc"
 
 
 def test_the_result_has_scalars_as_metrics_and_everything_else_as_metadata(result_and_json):

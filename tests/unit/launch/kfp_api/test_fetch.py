@@ -12,7 +12,7 @@ from free2ds_common.datasets import DatasetWriter, sha256_of_file
 from free2ds_common.launch.kfp_api.artifacts import RunStore, readable
 from free2ds_common.launch.kfp_api.metadata import encoded, fields
 from free2ds_common.launch.package import Package
-from free2ds_common.schemas import SCORES, kmeans_schema
+from free2ds_common.schemas import SCORES
 from tests.support.http_stub import Reply
 
 SPEC = Package.compile(pipeline.free2ds).spec
@@ -24,10 +24,10 @@ def put(folder, run_id="r1"):
     chosen = folder / "free2ds" / run_id / "joint-selection" / "e1"
     with DatasetWriter(chosen / "scores", SCORES) as writer:
         writer.write(pa.table({field.name: pa.array([], field.type) for field in SCORES.arrow}))
-    with DatasetWriter(chosen / "baseline", kmeans_schema(2)):
-        pass
     for name in ("selected", "random", "report", "summary"):
         (chosen / name).write_text(f"{name} of {run_id}")
+    (chosen / "baseline").mkdir()
+    (chosen / "baseline/part").write_text("clusters")
     (chosen / "executor-logs").write_text("joined\n")
     ingested = folder / "free2ds" / run_id / "ingest" / "e2"
     ingested.mkdir(parents=True)
@@ -103,7 +103,7 @@ def test_an_altered_table_is_refused(run, free2ds, tmp_path):
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"rows": 5}))
     code, _, err = free2ds("fetch", "r1", "--output-dir", str(tmp_path / "out"))
     assert code == 2
-    assert "_manifest.json is not the file that was written" in err
+    assert "_manifest.json is not the file that was written (checksum differs)." in err
     assert not (tmp_path / "out/selected.json").exists()
 
 
@@ -323,3 +323,24 @@ def test_two_runs_are_compared_by_their_ids(run, stub, free2ds, tmp_path):
 def test_a_run_that_has_not_succeeded_has_no_lineage(stub, free2ds, command):
     stub.add_run("r1", "FAILED", pipeline_spec=SPEC)
     assert free2ds(*command)[2] == "error: run r1: is FAILED, so it has no results. free2ds why r1 says more.\n"
+
+
+@pytest.mark.parametrize(("store", "root"), [("s3", "minio://data"), ("s3", "s3://data"), ("gcs", "gs://data")])
+def test_results_come_from_a_real_store(store, root, stub, free2ds, tmp_path, request):
+    """By S3, also under the name that Kubeflow has for it, and by Google's."""
+    bucket = request.getfixturevalue(store)
+    place = tmp_path.name
+    put(tmp_path / "store")
+    for path in sorted((tmp_path / "store").rglob("*")):
+        if path.is_file():
+            bucket.put(f"{place}/{path.relative_to(tmp_path / 'store')}", path.read_bytes())
+    bucket.put(f"{place}/free2ds/r1/joint-selection/d9/executor-logs", b"a later try that failed\n")
+    stub.add_run("r1", "SUCCEEDED", pipeline_spec=SPEC)
+    options = ["--pipeline-root", f"{root}/{place}", "--output-dir", str(tmp_path / "out")]
+    code, _, err = free2ds("fetch", "r1", *options)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "out/selected.json").read_text() == "selected of r1"
+    log = (tmp_path / "out/run.log").read_text()
+    # In either order: S3 tells times to the second.
+    assert "== select-and-report\njoined\n" in log
+    assert "== select-and-report\na later try that failed\n" in log

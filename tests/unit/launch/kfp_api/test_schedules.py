@@ -2,13 +2,16 @@
 
 import json
 from contextlib import suppress
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from free2ds_common.errors import StageError
-from free2ds_common.launch.kfp_api.cron import check_cron
+from free2ds_common.launch.kfp_api import schedules
+from free2ds_common.launch.kfp_api.cron import check_cron, next_time
+from tests.support.http_stub import Reply
 from tests.support.kfp_stub import V2
 
 REQUIRED = ["--param", "dataset_uri=gs://b/d.json", "--param", "image_root_uri=gs://b/i"]
@@ -33,8 +36,10 @@ def test_schedule_creates_one(stub, free2ds):
         "max_concurrency": "2",
         "no_catchup": True,
     }
+    first = next_time("0 30 3 * * MON-FRI", datetime.now(UTC))
     assert out == (
         "scheduled schedule-1 (free2ds: 0 30 3 * * MON-FRI, UTC) in experiment free2ds\n"
+        f"The first run starts at {first:%Y-%m-%d %H:%M:%S} UTC, {first.astimezone():%Y-%m-%d %H:%M:%S %Z} here.\n"
         "Times are UTC. A trigger while 2 runs of it goes on is skipped; missed ones are not made up for.\n"
     )
 
@@ -79,6 +84,20 @@ def test_replacing_may_terminate_a_run(stub, free2ds):
     ]
     assert "terminating its run r1 (data r1)\n" in out
     assert stub.ghosts == []
+
+
+def test_a_run_that_does_not_end_is_not_waited_for_forever(stub, free2ds, monkeypatch):
+    monkeypatch.setattr(schedules, "TERMINATE_LOOKS", 3)
+    stub.add_schedule("old", "free2ds")
+    stub.add_run("r1", "RUNNING", recurring_run_id="old")
+    stub.route_first(f"POST {V2}/runs/r1:terminate", lambda call: Reply())
+    code, _, err = free2ds("schedule", *REQUIRED, *WEEKLY, "--running", "terminate")
+    assert (code, err) == (
+        2,
+        "error: run r1: does not end although it was terminated. Delete it in the UI, then try again.\n",
+    )
+    assert stub.schedules["old"].status == "ENABLED"
+    assert len(stub.asked(".*:terminate")) == 1
 
 
 def test_when_the_new_one_is_refused_the_old_one_goes_on(stub, free2ds):
@@ -152,6 +171,13 @@ def test_six_field_schedules_are_accepted(cron):
         ("@weekly", "got '@weekly' with 1 fields, wanted six"),
         ("0 0 3 * * 1;", "'1;' in '0 0 3 * * 1;' is no cron field; wanted six"),
         ("* 0 3 * * 1", "the first field of '* 0 3 * * 1' is the second, wanted a number from 0 to 59"),
+        ("0 60 3 * * 1", "'60' in '0 60 3 * * 1' is no minute, wanted numbers from 0 to 59"),
+        ("0 0 3 * * 7", "'7' in '0 0 3 * * 7' is no day of the week, wanted numbers from 0 to 6"),
+        ("0 0 3 * FOO *", "'FOO' in '0 0 3 * FOO *' is no month, wanted numbers from 1 to 12"),
+        ("0 0 5-3 * * *", "'5-3' in '0 0 5-3 * * *' is no hour, wanted numbers from 0 to 23"),
+        ("0 */0 3 * * *", "'*/0' in '0 */0 3 * * *' is no minute"),
+        ("0 0 3 0 * *", "'0' in '0 0 3 0 * *' is no day of the month, wanted numbers from 1 to 31"),
+        ("0 0 3 30 2 *", "'0 0 3 30 2 *' never comes up. Give days that its months have."),
         ("60 0 3 * * 1", "the first field of '60 0 3 * * 1' is the second, wanted a number from 0 to 59"),
     ],
 )
@@ -160,6 +186,30 @@ def test_a_schedule_that_would_be_misread_is_refused(cron, message, stub, free2d
     assert code == 2
     assert err.startswith(f"error: --cron: {message}")
     assert stub.calls == []
+
+
+# A Monday.
+MONDAY = datetime(2026, 11, 23, 3, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("cron", "time"),
+    [
+        ("0 0 3 * * 1", "2026-11-30 03:00:00"),
+        ("1 0 3 * * 1", "2026-11-23 03:00:01"),
+        ("0 0 3 * * SUN", "2026-11-29 03:00:00"),
+        ("0 */20 * * * *", "2026-11-23 03:20:00"),
+        ("0 5/20 3 * * *", "2026-11-23 03:05:00"),
+        ("0 0 2 ? * MON-FRI", "2026-11-24 02:00:00"),
+        ("0 0 0 1,15 * *", "2026-12-01 00:00:00"),
+        ("0 0 0 29 FEB *", "2028-02-29 00:00:00"),
+        # Either of two days.
+        ("0 0 0 28 * FRI", "2026-11-27 00:00:00"),
+        ("0 0 0 26 * FRI", "2026-11-26 00:00:00"),
+    ],
+)
+def test_when_a_schedule_starts_its_next_run(cron, time):
+    assert f"{next_time(cron, MONDAY):%Y-%m-%d %H:%M:%S}" == time
 
 
 @given(st.text(alphabet="0123456789*/,-? MONJA@L#\t\n", max_size=40))

@@ -3,11 +3,13 @@
 import json
 import re
 
+import kfp_server_api
 import pytest
 
 import pipeline
 from free2ds_common.launch import limits, preflight
 from free2ds_common.launch.kfp_api import runs, watch
+from free2ds_common.launch.kfp_api.backend import refused
 from free2ds_common.launch.package import Package
 from tests.support.kfp_stub import V2
 
@@ -151,6 +153,31 @@ class TestWait:
         code, out, _ = free2ds("submit", *REQUIRED, "--wait", "--run-name", "mine")
         assert code == 1
         assert "run run-1 (mine): FAILED\n  read-data-set: gs://b/data/mix.json.gz: nothing there\n" in out
+
+    def test_an_api_that_is_gone_for_a_while(self, stub, free2ds, monkeypatch):
+        answered = runs.get_run
+        answers = iter([None, 503, 503, None])
+
+        def get_run(backend, run_id):
+            if status := next(answers, None):
+                raise refused(kfp_server_api.ApiException(status=status, reason="busy"), "r", "h", "n")
+            return answered(backend, run_id)
+
+        monkeypatch.setattr(watch, "get_run", get_run)
+        assert free2ds("submit", *REQUIRED, "--wait")[0] == 0
+
+    def test_an_api_that_stays_away(self, stub, free2ds, monkeypatch):
+        monkeypatch.setattr(watch, "PATIENCE", 3)
+        stub.fail(f"GET {V2}/runs/run-1", 500)
+        code, _, err = free2ds("submit", *REQUIRED, "--wait")
+        assert code == 2
+        assert err.startswith(f"error: run run-1: {stub.url} failed (500 ")
+        assert len(stub.asked(f"GET {V2}/runs/run-1")) == 3
+
+    def test_a_refusal_ends_it_at_once(self, stub, free2ds):
+        stub.fail(f"GET {V2}/runs/run-1", 401)
+        assert free2ds("submit", *REQUIRED, "--wait")[0] == 2
+        assert len(stub.asked(f"GET {V2}/runs/run-1")) == 1
 
     def test_an_interrupted_wait_leaves_the_run_alone(self, stub, free2ds, monkeypatch):
         def interrupted(seconds):

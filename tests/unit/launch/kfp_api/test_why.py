@@ -10,7 +10,7 @@ import pytest
 from kubernetes import client
 
 import pipeline
-from free2ds_common.launch.kfp_api.kube import said_by, step_of
+from free2ds_common.launch.kfp_api.kube import Kube, said_by, step_of
 from free2ds_common.launch.kfp_api.steps import step_names, steps_of
 from free2ds_common.launch.kfp_api.why import sentence_in
 from free2ds_common.launch.package import Package
@@ -173,6 +173,18 @@ class TestWaiting:
     def test_a_cluster_that_does_not_answer_is_passed_over(self, why, kube):
         kube.fail("GET .*", 403)
         assert "nothing is wrong" in why()
+
+    def test_one_that_is_not_there_is_asked_once(self, kube, tmp_path, monkeypatch):
+        found = Kube.find(kube.kubeconfig(tmp_path / "kubeconfig"), "kubeflow")
+        asked = []
+
+        def list_objects(*arguments, **options):
+            asked.append(arguments)
+            raise OSError("no route")
+
+        monkeypatch.setattr(found._objects, "list_namespaced_custom_object", list_objects)
+        assert [found.notes("r1"), found.notes("r1")] == [[], []]
+        assert len(asked) == 1
 
 
 def test_a_kubeconfig_that_was_asked_for_must_be_one(free2ds, tmp_path):
@@ -351,6 +363,12 @@ class TestNodes:
                 [node(GPU, [client.V1Taint(key="k", value="v", effect="NoSchedule")], nvidia_com__gpu="1")],
                 ['gpu_tolerations=[{"key": "k", "operator": "Equal", "value": "v"}]'],
                 "",
+            ),
+            (
+                [node(GPU, [client.V1Taint(key="nvidia.com/gpu", effect="NoExecute")], nvidia_com__gpu="4")],
+                [],
+                "gpu_tolerations: each of the 1 nodes with the labels of gpu_node_selector has a taint that is not "
+                "tolerated, such as nvidia.com/gpu=:NoExecute.",
             ),
             ([node(GPU, [client.V1Taint(key="k", effect="PreferNoSchedule")], nvidia_com__gpu="1")], [], ""),
         ],
