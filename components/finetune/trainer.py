@@ -27,9 +27,8 @@ logger = logging.getLogger(__name__)
 class LoraTrainer(Trainer):
     """Trains adapters and projector.
 
-    The losses of the steps are in `state.log_history`, one entry per step with `step`, `loss` (mean over the answers'
-    tokens), `learning_rates` (adapters, projector), `tokens`, `unusable` (pictures per reason) and `seconds`, and so in every
-    checkpoint.
+    The losses are in `state.log_history`, and so in every checkpoint: one entry per step with `step`, `loss` (mean over
+    the answers' tokens), `learning_rates` (adapters, projector), `tokens`, `unusable` (pictures per reason), `seconds`.
 
     Attributes:
         config: Settings.
