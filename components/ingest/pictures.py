@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from components.ingest.records import RecordProblem
 from free2ds_common.errors import StageError
 from free2ds_common.listing import list_folder
 from free2ds_common.pictures import (
@@ -28,6 +27,7 @@ from free2ds_common.pictures import (
 from free2ds_common.redact import redacted
 from free2ds_common.retry import retried
 from free2ds_common.storage import filesystem, is_local, require_folder
+from free2ds_common.turns import RecordProblem
 
 logger = logging.getLogger(__name__)
 

@@ -8,16 +8,13 @@ from typing import NamedTuple
 
 from components.ingest.canonical import line_and_key
 from components.ingest.values import TOO_DEEP
-from free2ds_common.storage import OutsideRootError, clean_path
+from free2ds_common.turns import GPT, HUMAN, RecordProblem, image_of, kind_of, turns_of
 
 PLACEHOLDER = "<image>"
 TEXT_ONLY_SOURCE = "text-only"
 NO_FOLDER_SOURCE = "images"
 # Python parses and writes JSON by recursion, and gives up at about 990 levels, fewer where its stack is deeper already.
 MAX_NESTING = 500
-HUMAN, GPT, SYSTEM = "human", "gpt", "system"
-# LLaVA's words and those of chat templates.
-SPEAKERS: Mapping[str, str] = {HUMAN: HUMAN, "user": HUMAN, GPT: GPT, "assistant": GPT, SYSTEM: SYSTEM}
 
 _PLACEHOLDERS = re.compile("<image>|<Image>")
 # A record is rejected where one of these keys holds anything: it would pass for a record without a picture.
@@ -25,20 +22,6 @@ _OTHER_MEDIA = re.compile(r"(video|audio|sound|speech)s?([_-]?(path|file|name|ur
 _OTHER_PICTURES = re.compile(r"(image|img|picture|photo)s?([_-]?(path|file|filename|name|url|uri)s?)?", re.IGNORECASE)
 _READ_KEYS = {"id", "image", "images", "conversations", "messages", "source"}
 _MEDIA_PLACEHOLDER = re.compile("<(video|audio)>")
-
-
-class RecordProblem(Exception):
-    """A record that cannot be used.
-
-    Attributes:
-        reason: A fixed word.
-        detail: What exactly was wrong.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        """Keep both parts."""
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
 
 
 class CheckedRecord(NamedTuple):
@@ -64,13 +47,13 @@ def check_record(record: object) -> CheckedRecord:
     """
     if not isinstance(record, dict):
         _refuse_depth(record)
-        raise RecordProblem("not_an_object", f"is {_kind(record)}, wanted an object")
+        raise RecordProblem("not_an_object", f"is {kind_of(record)}, wanted an object")
     raw, key = _line_and_key(record)
-    turns = _turns(record)
+    turns = turns_of(record)
     messages = [clean_message(value) for speaker, value in turns if speaker == HUMAN]
     if not messages:
         raise RecordProblem("no_human_turn", f"none of the {len(turns)} turns is from human or user")
-    image = _image(record)
+    image = image_of(record)
     _refuse_other_media(record, turns, image)
     return CheckedRecord(
         record_key=key,
@@ -149,82 +132,6 @@ def clean_message(value: str) -> str:
     return (_PLACEHOLDERS.sub("", value) if "<" in value else value).strip()
 
 
-def _turns(record: Mapping[str, object]) -> list[tuple[str, str]]:
-    """The turns as (speaker, value), from `conversations` or `messages`. Every value must be text, whoever says it."""
-    given = {key: record[key] for key in ("conversations", "messages") if record.get(key) not in (None, [])}
-    if not given:
-        raise RecordProblem(
-            "conversations_missing",
-            f"conversations is {_kind(record.get('conversations'))} and messages is {_kind(record.get('messages'))}, "
-            "wanted a list of turns in one of them",
-        )
-    turns = []
-    for key, listed in given.items():
-        if not isinstance(listed, list):
-            raise RecordProblem("conversations_missing", f"{key} is {_kind(listed)}, wanted a list of turns")
-        turns.append([_turn(number, turn) for number, turn in enumerate(listed)])
-    if any(other != turns[0] for other in turns):
-        raise RecordProblem("keys_disagree", "conversations and messages hold different turns")
-    return turns[0]
-
-
-def _turn(number: int, turn: object) -> tuple[str, str]:
-    """One turn as (speaker, value): `from` and `value` as LLaVA writes it, or `role` and `content`."""
-    if not isinstance(turn, dict):
-        raise RecordProblem("turn_malformed", f"turn {number} is no object")
-    # The usual turn first: `from` and `value` and nothing that could disagree with them.
-    if len(turn) == 2:
-        name, said = turn.get("from"), turn.get("value")
-        if isinstance(name, str) and isinstance(said, str) and name in SPEAKERS:
-            return SPEAKERS[name], said
-    said_by = [turn[key] for key in ("from", "role") if turn.get(key) is not None]
-    if not said_by or not all(isinstance(name, str) for name in said_by):
-        raise RecordProblem("turn_malformed", f"turn {number} is no object with a text in `from` or `role`")
-    for name in said_by:
-        if name not in SPEAKERS:
-            raise RecordProblem("unknown_role", f"turn {number} is from {name[:100]!r}, wanted one of {[*SPEAKERS]}")
-    values = [turn[key] for key in ("value", "content") if turn.get(key) is not None]
-    if isinstance(turn.get("content"), list):
-        raise RecordProblem("content_parts", f"the content of turn {number} is a list of parts, wanted a text")
-    for value in values or [None]:
-        if not isinstance(value, str):
-            raise RecordProblem("value_not_string", f"the value of turn {number} is {_kind(value)}")
-    speakers = {SPEAKERS[name] for name in said_by}
-    if len(speakers) > 1 or len(set(values)) > 1:
-        raise RecordProblem("keys_disagree", f"turn {number} has from and role, or value and content, that differ")
-    return speakers.pop(), values[0]
-
-
-def _image(record: Mapping[str, object]) -> str | None:
-    """The path of the picture in normal form, from `image` or `images`; None for a text-only record."""
-    images = record.get("images")
-    if images is not None and not isinstance(images, list):
-        raise RecordProblem("image_not_string", f"images is {_kind(images)}, wanted a list of one path")
-    if images and len(images) > 1:
-        raise RecordProblem("image_list", f"images is a list of {len(images)}, wanted one path")
-    given = [_path(image) for image in (*_one_or_none(record.get("image")), *(images or []))]
-    if len(set(given)) > 1:
-        raise RecordProblem("keys_disagree", f"image is {given[0]!r}, images holds {given[1]!r}")
-    return given[0] if given else None
-
-
-def _one_or_none(value: object) -> list[object]:
-    """Null and "" are no value."""
-    return [] if value is None or value == "" else [value]
-
-
-def _path(image: object) -> str:
-    """A picture's path in normal form."""
-    if isinstance(image, list):
-        raise RecordProblem("image_list", f"image is a list of {len(image)}, wanted one path")
-    if not isinstance(image, str):
-        raise RecordProblem("image_not_string", f"image is {_kind(image)}, wanted a path")
-    try:
-        return clean_path(image)
-    except OutsideRootError:
-        raise RecordProblem("image_outside_root", f"{image!r} is not a path below the image root") from None
-
-
 def _refuse_other_media(record: Mapping[str, object], turns: list[tuple[str, str]], image: str | None) -> None:
     """Refuse a record whose pictures, videos or sounds stand where they are not looked for.
 
@@ -252,20 +159,3 @@ def _source(source: object, image: str | None) -> str:
     if image is None:
         return TEXT_ONLY_SOURCE
     return image.split("/")[0] if "/" in image else NO_FOLDER_SOURCE
-
-
-def _kind(value: object) -> str:
-    """What a JSON value is, in words."""
-    if value is None:
-        return "missing or null"
-    if isinstance(value, list) and not value:
-        return "an empty list"
-    names = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "a text",
-        list: "a list",
-        dict: "an object",
-    }
-    return names[type(value)]

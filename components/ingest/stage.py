@@ -13,7 +13,7 @@ import pyarrow as pa
 from components.ingest.config import IngestConfig
 from components.ingest.pictures import FETCH_THREADS, FOUND, Pictures
 from components.ingest.reader import DatasetReader, open_records
-from components.ingest.records import PLACEHOLDER, CheckedRecord, RecordProblem, check_record
+from components.ingest.records import PLACEHOLDER, CheckedRecord, check_record
 from components.ingest.rejects import RejectLog
 from components.ingest.values import TOO_DEEP, BrokenRecord
 from free2ds_common.datasets import DatasetWriter
@@ -22,6 +22,7 @@ from free2ds_common.outcomes import IMAGE_FAILURES
 from free2ds_common.result import Counts, StageResult, check_reject_fraction, exceeds
 from free2ds_common.runlog import Progress
 from free2ds_common.schemas import RECORDS
+from free2ds_common.turns import RecordProblem
 
 logger = logging.getLogger(__name__)
 

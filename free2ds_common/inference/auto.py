@@ -17,6 +17,7 @@ import torch
 from jinja2 import TemplateError
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 
 from free2ds_common.errors import StageError, first_line
 from free2ds_common.inference import original_layout
@@ -85,25 +86,8 @@ def load_auto(folder: Path, device: torch.device, dtype: torch.dtype, system: st
         StageError: It cannot be loaded, its weights or tokenizer are not the config's, its pictures are no fixed square
             of tokens, it has no chat template where one is wanted, or its attention is not what generation assumes.
     """
-    check_folder(folder)
-    stored = stored_shapes(folder)
-    require_index_metadata(folder)
-    require_believable_depth(folder, read_config(folder), len(stored))
-    with loading(folder, "an image-text-to-text model"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        text = config.get_text_config()
-        require_token_ids(folder, text.to_dict(), text.vocab_size)
-        _refuse_larger_model(folder, config, stored)
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-        # Misshapen tensors are reported below; transformers itself raises the same error as a failed allocation.
-        model, found = AutoModelForImageTextToText.from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    refuse_unfit(str(folder), sorted(found["mismatched_keys"]), sorted(found["missing_keys"]))
-    refuse_unknown(folder, sorted(name for name in found["unexpected_keys"] if not is_unused(name)))
-    for name, parameter in model.named_parameters():
-        require_finite(folder, name, parameter)
-    _refuse_marked_tokens(model, folder)
+    model, processor = load_whole(folder, dtype)
+    refuse_marked_tokens(model, folder)
     model = model.to(device).eval()
     decoder = getattr(getattr(model, "model", model), "language_model", None)
     if decoder is None or not hasattr(model, "get_image_features"):
@@ -120,7 +104,7 @@ def load_auto(folder: Path, device: torch.device, dtype: torch.dtype, system: st
         features = model.get_image_features(pixels["pixel_values"].to(dtype)).pooler_output
         return features if isinstance(features, torch.Tensor) else torch.stack(list(features))
 
-    grid = _grid(folder, preprocess, encode_images, device)
+    grid = vision_grid(folder, preprocess, encode_images, device)
     build, settings, tokenizer = _prompt(folder, system, prompt, decoder.config)
     loaded = VisionLanguageModel(
         decoder=decoder,
@@ -146,7 +130,38 @@ def load_auto(folder: Path, device: torch.device, dtype: torch.dtype, system: st
     return loaded
 
 
-def _refuse_marked_tokens(model: PreTrainedModel, folder: Path) -> None:
+def load_whole(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """A model of transformers and its picture processor, both as their files say, on the CPU.
+
+    Args:
+        folder: In the Hugging Face layout.
+        dtype: Of the weights.
+
+    Raises:
+        StageError: It cannot be loaded, or its weights are not the config's.
+    """
+    check_folder(folder)
+    stored = stored_shapes(folder)
+    require_index_metadata(folder)
+    require_believable_depth(folder, read_config(folder), len(stored))
+    with loading(folder, "an image-text-to-text model"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        text = config.get_text_config()
+        require_token_ids(folder, text.to_dict(), text.vocab_size)
+        _refuse_larger_model(folder, config, stored)
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        # Misshapen tensors are reported below; transformers itself raises the same error as a failed allocation.
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    refuse_unfit(str(folder), sorted(found["mismatched_keys"]), sorted(found["missing_keys"]))
+    refuse_unknown(folder, sorted(name for name in found["unexpected_keys"] if not is_unused(name)))
+    for name, parameter in model.named_parameters():
+        require_finite(folder, name, parameter)
+    return model, processor
+
+
+def refuse_marked_tokens(model: PreTrainedModel, folder: Path) -> None:
     """Refuse models that are told which tokens belong to the picture.
 
     From that they make, outside the decoder and so out of the probe's sight, a mask (PaliGemma, Gemma 3: two-way
@@ -255,7 +270,7 @@ def chat_prompt(question: str, tokenizer: ChatTokenizer, folder: Path) -> Prompt
     return Prompt(tuple(before if bos is None or before[:1] == [bos] else [bos, *before]), tuple(after))
 
 
-def _grid(
+def vision_grid(
     folder: Path,
     preprocess: Callable[[Image.Image], Pixels],
     encode_images: Callable[[Pixels], torch.Tensor],

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from free2ds_common.checkpoints import resolve_model
 from free2ds_common.errors import StageError
@@ -23,6 +24,9 @@ _CLIP_PROCESSORS = (
     "CLIPImageProcessorPil",
     "CLIPFeatureExtractor",
 )
+# CLIP's, and before it a border in the mean colour that makes the picture a square, where do_pad says so.
+_LLAVA_PROCESSORS = ("LlavaImageProcessor", "LlavaImageProcessorFast", "LlavaImageProcessorPil")
+PictureProcessor: TypeAlias = CLIPImageProcessorPil | LlavaImageProcessorPil
 # Entries that decide the prompt or the picture features, with the values of both published models. The projector's has
 # to be there, since it decides the layers; the others may be absent.
 _WANTED_ENTRIES = {
@@ -173,33 +177,35 @@ def require_layer(folder: Path, layer: object, config: CLIPVisionConfig) -> None
             raise StageError(f"{folder}: the vision layer to take is {number!r}, but CLIP has {states - 1} layers.")
 
 
-def clip_processor(folder: Path) -> CLIPImageProcessorPil:
-    """CLIP's preprocessing: short side to 336 px, centre crop, normalise.
+def clip_processor(folder: Path) -> PictureProcessor:
+    """CLIP's preprocessing: short side to 336 px, centre crop, normalise; as LLaVA's with a border before it.
 
     Raises:
         StageError: There are no settings for it, they are broken or of another kind, or two files differ.
     """
-    given = _processor_settings(folder)
+    given = processor_settings(folder)
     if not given:
         raise StageError(
             f"{folder}: no preprocessor_config.json, nor a processor_config.json with an image_processor. "
             "Copy the whole vision tower folder."
         )
-    made: dict[str, CLIPImageProcessorPil] = {}
+    made: dict[str, PictureProcessor] = {}
     for name, settings in given.items():
         kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or _CLIP_PROCESSORS[0]
-        if kind not in _CLIP_PROCESSORS or settings.get("do_pad"):
-            does = f"image_processor_type {kind}" if kind not in _CLIP_PROCESSORS else "do_pad"
+        made_for = LlavaImageProcessorPil if kind in _LLAVA_PROCESSORS else CLIPImageProcessorPil
+        known = kind in (*_CLIP_PROCESSORS, *_LLAVA_PROCESSORS)
+        if not known or (settings.get("do_pad") and made_for is CLIPImageProcessorPil):
+            does = "do_pad" if known else f"image_processor_type {kind}"
             raise StageError(f"{folder}: {name}: {does} is another preprocessing than CLIP's.")
         with loading(folder, f"CLIP's preprocessing: {name}"):
-            made[name] = CLIPImageProcessorPil.from_dict(settings)
+            made[name] = made_for.from_dict(settings)
     first, *others = made.values()
     if any(other.to_dict() != first.to_dict() for other in others):
         raise StageError(f"{folder}: {' and '.join(made)} describe different preprocessing. Delete the wrong one.")
     return first
 
 
-def _processor_settings(folder: Path) -> dict[str, dict[str, Any]]:
+def processor_settings(folder: Path) -> dict[str, dict[str, Any]]:
     """Settings of the picture processor by file; newer releases nest them in the whole processor's."""
     found = {}
     if (folder / "preprocessor_config.json").is_file():
@@ -211,7 +217,7 @@ def _processor_settings(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def require_picture_size(folder: Path, processor: CLIPImageProcessorPil, side: int, **options: object) -> None:
+def require_picture_size(folder: Path, processor: PictureProcessor, side: int, **options: object) -> None:
     """Refuse a preprocessing whose pictures the encoder does not take.
 
     Args:

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from components.ingest.records import RecordProblem, check_record, nesting, question
+from components.ingest.records import check_record, nesting, question
+from free2ds_common.turns import RecordProblem
 
 
 def record(*turns, **others):

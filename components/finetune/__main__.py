@@ -1,0 +1,16 @@
+"""The finetune stage from a shell."""
+
+import sys
+from collections.abc import Sequence
+
+from components.finetune.config import FinetuneConfig
+from free2ds_common.cli import stage_main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage; returns the exit code."""
+    return stage_main("finetune", FinetuneConfig, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
