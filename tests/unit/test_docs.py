@@ -269,6 +269,8 @@ def all_schemas():
         schemas.TEXT_SCORES,
         schemas.kmeans_schema(768),
         schemas.SCORES,
+        schemas.BENCHMARK,
+        schemas.EVALUATION,
     ]
 
 

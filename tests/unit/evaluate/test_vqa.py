@@ -64,6 +64,6 @@ def test_normal_form(answer, wanted):
     ("agreeing", "wanted"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)], ids=lambda value: str(value)
 )
 def test_the_share_of_people_who_agree(agreeing, wanted):
-    """Leaving one of ten out: with 1 agreeing, 9 times 1/3; with 2, 8 times 2/3 and 2 times 1/3; with 3, 7 + 3 * 2/3."""
+    """Leaving each of ten out: 1 agrees: 9 * 1/3; 2 agree: 8 * 2/3 + 2 * 1/3; 3 agree: 7 * 1 + 3 * 2/3."""
     people = ["red"] * agreeing + [f"other {number}" for number in range(10 - agreeing)]
     assert accuracy("red", people) == pytest.approx(wanted)
