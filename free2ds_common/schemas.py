@@ -133,3 +133,42 @@ SCORES = Schema(
         cluster_=pa.int32(),
     ),
 )
+
+# A benchmark's questions, where they are Parquet. id: its own. image: path below the folder's pictures, null for none.
+# question: all that the model is told. answers: accepted ones; ten for VQA. options: texts of A, B, and so on.
+# category: what the metric counts apart, "" for none. group: of questions that count together (the pairs of MME, the
+# rotations of MMBench), "" for none.
+BENCHMARK = Schema(
+    "benchmark/1",
+    _columns(
+        id=pa.string(),
+        image_=pa.string(),
+        question=pa.string(),
+        answers=pa.list_(pa.string()),
+        options=pa.list_(pa.string()),
+        category=pa.string(),
+        group=pa.string(),
+    ),
+)
+
+# One row per question of every benchmark, in their order. metric: how it was judged. question_id to answers: of
+# benchmark/1. text: what the model said. num_tokens: with EOS. outcome: "ok", or why there is no answer (see
+# free2ds_common.outcomes). judged: what the metric read out of the text; score: in [0, 1]; null without an answer.
+EVALUATION = Schema(
+    "evaluation/1",
+    _columns(
+        benchmark=pa.string(),
+        metric=pa.string(),
+        question_id=pa.string(),
+        image_=pa.string(),
+        category=pa.string(),
+        group=pa.string(),
+        question=pa.string(),
+        answers=pa.list_(pa.string()),
+        text=pa.string(),
+        num_tokens=pa.int32(),
+        outcome=pa.string(),
+        judged_=pa.string(),
+        score_=pa.float64(),
+    ),
+)

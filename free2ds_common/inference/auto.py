@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,14 @@ from typing import Protocol
 import torch
 from jinja2 import TemplateError
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 
 from free2ds_common.errors import StageError, first_line
@@ -33,9 +41,17 @@ from free2ds_common.inference.model_folder import (
 )
 from free2ds_common.inference.packed_linear import pack_linear_layers
 from free2ds_common.inference.probe import NOT_PLAIN, probe
-from free2ds_common.inference.prompts import PLACEHOLDER, Prompt, build_prompt, method_settings
+from free2ds_common.inference.prompts import (
+    PLACEHOLDER,
+    Prompt,
+    build_conversation,
+    build_prompt,
+    build_text_conversation,
+    conversation_settings,
+    method_settings,
+)
 from free2ds_common.inference.tokenizers import (
-    LoadedTokenizer,
+    decoded,
     load_tokenizer,
     require_fitting_vocabulary,
     transformers_tokenizer,
@@ -80,7 +96,7 @@ def load_auto(folder: Path, device: torch.device, dtype: torch.dtype, system: st
         device: Where the weights go.
         dtype: Of weights and arithmetic.
         system: System text of the method's prompt.
-        prompt: "method", or "chat" for the model's own chat template.
+        prompt: "method", "v1" for LLaVA's conversation, or "chat" for the model's own chat template.
 
     Raises:
         StageError: It cannot be loaded, its weights or tokenizer are not the config's, its pictures are no fixed square
@@ -105,12 +121,12 @@ def load_auto(folder: Path, device: torch.device, dtype: torch.dtype, system: st
         return features if isinstance(features, torch.Tensor) else torch.stack(list(features))
 
     grid = vision_grid(folder, preprocess, encode_images, device)
-    build, settings, tokenizer = _prompt(folder, system, prompt, decoder.config)
+    language = _language(folder, system, prompt, decoder.config)
     loaded = VisionLanguageModel(
         decoder=decoder,
         lm_head=model.get_output_embeddings(),
-        prompt=build,
-        prompt_settings=settings,
+        prompt=language.prompt,
+        prompt_settings=language.settings,
         preprocess=preprocess,
         encode_images=encode_images,
         grid=grid,
@@ -118,13 +134,15 @@ def load_auto(folder: Path, device: torch.device, dtype: torch.dtype, system: st
             folder,
             read_config(folder),
             decoder.config.to_dict(),
-            default=tokenizer.eos_token_id,
+            default=language.eos_token_id,
             vocab_size=decoder.config.vocab_size,
         ),
         context_length=decoder.config.max_position_embeddings,
         preprocessing=json.loads(processor.to_json_string()),
         folders=(folder,),
-        unk_token_id=tokenizer.unk_token_id,
+        unk_token_id=language.unk_token_id,
+        text_prompt=language.text_prompt,
+        decode=language.decode,
     )
     probe(loaded, str(folder))
     return loaded
@@ -211,17 +229,20 @@ def _refuse_larger_model(folder: Path, config: PreTrainedConfig, stored: Sequenc
         )
 
 
-class _Special(Protocol):
-    """Special tokens of a tokenizer."""
+@dataclass(frozen=True)
+class _Language:
+    """What `VisionLanguageModel` has of a tokenizer: names as there; `settings` is its `prompt_settings`."""
 
+    prompt: Callable[[str], Prompt]
+    settings: Mapping[str, object]
+    text_prompt: Callable[[str], Prompt]
+    decode: Callable[[Sequence[int]], str]
     eos_token_id: int | None
     unk_token_id: int | None
 
 
-def _prompt(
-    folder: Path, system: str, prompt: str, decoder: PreTrainedConfig
-) -> tuple[Callable[[str], Prompt], Mapping[str, object], _Special]:
-    """How a question becomes a prompt, what the manifest says about it, and the tokenizer.
+def _language(folder: Path, system: str, prompt: str, decoder: PreTrainedConfig) -> _Language:
+    """How questions become prompts, and tokens text.
 
     Args:
         folder: As in `load_auto`.
@@ -230,32 +251,43 @@ def _prompt(
         decoder: The decoder's config.
     """
     if prompt == "chat":
-        chat = _chat_tokenizer(folder, decoder.vocab_size)
+        chat, whole = _chat_tokenizer(folder, decoder.vocab_size)
         build = partial(chat_prompt, tokenizer=chat, folder=folder)
         build("Which?")  # so that a missing template is reported before any picture is read
-        return build, {"style": "chat"}, chat
-    tokenizer: LoadedTokenizer = load_tokenizer(folder, decoder.model_type, decoder.vocab_size)
-    return partial(build_prompt, system=system, tokenizer=tokenizer), method_settings(system), tokenizer
+        text = partial(chat_prompt, tokenizer=chat, folder=folder, picture=False)
+        return _Language(build, {"style": "chat"}, text, partial(decoded, whole), chat.eos_token_id, chat.unk_token_id)
+    tokenizer = load_tokenizer(folder, decoder.model_type, decoder.vocab_size)
+    styles = {"method": (build_prompt, method_settings), "v1": (build_conversation, conversation_settings)}
+    style, settings = styles[prompt]
+    return _Language(
+        prompt=partial(style, system=system, tokenizer=tokenizer),
+        settings=settings(system),
+        text_prompt=partial(build_text_conversation, system=system, tokenizer=tokenizer),
+        decode=tokenizer.decode,
+        eos_token_id=tokenizer.eos_token_id,
+        unk_token_id=tokenizer.unk_token_id,
+    )
 
 
-def _chat_tokenizer(folder: Path, vocab_size: int) -> ChatTokenizer:
-    """The tokenizer with its chat template, which may be in the processor's older file."""
+def _chat_tokenizer(folder: Path, vocab_size: int) -> tuple[ChatTokenizer, PreTrainedTokenizerBase]:
+    """The tokenizer, in both its types, with its chat template, which may be in the processor's older file."""
     loaded = transformers_tokenizer(folder)
     require_fitting_vocabulary(folder, vocabulary_size(loaded), vocab_size)
     tokenizer: ChatTokenizer = loaded
     older = folder / "chat_template.json"
     if tokenizer.chat_template is None and older.is_file():
         tokenizer.chat_template = read_settings(older).get("chat_template")
-    return tokenizer
+    return tokenizer, loaded
 
 
-def chat_prompt(question: str, tokenizer: ChatTokenizer, folder: Path) -> Prompt:
-    """The question in the model's own chat template, the picture where the template puts it.
+def chat_prompt(question: str, tokenizer: ChatTokenizer, folder: Path, picture: bool = True) -> Prompt:
+    """The question in the model's own chat template, the picture, if there is one, where the template puts it.
 
     Raises:
         StageError: There is no chat template that works, or it does not show a picture as one token.
     """
-    content = [{"type": "image"}, {"type": "text", "text": question.replace(PLACEHOLDER, "").strip()}]
+    text = {"type": "text", "text": question.replace(PLACEHOLDER, "").strip()}
+    content = [{"type": "image"}, text] if picture else [text]
     image_token = getattr(tokenizer, "image_token", None) or PLACEHOLDER
     try:
         rendered = tokenizer.apply_chat_template(
@@ -263,11 +295,15 @@ def chat_prompt(question: str, tokenizer: ChatTokenizer, folder: Path) -> Prompt
         )
     except (ValueError, TypeError, TemplateError) as error:
         raise StageError(f"{folder}: no usable chat template ({first_line(error)}). Use prompt method.") from error
+    if not picture:
+        rendered = f"{image_token}{rendered}"
     if rendered.count(image_token) != 1:
         raise StageError(f"{folder}: the chat template does not show a picture as {image_token}. Use prompt method.")
     before, after = (tokenizer.encode(part, add_special_tokens=False) for part in rendered.split(image_token))
-    bos = tokenizer.bos_token_id
-    return Prompt(tuple(before if bos is None or before[:1] == [bos] else [bos, *before]), tuple(after))
+    bos, begun = tokenizer.bos_token_id, before if picture else after
+    if bos is not None and begun[:1] != [bos]:
+        begun.insert(0, bos)
+    return Prompt(tuple(before), tuple(after))
 
 
 def vision_grid(

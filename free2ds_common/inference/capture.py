@@ -337,7 +337,7 @@ class FixedDecodePass(DecodePass):
         self,
         cache: KeyValueCache,
         lengths: torch.Tensor,
-        vision_starts: torch.Tensor,
+        vision_starts: torch.Tensor | None,
         num_vision_tokens: int,
         total: int,
     ) -> None:
@@ -346,15 +346,16 @@ class FixedDecodePass(DecodePass):
         Args:
             cache: Holds the sequences; row i is sequence i.
             lengths: int64, (rows,), tokens already stored; less than `total`.
-            vision_starts: int64, (rows,).
+            vision_starts: int64, (rows,); None captures nothing.
             num_vision_tokens: As in `Pass`.
             total: Tokens to attend to, beyond a sequence's own with no weight; the cache has room for them.
         """
         Pass.__init__(self, (), num_vision_tokens, lengths.device)
         self._cache, self._total, self.position_ids = cache, total, lengths
         self._allowed = torch.arange(total, device=lengths.device) <= lengths[:, None]
-        self._columns = vision_starts[:, None] + torch.arange(num_vision_tokens, device=lengths.device)
-        self.row_sum = torch.zeros(self._columns.shape, device=lengths.device)
+        if vision_starts is not None:
+            self._columns = vision_starts[:, None] + torch.arange(num_vision_tokens, device=lengths.device)
+            self.row_sum = torch.zeros(self._columns.shape, device=lengths.device)
 
 
 def capturing_attention(

@@ -1,4 +1,4 @@
-"""Greedy generation with continuous batching and prefix sharing, and the attention map of each answer.
+"""Greedy generation with continuous batching and prefix sharing, and, where wanted, the attention map of each answer.
 
 Continuous batching: an answer that reaches EOS leaves the batch at once and another one takes its row. Prefix sharing:
 questions about one picture share its features and, where their prompts are the same up to the end of the picture, the
@@ -43,7 +43,7 @@ class PictureGroup:
     """Questions about one picture.
 
     Attributes:
-        pixels: The preprocessed picture, without batch dimension.
+        pixels: The preprocessed picture, without batch dimension; empty for a question without one, which has no map.
         questions: At least one.
     """
 
@@ -58,8 +58,8 @@ class Answer:
     Attributes:
         index: The question's.
         tokens: Generated token ids, EOS included.
-        outcome: OK, EOS_ONLY or NON_FINITE.
-        map: float32 on the CPU, (num_vision_tokens,), sum 1; None unless `outcome` is OK.
+        outcome: OK, EOS_ONLY (where maps are wanted) or NON_FINITE.
+        map: float32 on the CPU, (num_vision_tokens,), sum 1; None unless `outcome` is OK and maps are wanted.
     """
 
     index: int
@@ -100,7 +100,12 @@ class AnswerGenerator:
     """
 
     def __init__(
-        self, model: VisionLanguageModel, max_new_tokens: int, batch_size: int, share_prefix: bool = True
+        self,
+        model: VisionLanguageModel,
+        max_new_tokens: int,
+        batch_size: int,
+        share_prefix: bool = True,
+        maps: bool = True,
     ) -> None:
         """Prepare.
 
@@ -109,9 +114,11 @@ class AnswerGenerator:
             max_new_tokens: Longest answer, EOS included.
             batch_size: Answers to generate together.
             share_prefix: Compute a prefix once for all questions that have it.
+            maps: Capture the attention; without, an answer has no map and a question may have no picture.
         """
         self.batch_size = batch_size
         self._model, self._max_new_tokens, self._share_prefix = model, max_new_tokens, share_prefix
+        self._maps = maps
 
     @torch.inference_mode()
     def generate(self, groups: Iterable[PictureGroup]) -> Iterator[Answer]:
@@ -129,7 +136,7 @@ class AnswerGenerator:
         waiting: deque[_Waiting] = deque()
         exhausted = False
         while True:
-            batch = _Batch(self._model, self._max_new_tokens, self.batch_size, self._share_prefix)
+            batch = _Batch(self._model, self._max_new_tokens, self.batch_size, self._share_prefix, self._maps)
             try:
                 while True:
                     while not exhausted and sum(len(questions) for _, questions in waiting) < self.batch_size:
@@ -171,12 +178,20 @@ class AnswerGenerator:
 
     def _encoded(self, groups: Sequence[PictureGroup]) -> list[_Waiting]:
         """Encode the groups' pictures."""
-        if not groups:
-            return []
-        device = self._model.device
-        pixels = {name: torch.stack([group.pixels[name] for group in groups]).to(device) for name in groups[0].pixels}
-        features = self._encode(pixels)
-        return [(feature, group.questions) for feature, group in zip(features, groups, strict=True)]
+        pictures = [group.pixels for group in groups if group.pixels]
+        features: Iterator[torch.Tensor] = iter(())
+        if pictures:
+            device = self._model.device
+            features = iter(
+                self._encode({name: torch.stack([one[name] for one in pictures]).to(device) for name in pictures[0]})
+            )
+        return [(next(features) if group.pixels else self._no_features(), group.questions) for group in groups]
+
+    def _no_features(self) -> torch.Tensor:
+        """(0, hidden) features of a question without a picture."""
+        nothing = torch.empty(0, dtype=torch.int64, device=self._model.device)
+        embedded: torch.Tensor = self._model.decoder.embed_tokens(nothing)
+        return embedded
 
     def _encode(self, pixels: Pixels) -> torch.Tensor:
         """Features of all pictures, a part at a time, fewer where they do not fit into memory together."""
@@ -200,16 +215,20 @@ class AnswerGenerator:
 class _Batch:
     """The answers being generated: rows 0..n-1 of the key-value cache, of the step maps and of `rows`."""
 
-    def __init__(self, model: VisionLanguageModel, max_new_tokens: int, size: int, share_prefix: bool) -> None:
+    def __init__(
+        self, model: VisionLanguageModel, max_new_tokens: int, size: int, share_prefix: bool, maps: bool
+    ) -> None:
         self.rows: list[_Row] = []
         self._admitting: list[_Row] = []
         self._model, self._max_new_tokens, self._size = model, max_new_tokens, size
-        self._share_prefix = share_prefix
+        self._share_prefix, self._maps = share_prefix, maps
         self._graphs = DecodeGraphs() if _takes_graphs(model.device) else None
         # A cache that grows moves, and its graphs are lost: room for the longest answer at once.
         spare = max_new_tokens + LENGTH_STEP if self._graphs else 0
         self._cache = KeyValueCache(size, model.decoder.config.num_hidden_layers, spare)
-        self._steps = torch.zeros(size, max_new_tokens, model.num_vision_tokens, device=model.device)
+        self._steps = torch.zeros(size, max_new_tokens if maps else 0, model.num_vision_tokens, device=model.device)
+        # Without maps: whether all of a row's logits were finite so far.
+        self._finite = torch.ones(size, dtype=torch.bool, device=model.device)
         self._last = torch.zeros(size, dtype=torch.int64, device=model.device)
         # Of each row: tokens in the cache, the first vision token's place, generated tokens. Where graphs read them.
         self._numbers = torch.zeros(3, size, dtype=torch.int64, device=model.device)
@@ -295,7 +314,7 @@ class _Batch:
         offset = prefix[0][0].shape[2] if prefix else 0
         lengths = torch.tensor([len(tokens) for tokens in embedded], device=device)
         inputs = torch.nn.utils.rnn.pad_sequence(embedded, batch_first=True)
-        starts = [row.vision_start for row in rows]
+        starts = [row.vision_start for row in rows] if self._maps else []
         step = PrefillPass(
             self._cache, first_row, lengths, starts, self._model.num_vision_tokens, prefix, prefix_of_row
         )
@@ -316,7 +335,7 @@ class _Batch:
         if self._graphs is not None:
             self._decode_by_graph(self._graphs)
             return
-        starts = [row.vision_start for row in self.rows]
+        starts = [row.vision_start for row in self.rows] if self._maps else []
         lengths = [row.length for row in self.rows]
         step = DecodePass(self._cache, lengths, starts, self._model.num_vision_tokens, self._model.device)
         inputs = self._model.decoder.embed_tokens(self._last[: len(self.rows), None])
@@ -342,7 +361,9 @@ class _Batch:
     def _fixed_step(self, rows: int, total: int) -> None:
         """Next token and attention of the first `rows` rows, on the device alone."""
         lengths, starts, counts = self._numbers[:, :rows]
-        step = FixedDecodePass(self._cache, lengths, starts, self._model.num_vision_tokens, total)
+        step = FixedDecodePass(
+            self._cache, lengths, starts if self._maps else None, self._model.num_vision_tokens, total
+        )
         hidden = self._forward(self._model.decoder.embed_tokens(self._last[:rows, None]), lengths[:, None], step)
         self._record(torch.arange(rows, device=lengths.device), counts, step, hidden[:, 0])
 
@@ -355,9 +376,13 @@ class _Batch:
 
     def _record(self, places: torch.Tensor, counts: torch.Tensor, step: Pass, hidden: torch.Tensor) -> None:
         """Keep the attention and the next token of the rows at `places`, which have generated `counts` tokens."""
-        assert step.row_sum is not None
-        self._steps[places, counts] = step.row_sum / self._model.decoder.config.num_hidden_layers
-        self._last[places] = self._model.lm_head(hidden).argmax(dim=-1)
+        if step.row_sum is not None:
+            self._steps[places, counts] = step.row_sum / self._model.decoder.config.num_hidden_layers
+            self._last[places] = self._model.lm_head(hidden).argmax(dim=-1)
+            return
+        # The largest of values among which is NaN is NaN.
+        largest, self._last[places] = self._model.lm_head(hidden).max(dim=-1)
+        self._finite[places] = (self._finite[places] | (counts == 0)) & torch.isfinite(largest)
 
     def collect(self) -> Iterator[Answer]:
         """Take finished answers out of the batch; rows from its end move into their places."""
@@ -373,11 +398,15 @@ class _Batch:
                 self._cache.move(len(self.rows), index, last.length)
                 self._steps[index] = self._steps[len(self.rows)]
                 self._last[index] = self._last[len(self.rows)]
+                self._finite[index] = self._finite[len(self.rows)]
                 self.rows[index] = last
             yield answer
 
     def _answer(self, index: int) -> Answer:
         row = self.rows[index]
+        if not self._maps:
+            outcome = outcomes.OK if bool(self._finite[index]) else outcomes.NON_FINITE
+            return Answer(row.question.index, tuple(row.tokens), outcome, None)
         steps = self._steps[index, : len(row.tokens)]
         aggregated = aggregate_steps(steps)
         if not bool(torch.isfinite(steps if aggregated is None else aggregated).all()):

@@ -1,6 +1,6 @@
 """What generation needs of a vision-language model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ class VisionLanguageModel:
         preprocessing: The picture processor's settings, for the manifest (JSON values).
         folders: The folders that weights and settings were read from, none inside another.
         unk_token_id: The token of unknown words; None if there is none.
+        text_prompt: A question without a picture to its prompt, where the loader knows such.
+        decode: Generated tokens to text without control tokens, where the loader knows how.
     """
 
     decoder: PreTrainedModel
@@ -45,6 +47,8 @@ class VisionLanguageModel:
     preprocessing: Mapping[str, object]
     folders: tuple[Path, ...]
     unk_token_id: int | None = None
+    text_prompt: Callable[[str], Prompt] | None = None
+    decode: Callable[[Sequence[int]], str] | None = None
 
     @property
     def num_vision_tokens(self) -> int:

@@ -65,5 +65,35 @@ def method_settings(system: str) -> dict[str, str]:
 def build_prompt(question: str, system: str, tokenizer: Tokenizer) -> Prompt:
     """A record's prompt as tokens; the two sides of the picture are tokenised separately, as LLaVA does."""
     before, after = prompt_text(question, system).split(PLACEHOLDER)
+    return Prompt(_from_start(before, tokenizer), tuple(tokenizer.encode(after)))
+
+
+def conversation_settings(system: str) -> dict[str, str]:
+    """What decides the prompt of LLaVA's conversation v1, for the manifest."""
+    return {"style": "v1", "system": system}
+
+
+def build_conversation(question: str, system: str, tokenizer: Tokenizer) -> Prompt:
+    """A question about a picture as LLaVA's conversation v1 asks it: nothing is added to its text.
+
+    Args:
+        question: With a placeholder where the picture stands; without one the picture stands before the text.
+        system: As in `prompt_text`.
+        tokenizer: Of the decoder.
+    """
+    if PLACEHOLDER not in question:
+        question = f"{PLACEHOLDER}\n{question}"
+    head, tail = question.split(PLACEHOLDER, 1)
+    after = f"{tail.replace(PLACEHOLDER, '')} ASSISTANT:"
+    return Prompt(_from_start(f"{system} USER: {head}", tokenizer), tuple(tokenizer.encode(after)))
+
+
+def build_text_conversation(question: str, system: str, tokenizer: Tokenizer) -> Prompt:
+    """The same without a picture."""
+    return Prompt((), _from_start(f"{system} USER: {question} ASSISTANT:", tokenizer))
+
+
+def _from_start(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens of the beginning of a prompt."""
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return Prompt(tuple(bos + tokenizer.encode(before)), tuple(tokenizer.encode(after)))
+    return (*bos, *tokenizer.encode(text))

@@ -1,10 +1,11 @@
 """The decoder's tokenizer, from `tokenizer.model` or `tokenizer.json`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tokenizers import Regex, normalizers
+from tokenizers import Regex, decoders, normalizers
 from tokenizers import Tokenizer as JsonTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -36,6 +37,9 @@ class LoadedTokenizer(Tokenizer, Protocol):
     unk_token_id: int | None
     eos_token_id: int | None
     size: int
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of generated tokens, without control tokens."""
 
 
 class SentencePieceTokenizer:
@@ -70,6 +74,11 @@ class SentencePieceTokenizer:
         ids: list[int] = self._processor.encode(text)
         return ids
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of generated tokens; those beyond the vocabulary are rows that no token needs."""
+        text: str = self._processor.decode([token for token in tokens if token < self.size])
+        return text
+
 
 def _or_none(token: int) -> int | None:
     return None if token < 0 else token
@@ -98,6 +107,9 @@ class ConvertedTokenizer:
         try:
             self._tokenizer = JsonTokenizer.from_str(json.dumps(bare))
             self._tokenizer.normalizer = normalizers.Sequence(_sentencepiece_rules(content))
+            self._tokenizer.decoder = decoders.Sequence(
+                [decoders.Replace(_MARKER, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+            )
         except Exception as error:  # the tokenizers library raises nothing narrower
             raise _unreadable(folder, error) from error
         vocabulary = self._tokenizer.get_vocab()
@@ -113,6 +125,12 @@ class ConvertedTokenizer:
         """Token ids of `text`."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of generated tokens, without control tokens."""
+        control = (self.bos_token_id, self.eos_token_id)
+        text: str = self._tokenizer.decode([token for token in tokens if token not in control])
+        return text
 
 
 def _sentencepiece_rules(content: dict[str, Any]) -> list[normalizers.Normalizer]:
@@ -166,6 +184,10 @@ class FastTokenizer:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         return ids
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of generated tokens, without control tokens."""
+        return decoded(self._tokenizer, tokens)
+
 
 def transformers_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """A model folder's tokenizer as transformers loads it.
@@ -182,6 +204,12 @@ def transformers_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises nothing narrower for a broken file
         raise _unreadable(folder, error) from error
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of generated tokens as transformers puts it together, without control tokens and as it was written."""
+    text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text)
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -17,6 +17,7 @@ BUDGET_MB = {
     "cluster_scoring": 300,
     "joint_selection": 350,
     "bert_features": 1250,
+    "evaluate": 1300,
     "llava_attention": 1300,
     "mgm_attention": 1300,
 }

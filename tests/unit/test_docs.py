@@ -271,6 +271,8 @@ def all_schemas():
         schemas.TEXT_SCORES,
         schemas.kmeans_schema(768),
         schemas.SCORES,
+        schemas.BENCHMARK,
+        schemas.EVALUATION,
     ]
 
 

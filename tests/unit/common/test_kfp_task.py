@@ -11,6 +11,7 @@ from kfp import dsl
 
 from components.bert_features.component import bert_features
 from components.cluster_scoring.component import cluster_scoring
+from components.evaluate.component import evaluate
 from components.ingest.component import ingest
 from components.split.component import split
 from free2ds_common import __version__, kfp_task
@@ -248,6 +249,28 @@ def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path,
                 "kmeans_uri": "",
                 "kmeans_version": "",
                 "seed": 42,
+            },
+        ),
+        (
+            evaluate,
+            (),
+            ("evaluation", "metrics"),
+            {
+                "benchmarks": "/nowhere/benchmark",
+                "benchmarks_version": "",
+                "model": "m",
+                "revision": "main",
+                "prompt": "v1",
+                "max_new_tokens": 8,
+                "batch_size": 0,
+                "dtype": "auto",
+                "require_gpu": False,
+                "gpu_count": "0",
+                "max_reject_fraction": 0.0,
+                "baseline_uri": "",
+                "resamples": 10,
+                "seed": 42,
+                "harness": "engine",
             },
         ),
     ],

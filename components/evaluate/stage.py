@@ -1,0 +1,187 @@
+"""Asks a model the questions of benchmarks, judges every answer, and measures against a baseline."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from components.evaluate.answering import Reply, replies
+from components.evaluate.benchmark import Benchmark, read_benchmark
+from components.evaluate.config import EvaluateConfig
+from components.evaluate.judge import METRICS
+from free2ds_common import outcomes
+from free2ds_common.checkpoints import download_folder, fingerprint, resolve_model
+from free2ds_common.datasets import DatasetWriter, open_dataset
+from free2ds_common.downloads import local_folder
+from free2ds_common.errors import StageError
+from free2ds_common.evaluation import Answers, measure, read_answers, relative, tally
+from free2ds_common.inference.auto import load_auto
+from free2ds_common.inference.device import (
+    choose_device,
+    default_batch_size,
+    device_name,
+    dtype_name,
+    log_peak_memory,
+    torch_dtype,
+)
+from free2ds_common.inference.model import VisionLanguageModel
+from free2ds_common.inference.prompts import LLAVA_SYSTEM
+from free2ds_common.result import Counts, StageResult, check_reject_fraction
+from free2ds_common.runlog import Progress
+from free2ds_common.schemas import EVALUATION
+from free2ds_common.storage import atomic_writer
+
+logger = logging.getLogger(__name__)
+
+# A benchmark's replies, as they are done.
+Answerer = Callable[[Benchmark], Iterator[Reply]]
+
+
+def run(config: EvaluateConfig) -> StageResult:
+    """Write evaluation/1 and the metrics.
+
+    Args:
+        config: Settings and ports.
+
+    Raises:
+        StageError: Wrong settings, no such benchmark, model or baseline, more questions without an answer than
+            allowed, or a baseline of other questions.
+    """
+    config.check()
+    benchmarks = [read_benchmark(Path(local_folder(uri, str(download_folder())))) for uri in config.folders]
+    _require_names(benchmarks)
+    baseline = _read_baseline(config)
+    device = choose_device(config.require_gpu)
+    dtype = torch_dtype(config.dtype, device)
+    logger.info("%s runs on: %s", config.model, device_name(device))
+    folder = Path(resolve_model(config.model, config.revision))
+    model = load_auto(folder, device, dtype, LLAVA_SYSTEM, config.prompt)
+    settings = {**_settings(config, model), "dtype": dtype_name(dtype)}
+    batch_size = config.batch_size or default_batch_size(device)
+
+    def answerer(benchmark: Benchmark) -> Iterator[Reply]:
+        return replies(model, benchmark, benchmark.max_new_tokens or config.max_new_tokens, batch_size, logger)
+
+    result = _evaluate(config, benchmarks, baseline, answerer, settings)
+    log_peak_memory(logger, device)
+    return result
+
+
+def _require_names(benchmarks: Sequence[Benchmark]) -> None:
+    """Refuse two benchmarks of one name.
+
+    Raises:
+        StageError: A name comes twice.
+    """
+    names = Counter(benchmark.name for benchmark in benchmarks)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise StageError(f"benchmarks: two are called {twice[0]}. Change the name in one's benchmark.json.")
+
+
+def _read_baseline(config: EvaluateConfig) -> Mapping[str, Answers] | None:
+    """The answers of the baseline, if there is one: read first, so that a wrong one is known before the work.
+
+    Raises:
+        StageError: It is no whole evaluation/1.
+    """
+    if not config.baseline_uri:
+        return None
+    try:
+        return read_answers(open_dataset(local_folder(config.baseline_uri, str(download_folder())), EVALUATION))
+    except StageError as error:
+        raise StageError(f"baseline_uri: {error} Wanted the evaluation of an earlier run.") from None
+
+
+def _settings(config: EvaluateConfig, model: VisionLanguageModel) -> dict[str, Any]:
+    """What decides the answers, for the manifest and the artifact's metadata."""
+    return {
+        "model": config.model,
+        "revision": config.revision,
+        "model_fingerprint": ", ".join(map(fingerprint, model.folders)),
+        "prompt": dict(model.prompt_settings),
+        "max_new_tokens": config.max_new_tokens,
+        "preprocessing": dict(model.preprocessing),
+        "device": device_name(model.device),
+        "harness": config.harness,
+    }
+
+
+def _evaluate(
+    config: EvaluateConfig,
+    benchmarks: Sequence[Benchmark],
+    baseline: Mapping[str, Answers] | None,
+    answerer: Answerer,
+    settings: Mapping[str, Any],
+) -> StageResult:
+    """Answer, judge, write and measure."""
+    by_outcome: dict[str, Counter[str]] = {}
+    with DatasetWriter(config.evaluation, EVALUATION) as writer:
+        for benchmark in benchmarks:
+            rows = _judged(benchmark, answerer(benchmark))
+            writer.write(rows)
+            by_outcome[benchmark.name] = Counter(row["outcome"] for row in rows)
+        found: Counter[str] = sum(by_outcome.values(), Counter())
+        counts = Counts(read=found.total(), written=found[outcomes.OK], rejected=found.total() - found[outcomes.OK])
+        reasons = {reason: count for reason, count in found.items() if reason != outcomes.OK}
+        check_reject_fraction(counts, config.max_reject_fraction, reasons, "evaluate")
+        writer.manifest.update(
+            settings,
+            benchmarks={one.name: {"metric": one.metric, **one.origin} for one in benchmarks},
+            outcomes={name: dict(counts) for name, counts in by_outcome.items()},
+        )
+    metrics = _measure(config, read_answers(open_dataset(config.evaluation, EVALUATION)), baseline)
+    with atomic_writer(Path(config.metrics), "w") as handle:
+        json.dump({**metrics, "outcomes": by_outcome, "settings": settings}, handle, indent=1)
+    flat = {name: value["value"] for name, value in metrics["columns"].items()} | metrics["details"]
+    flat |= {f"relative_{name}": value["value"] for name, value in metrics["relative"].items()}
+    return StageResult(counts, flat, {**settings, "benchmarks": [one.name for one in benchmarks]})
+
+
+def _judged(benchmark: Benchmark, found: Iterator[Reply]) -> list[dict[str, Any]]:
+    """A row per question, in the benchmark's order."""
+    judge = METRICS[benchmark.metric]
+    rows: dict[int, dict[str, Any]] = {}
+    progress = Progress(len(benchmark.questions), f"questions of {benchmark.name}", logger)
+    for reply in found:
+        question = benchmark.questions[reply.index]
+        answered = reply.outcome == outcomes.OK
+        judged, score = judge(reply.text, question) if answered else (None, None)
+        rows[reply.index] = {
+            "benchmark": benchmark.name,
+            "metric": benchmark.metric,
+            "question_id": question.id,
+            "image": question.image,
+            "category": question.category,
+            "group": question.group,
+            "question": question.question,
+            "answers": list(question.answers),
+            "text": reply.text,
+            "num_tokens": reply.num_tokens,
+            "outcome": reply.outcome,
+            "judged": judged,
+            "score": score,
+        }
+        progress.add()
+    progress.close()
+    return [rows[index] for index in range(len(benchmark.questions))]
+
+
+def _measure(
+    config: EvaluateConfig, answers: Mapping[str, Answers], baseline: Mapping[str, Answers] | None
+) -> dict[str, Any]:
+    """What the metrics file holds beside the settings."""
+    columns = measure(answers, config.resamples, config.seed)
+    details: dict[str, float] = {}
+    for some in answers.values():
+        details |= tally(some).details()
+    rel = relative(answers, baseline, config.resamples, config.seed) if baseline is not None else {}
+    for name, value in columns.items():
+        logger.info("%s %.2f", name, value.value)
+    return {
+        "columns": {name: asdict(value) for name, value in columns.items()},
+        "details": details,
+        "relative": {name: asdict(value) for name, value in rel.items()},
+    }

@@ -1,0 +1,170 @@
+"""From judged answers to numbers, intervals and Rel. %, worked out by hand."""
+
+import numpy as np
+import pytest
+
+from free2ds_common.errors import StageError
+from free2ds_common.evaluation import column_sets, measure, paired, relative, tally
+
+
+def values(found):
+    return {column: float(value) for column, value in found.items()}
+
+
+def plain(scores, **options):
+    return [(f"u{number}", "", "", "x", score) for number, score in enumerate(scores)]
+
+
+def test_the_mean_score(make_answers):
+    assert values(tally(make_answers(plain([1, 0, 0.5, 0]))).columns()) == {"tiny": 37.5}
+
+
+def test_what_has_no_answer_is_left_out(make_answers):
+    assert values(tally(make_answers(plain([1, np.nan, 0]))).columns()) == {"tiny": 50}
+
+
+def test_nothing_has_an_answer(make_answers):
+    with pytest.raises(StageError, match="tiny: none of its questions has an answer"):
+        tally(make_answers(plain([np.nan])))
+
+
+def test_accuracy_per_category(make_answers):
+    rows = [("a", "image", "", "x", 1), ("b", "image", "", "x", 0), ("c", "text", "", "x", 1)]
+    assert tally(make_answers(rows, metric="scienceqa", benchmark="sqa")).details() == {
+        "sqa_image": 50,
+        "sqa_text": 100,
+    }
+
+
+POPE = [
+    # random: two true "yes", one false, one missed; popular: one true "yes", one true "no".
+    ("a", "random", "yes", "yes", 1),
+    ("b", "random", "yes", "yes", 1),
+    ("c", "random", "no", "yes", 0),
+    ("d", "random", "yes", "no", 0),
+    ("a", "popular", "yes", "yes", 1),
+    ("b", "popular", "no", "no", 1),
+]
+
+
+def test_pope(make_answers):
+    counted = tally(make_answers(POPE, metric="pope", benchmark="pope"))
+    # F1 is 2 * 2 / (2 * 2 + 1 + 1) and 1.
+    assert values(counted.columns()) == {"pope": pytest.approx(100 * (2 / 3 + 1) / 2)}
+    assert counted.details() == {
+        "pope_accuracy": pytest.approx(100 * 4 / 6),
+        "pope_yes_ratio": pytest.approx(100 * 4 / 6),
+        "pope_f1_popular": 100,
+        "pope_f1_random": pytest.approx(100 * 2 / 3),
+    }
+
+
+def test_pope_without_a_true_yes(make_answers):
+    assert values(tally(make_answers([("a", "random", "yes", "no", 0)], metric="pope")).columns()) == {"tiny": 0}
+
+
+def test_mme(make_answers):
+    rows = [
+        # count: one pair right, one half right; code_reasoning, which is cognition: one pair wrong.
+        ("a.png", "count", "yes", "yes", 1),
+        ("a.png", "count", "no", "no", 1),
+        ("b.png", "count", "yes", "yes", 1),
+        ("b.png", "count", "no", "yes", 0),
+        ("a.png", "code_reasoning", "yes", "no", 0),
+        ("a.png", "code_reasoning", "no", "yes", 0),
+    ]
+    counted = tally(make_answers(rows, metric="mme", benchmark="mme"))
+    # Accuracy 75 % and accuracy+ 50 %.
+    assert values(counted.columns()) == {"mme_perception": 125, "mme_cognition": 0}
+    assert counted.details() == {
+        "mme_accuracy": 50,
+        "mme_accuracy_plus": pytest.approx(100 / 3),
+        "mme_accuracy_code_reasoning": 0,
+        "mme_accuracy_plus_code_reasoning": 0,
+        "mme_accuracy_count": 75,
+        "mme_accuracy_plus_count": 50,
+    }
+
+
+def test_half_a_pair_of_mme_leaves_the_whole_out(make_answers):
+    rows = [("a", "count", "yes", "yes", 1), ("a", "count", "no", None, np.nan)] + [("b", "count", "yes", "no", 0)] * 2
+    assert values(tally(make_answers(rows, metric="mme")).columns()) == {"tiny_perception": 0}
+
+
+def test_mmbench_counts_questions_whose_rotations_are_all_right(make_answers):
+    rows = [("1", "c", "a", "A", 1), ("1", "c", "b", "B", 1), ("2", "c", "a", "A", 1), ("2", "c", "b", "A", 0)]
+    assert values(tally(make_answers(rows, metric="mmbench")).columns()) == {"tiny": 50}
+
+
+class TestIntervals:
+    def test_all_alike_have_none_of_width(self, make_answers):
+        (found,) = measure({"tiny": make_answers(plain([1, 1, 1]))}, 20, 0).values()
+        assert (found.value, found.low, found.high) == (100, 100, 100)
+
+    def test_they_are_as_wide_as_chance(self, make_answers):
+        """400 coin flips: 50 % with a standard error of 2.5 %."""
+        (found,) = measure({"tiny": make_answers(plain([1, 0] * 200))}, 2000, 0).values()
+        assert (found.low, found.high) == (
+            pytest.approx(50 - 1.96 * 2.5, abs=0.5),
+            pytest.approx(50 + 1.96 * 2.5, abs=0.5),
+        )
+
+    def test_questions_about_one_picture_stay_together(self, make_answers):
+        rows = [("a.png", "", "", "x", 1)] * 50 + [("b.png", "", "", "x", 0)] * 50
+        (found,) = measure({"tiny": make_answers(rows)}, 100, 0).values()
+        assert (found.low, found.high) == (0, 100)
+
+    def test_the_seed_decides(self, make_answers):
+        answers = {"tiny": make_answers(plain([1, 0] * 20))}
+        assert measure(answers, 100, 3) == measure(answers, 100, 3)
+        assert measure(answers, 100, 3) != measure(answers, 100, 4)
+
+    def test_none_are_wanted(self, make_answers):
+        (found,) = measure({"tiny": make_answers(plain([1, 0]))}, 0, 0).values()
+        assert (found.value, found.low, found.high) == (50, None, None)
+
+
+class TestRelative:
+    def test_columns_and_means(self, make_answers):
+        pair = [("a", "count", "yes", "yes", 1), ("a", "count", "no", "no", 1)]
+        thought = [("b", "code_reasoning", "yes", "yes", 1), ("b", "code_reasoning", "no", "yes", 0)]
+        whole = [("b", "code_reasoning", "yes", "yes", 1), ("b", "code_reasoning", "no", "no", 1)]
+        ours = {"tiny": make_answers(plain([1, 1, 0, 0])), "mme": make_answers(pair + thought, "mme", "mme")}
+        base = {"tiny": make_answers(plain([1, 1, 1, 1])), "mme": make_answers(pair + whole, "mme", "mme")}
+        # 50 of 100, 200 of 200 and 50 of 200 points.
+        assert {name: found.value for name, found in relative(ours, base, 0, 0).items()} == {
+            "tiny": 50,
+            "mme_perception": 100,
+            "mme_cognition": 25,
+            "all": pytest.approx(175 / 3),
+            "without_mme_cognition": 75,
+        }
+
+    def test_both_sides_are_resampled_together(self, make_answers):
+        answers = {"tiny": make_answers(plain([1, 0] * 20))}
+        found = relative(answers, answers, 50, 0)["tiny"]
+        assert (found.value, found.low, found.high) == (100, 100, 100)
+
+    def test_the_order_of_the_questions_does_not_matter(self, make_answers):
+        rows = plain([1, 0, 1, 0, 0])
+        turned = {"tiny": make_answers(rows[::-1], ids="43210")}
+        assert relative({"tiny": make_answers(rows)}, turned, 50, 0)["tiny"].low == 100
+
+    def test_questions_that_one_side_lacks_count_for_neither(self, make_answers):
+        one, other = paired(make_answers(plain([1, np.nan, 0])), make_answers(plain([np.nan, 1, 1])))
+        assert (one.ids, other.ids) == (("2",), ("2",))
+
+    def test_other_benchmarks(self, make_answers):
+        with pytest.raises(StageError, match="baseline: has other, this evaluation tiny"):
+            relative({"tiny": make_answers(plain([1]))}, {"other": make_answers(plain([1]))}, 0, 0)
+
+    def test_other_questions(self, make_answers):
+        with pytest.raises(StageError, match="tiny: the baseline is not of the same questions"):
+            relative({"tiny": make_answers(plain([1]))}, {"tiny": make_answers(plain([1]), ids="9")}, 0, 0)
+
+    def test_a_baseline_of_nothing(self, make_answers):
+        with pytest.raises(StageError, match="baseline: tiny is 0, nothing can be relative to it"):
+            relative({"tiny": make_answers(plain([1]))}, {"tiny": make_answers(plain([0]))}, 0, 0)
+
+    def test_the_set_without_cognition_is_left_out_where_there_is_nothing_else(self):
+        assert column_sets(["mme_cognition"]) == {"all": ["mme_cognition"]}

@@ -1,0 +1,102 @@
+"""What each metric reads out of an answer; the cases are those that the reference evaluators tell apart."""
+
+import pytest
+
+from components.evaluate.benchmark import BenchmarkQuestion
+from components.evaluate.judge import METRICS
+
+
+def question(*answers, options=()):
+    return BenchmarkQuestion(id="1", image=None, question="?", answers=answers, options=options)
+
+
+@pytest.mark.parametrize(
+    ("text", "judged", "score"), [("Red.", "red", 1), ("red", "red", 1), ("a red", "a red", 0), ("", "", 0)]
+)
+def test_gqa(text, judged, score):
+    assert METRICS["gqa"](text, question("red")) == (judged, score)
+
+
+def test_gqa_takes_the_answer_as_it_stands():
+    assert METRICS["gqa"]("Red", question("Red")) == ("red", 0)
+
+
+def test_vqa_normalises_both_sides():
+    assert METRICS["vqa"]("The Two.", question(*["two"] * 4, *["a"] * 6)) == ("2", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "judged", "score"),
+    [
+        ("B", "B", 1),
+        ("B. Rome", "B", 1),
+        ("B.", "FAILED", 0),
+        ("The answer is B.", "B", 1),
+        ("The answer is B. The answer is B.", "FAILED", 0),
+        ("The answer is B", "FAILED", 0),
+        ("b", "FAILED", 0),
+        ("A", "A", 0),
+        ("Rome", "FAILED", 0),
+        ("", "FAILED", 0),
+    ],
+)
+def test_scienceqa(text, judged, score):
+    assert METRICS["scienceqa"](text, question("B", options=("Paris", "Rome"))) == (judged, score)
+
+
+def test_scienceqa_takes_no_letter_that_was_not_offered():
+    assert METRICS["scienceqa"]("C", question("C", options=("Paris", "Rome"))) == ("C", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "judged"),
+    [
+        ("No", "no"),
+        ("no", "no"),
+        ("No, there is none", "no"),
+        ("There is not a dog. Yes", "no"),
+        ("Yes. No", "yes"),
+        ("NO", "yes"),
+        ("Nothing", "yes"),
+        ("", "yes"),
+        ("Maybe", "yes"),
+    ],
+)
+@pytest.mark.parametrize("label", ["yes", "no"])
+def test_pope(text, judged, label):
+    assert METRICS["pope"](text, question(label)) == (judged, judged == label)
+
+
+@pytest.mark.parametrize(
+    ("text", "judged"),
+    [("Yes.", "yes"), ("yes, it is", "yes"), (" No", "no"), ("Not", "no"), ("I say yes", "other"), ("", "other")],
+)
+@pytest.mark.parametrize("label", ["Yes", "No"])
+def test_mme(text, judged, label):
+    assert METRICS["mme"](text, question(label)) == (judged, judged == label.lower())
+
+
+@pytest.mark.parametrize(
+    ("text", "judged"),
+    [
+        ("B", "B"),
+        ("(B) a cat", "B"),
+        ("B. a cat", "B"),
+        ("A", "A"),
+        ("A dog is what I see", "A"),
+        ("A cow is what I see", "other"),
+        ("a cat", "B"),
+        ("A or B", "other"),
+        ("a cat or a dog", "other"),
+        ("b", "other"),
+        ("", "other"),
+    ],
+)
+def test_mmbench(text, judged):
+    options = ("a dog", "a cat")
+    assert METRICS["mmbench"](text, question("B", options=options)) == (judged, judged == "B")
+
+
+@pytest.mark.parametrize(("text", "score"), [("C", 1), ("C.", 0), ("c", 0), ("D", 0)])
+def test_seed(text, score):
+    assert METRICS["seed"](text, question("C", options=("a", "b", "c", "d"))) == (text, score)
