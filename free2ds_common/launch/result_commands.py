@@ -1,11 +1,12 @@
-"""The commands that read what runs have left: where a selection comes from, and what differs between two runs."""
+"""The commands that read what runs have left: where a selection comes from, what differs between two, releases."""
 
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from free2ds_common.launch.package import Package
 from free2ds_common.storage import atomic_writer
@@ -30,8 +31,14 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     compare.add_argument(
         "--records", default="", metavar="FILE", help="write every record that came in or dropped out, as JSON lines"
     )
+    release = command("release", _release, "cluster")
+    release.add_argument("place", help=_PLACE)
+    release.add_argument("--output-dir", required=True, help="the folder to write; new, or empty")
+    verify = command("verify", _verify)
+    verify.add_argument("folder", help="a folder that release has written")
     for parser in (lineage, compare):
         parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    for parser in (lineage, compare, release):
         parser.add_argument(
             "--pipeline-root", default="", help="where the installation keeps artifacts, if the run does not say"
         )
@@ -60,6 +67,35 @@ def _compare(package: Package, arguments: argparse.Namespace) -> int:
             for change, changes in (("came in", found.came_in), ("dropped out", found.dropped_out)):
                 handle.writelines(json.dumps({"change": change, **asdict(one)}) + "\n" for one in changes)
     return 0
+
+
+def _release(package: Package, arguments: argparse.Namespace) -> int:
+    """Write a selection, its random control and a card as one folder, to hand on."""
+    from free2ds_common.launch.release import write_release
+
+    card = write_release(_results(arguments.place, arguments), Path(arguments.output_dir))
+    print(f"{arguments.output_dir}: {_told(card)}")
+    if card["as_text"]:
+        print(f"warning: values of {', '.join(card['as_text'])} had several types and are JSON texts there.")
+    if refused := card["counts"]["not_for_llava"]:
+        print(f"warning: LLaVA's trainer stops at {refused:,} records, whose speakers do not take turns.")
+    return 0
+
+
+def _verify(package: Package, arguments: argparse.Namespace) -> int:
+    """Check that a release is whole and holds what its card says."""
+    from free2ds_common.launch.release_check import check_release
+
+    print(f"{arguments.folder}: whole; {_told(check_release(Path(arguments.folder)))}")
+    return 0
+
+
+def _told(card: Mapping[str, Any]) -> str:
+    counts = card["counts"]
+    return (
+        f"{counts['selected']:,} selected and {counts['random']:,} random records of {counts['pool']:,}, "
+        f"selection {card['selection_sha256']['selected']}"
+    )
 
 
 def _results(place: str, arguments: argparse.Namespace) -> "Results":

@@ -23,9 +23,10 @@ from free2ds_common.redact import redacted
 from free2ds_common.retry import retried
 from free2ds_common.storage import filesystem
 
-SELECTED, SUMMARY, SCORES = "selected", "summary", "scores"
+SELECTED, SUMMARY, SCORES, RANDOM = "selected", "summary", "scores", "random"
 # What each is called in a local run's folder, and in a step's folder on a cluster.
 _FILES = {SELECTED: ("selected.json", "selected"), SUMMARY: ("summary.json", "summary"), SCORES: ("scores",)}
+_EXTRA = {RANDOM: ("random.json", "random")}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Results:
 
     Attributes:
         title: What a person calls the run.
-        uris: Path or URI of each by name: `SELECTED`, `SUMMARY`, `SCORES`.
+        uris: Path or URI of each by name: `SELECTED`, `SUMMARY`, `SCORES`, and `RANDOM`, empty if it is not there.
     """
 
     title: str
@@ -55,7 +56,7 @@ class Results:
         folder, _, last = uri.rpartition("/")
         if last in _FILES[SELECTED]:
             uri = folder or "."
-        uris = {name: _first_there(uri, files) for name, files in _FILES.items()}
+        uris = {name: _first_there(uri, files) for name, files in (_FILES | _EXTRA).items()}
         if missing := [files[0] for name, files in _FILES.items() if not uris[name]]:
             raise StageError(
                 f"{redacted(uri)}: {' and '.join(missing)} not there. Give a folder with the results of a run, the "
@@ -82,7 +83,7 @@ class Results:
             raise StageError(f"run {run_id}: is {run.state}, so it has no results. free2ds why {run_id} says more.")
         spec = spec_of(backend, run)
         found = find_outputs(backend, run, spec, RunStore.of(run, spec, pipeline_root, kube))
-        return cls(f"run {run_id}", {name: found[name] for name in _FILES})
+        return cls(f"run {run_id}", {name: found[name] for name in (*_FILES, *_EXTRA)})
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json.
