@@ -16,6 +16,7 @@ BUDGET_MB = {
     "cluster_scoring": 300,
     "joint_selection": 350,
     "bert_features": 1250,
+    "finetune": 1350,
     "llava_attention": 1300,
     "mgm_attention": 1300,
 }

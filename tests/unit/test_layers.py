@@ -34,10 +34,11 @@ def run_python(code: str) -> str:
     return result.stdout.strip()
 
 
-def test_the_seven_stages_are_there():
+def test_the_stages_are_there():
     assert [stage.name for stage in STAGES] == [
         "bert_features",
         "cluster_scoring",
+        "finetune",
         "ingest",
         "joint_selection",
         "llava_attention",
