@@ -129,6 +129,7 @@ def open_results(
     deciding = {name: settings[name] for name in _DECIDING} | {"model_type": config.model_type}
     told = {"model": config.model, "revision": config.revision}
     store = ResultsStore(config.cache_uri, attention_kind(settings["grid"] ** 2), deciding, told)
+    log.info("looking %d records up in %s", len(records), store.uri)
     keys = _keys(store, config.image_root_uri, records)
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="free2ds-results-"))

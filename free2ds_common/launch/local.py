@@ -148,7 +148,8 @@ def print_results(output_dir: Path, seconds: float) -> None:
     )
     print(_of_clusters(summary["models"]["text"]))
     for name, reuse in summary["reuse"].items():
-        print(f"{name}: {reuse['computed']:,} results computed, {reuse['reused']:,} taken from the results store.")
+        computed = _counted(reuse["computed"], "result")
+        print(f"{name}: {computed} computed, {reuse['reused']:,} taken from the results store.")
     for warning in summary["warnings"]:
         print(f"warning: {warning}")
     made = summary["run"]

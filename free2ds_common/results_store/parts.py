@@ -5,10 +5,10 @@ import io
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +19,8 @@ from free2ds_common.errors import first_line
 from free2ds_common.results_store.key import canonical
 from free2ds_common.retry import ShortBodyError, retried
 from free2ds_common.storage import atomic_writer, read_bytes
+
+Result = TypeVar("Result")
 
 KEY, BUCKET = "key", "bucket"
 _COLUMNS = [pa.field(KEY, pa.binary(32), nullable=False), pa.field(BUCKET, pa.int32(), nullable=False)]
@@ -84,8 +86,11 @@ def encoded(table: pa.Table, settings: Mapping[str, Any]) -> tuple[str, bytes]:
     buckets = table.column(BUCKET).to_numpy()
     sink = io.BytesIO()
     table = table.replace_schema_metadata({_SETTINGS: canonical(settings)})
-    # Keys are hashes: neither a dictionary nor the smallest and largest of them would help anybody.
-    pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_statistics=False)
+    # Keys are hashes: neither a dictionary nor the smallest and largest of them would help anybody. Where keys are read
+    # alone, an altered one would be nobody's, and the part would pass for one of other records.
+    pq.write_table(
+        table, sink, compression="zstd", use_dictionary=False, write_statistics=False, write_page_checksum=True
+    )
     data = sink.getvalue()
     digest = hashlib.sha256(data).hexdigest()
     # Two writers of the same results have names of their own, too.
@@ -125,12 +130,16 @@ def read_keys(fs: AbstractFileSystem, part: Part) -> list[bytes]:
         StageError: The store refuses it.
         StoreError: The store does not answer.
     """
-    with _reading(), _opened(fs, part) as file:
-        column = file.read([KEY]).column(KEY)
-        if column.type != _COLUMNS[0].type:
-            raise BrokenPart(f"keys of type {column.type}")
-        keys: list[bytes] = column.to_pylist()
-        return keys
+
+    def read() -> list[bytes]:
+        with _reading(), _opened(fs, part) as file:
+            column = file.read([KEY]).column(KEY)
+            if column.type != _COLUMNS[0].type:
+                raise BrokenPart(f"keys of type {column.type}")
+            keys: list[bytes] = column.to_pylist()
+            return keys
+
+    return _twice(read)
 
 
 def read_settings(fs: AbstractFileSystem, part: Part) -> dict[str, Any]:
@@ -154,18 +163,26 @@ def read_part(fs: AbstractFileSystem, part: Part, columns: pa.Schema | None = No
         StageError: The store refuses it.
         StoreError: The store does not answer.
     """
-    with _reading():
-        for again in (True, False):
+
+    def read() -> pa.Table:
+        with _reading():
             data = read_bytes(fs, part.path, part.size + 1, part.uri)
-            if hashlib.sha256(data).hexdigest() == part.sha256:
-                break
-            # Once more: what was altered on the way is whole the next time.
-            if not again:
+            if hashlib.sha256(data).hexdigest() != part.sha256:
                 raise BrokenPart(f"{len(data)} bytes with another checksum")
-        table = pq.read_table(pa.BufferReader(data))
-        if columns is not None and not table.schema.equals(part_schema(columns)):
-            raise BrokenPart("columns of another version")
-        return table
+            table = pq.read_table(pa.BufferReader(data))
+            if columns is not None and not table.schema.equals(part_schema(columns)):
+                raise BrokenPart("columns of another version")
+            return table
+
+    return _twice(read)
+
+
+def _twice(read: Callable[[], Result]) -> Result:
+    """What is read; once more where it is broken: what was altered on the way is whole the next time."""
+    try:
+        return read()
+    except BrokenPart:
+        return read()
 
 
 @contextmanager
@@ -188,10 +205,11 @@ def _reading() -> Iterator[None]:
 def _opened(fs: AbstractFileSystem, part: Part) -> Iterator[pq.ParquetFile]:
     """A part as a Parquet file, of which only what is asked for is read."""
     if isinstance(fs, LocalFileSystem):
-        with open(part.path, "rb") as handle, pq.ParquetFile(handle) as file:
+        with open(part.path, "rb") as handle, pq.ParquetFile(handle, page_checksum_verification=True) as file:
             yield file
         return
-    with pq.ParquetFile(pa.PythonFile(_Ranges(fs, part), mode="r"), pre_buffer=True) as file:
+    source = pa.PythonFile(_Ranges(fs, part), mode="r")
+    with pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True) as file:
         yield file
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from free2ds_common.objects import protocols_of
 from free2ds_common.pictures import PictureProblem, picture_location, read_picture_bytes
 from free2ds_common.retry import retried
 from free2ds_common.storage import is_local, version_of
@@ -51,8 +52,7 @@ def _identity(image_root_uri: str, image: str) -> Identity | None:
         fs, path, uri = picture_location(image_root_uri, image)
         if not isinstance(fs, LocalFileSystem):
             info = retried(uri, lambda: fs.info(path))
-            protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-            if known := _known(info, path, protocols):
+            if known := _known(info, path, protocols_of(fs)):
                 return known
         return ("sha256", hashlib.sha256(read_picture_bytes(image_root_uri, image)).hexdigest())
     except (PictureProblem, FileNotFoundError, IsADirectoryError, NotADirectoryError):

@@ -17,7 +17,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from free2ds_common.errors import StageError
-from free2ds_common.redact import redacted
+from free2ds_common.redact import redacted, redacted_values
 from free2ds_common.results_store.found import Found, Spill
 from free2ds_common.results_store.key import result_key, settings_key
 from free2ds_common.results_store.parts import (
@@ -74,7 +74,7 @@ class ResultsStore:
         self._settings_key = settings_key({"kind": kind.name, **settings})
         self._folder = f"{root.rstrip('/')}/{kind.name}/{self._settings_key}"
         self.uri = redacted(f"{cache_uri.rstrip('/')}/{kind.name}/{self._settings_key}")
-        self._kind, self._told = kind, {**settings, **told}
+        self._kind, self._told = kind, redacted_values({**settings, **told})
 
     def key(self, asked: Mapping[str, Any]) -> bytes:
         """The key of what the model is asked; JSON values."""

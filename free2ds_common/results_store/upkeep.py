@@ -1,10 +1,12 @@
 """Looking after a results store: what it holds, whether it is as it was written, fewer parts, and less of it."""
 
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +35,7 @@ TARGET_ROWS = 20_000
 _LARGE_ROWS = TARGET_ROWS // 2
 # Sorted in memory together: about 300 MB of maps.
 _SORTED_ROWS = 6 * TARGET_ROWS
+_LEFTOVER_S = 86_400
 # What stores call the time at which an object was written.
 _TIMES = ("mtime", "updated", "LastModified", "last_modified", "created")
 
@@ -162,7 +165,8 @@ def compact(shelf: Shelf) -> tuple[int, int]:
     """Put small parts together: few large ones are listed and read faster.
 
     The new part is there before the old ones go, so that nothing is lost whenever it ends; who reads meanwhile finds
-    the results in one of them. A part that is not as it was written stays.
+    the results in one of them. A part that is not as it was written stays. On this machine, what killed writers left is
+    removed after a day.
 
     Args:
         shelf: Of the store.
@@ -174,6 +178,8 @@ def compact(shelf: Shelf) -> tuple[int, int]:
         StageError: The store refuses it.
         StoreError: The store does not answer.
     """
+    if isinstance(shelf.fs, LocalFileSystem):
+        _remove_leftovers(Path(shelf.folder))
     before = after = 0
     batch: list[tuple[Part, pa.Table]] = []
     small = sorted(
@@ -195,6 +201,13 @@ def compact(shelf: Shelf) -> tuple[int, int]:
         after += _together(shelf, batch)
         before += len(batch)
     return before, after
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed had begun: hidden files, older than any writer takes."""
+    for path in folder.glob(".*.parquet.*"):
+        if path.stat().st_mtime < time.time() - _LEFTOVER_S:
+            path.unlink(missing_ok=True)
 
 
 def _together(shelf: Shelf, batch: list[tuple[Part, pa.Table]]) -> int:

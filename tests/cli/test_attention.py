@@ -150,6 +150,7 @@ OPTIONS = (
     "max-new-tokens",
     "batch-size",
     "dtype",
+    "cache-uri",
     "require-gpu",
     "no-require-gpu",
 )

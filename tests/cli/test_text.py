@@ -31,6 +31,7 @@ BERT_OPTIONS = (
     "revision",
     "batch-tokens",
     "dtype",
+    "cache-uri",
     "require-gpu",
     "no-require-gpu",
     "part",

@@ -35,6 +35,25 @@ def test_grown_shuffled_and_cut_otherwise(data, tmp_path, undisturbed):
     assert grown.computed["text"] == fresh.answered["text"] - first.answered["text"]
 
 
+def test_a_weekly_run_with_the_clusters_of_the_first_one(data, tmp_path):
+    """What was scored before keeps its score: nothing but new records changes the selection of the highest."""
+    store = str(tmp_path / "store")
+    first = run_stages(tmp_path / "first", data, store)
+    make(tmp_path / "extra", 6, seed=99)
+    new = grow(data, "dataset.json", "grown.json", tmp_path / "extra")
+    second = run_stages(tmp_path / "second", data, store, dataset="grown.json", earlier=tmp_path / "first")
+    assert second.reused == first.answered
+    assert sum(second.computed.values()) < sum(first.computed.values())
+    changes = json.loads((tmp_path / "second/summary.json").read_text())["changes"]
+    selected = [len(json.loads(found.selected)) for found in (first, second)]
+    assert changes["stayed"] + sum(changes["dropped_out"].values()) == selected[0]
+    assert changes["stayed"] + sum(changes["came_in"].values()) == selected[1]
+    assert changes["came_in"].get("new_record", 0) <= new
+    # No record of before is ranked otherwise, whatever is new.
+    assert "score_rank" not in {**changes["came_in"], **changes["dropped_out"]}
+    assert changes["settings"] == []
+
+
 def test_shrunk_and_with_a_changed_question(data, tmp_path):
     store = str(tmp_path / "store")
     run_stages(tmp_path / "work", data, store)

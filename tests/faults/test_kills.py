@@ -51,24 +51,35 @@ def saved(store):
 
 
 def test_killed_at_random_points(processes, run, undisturbed, example, tmp_path):
-    """Never more than the part that was not ended is computed twice."""
+    """Never more than the part that was not ended is computed twice.
+
+    The first half of the workers are killed after some results each, so that all of them are killed in the work; the
+    others at any time.
+    """
     store, computed, seconds = tmp_path / "store", tmp_path / "computed", tmp_path / "seconds"
     timed = processes.Process(target=work, args=(tmp_path / "w", example, str(tmp_path / "other"), os.devnull, seconds))
     timed.start()
     timed.join()
     whole = float(seconds.read_text())
     chance = random.Random(11)
-    for _ in range(KILLS):
+    most = 2 * sum(undisturbed.answered.values()) // KILLS
+    for number in range(KILLS):
         worker = processes.Process(
             target=work, args=(tmp_path / "killed", example, str(store), computed, tmp_path / "never")
         )
         worker.start()
-        worker.join(chance.uniform(0, whole))
+        if number >= KILLS // 2:
+            worker.join(chance.uniform(0, whole))
+        else:
+            enough = count(computed) + chance.randint(1, most)
+            while worker.is_alive() and count(computed) < enough:
+                time.sleep(0.001)
         if worker.is_alive():
             os.kill(worker.pid, signal.SIGKILL)
         worker.join()
     done, kept = count(computed), saved(store)
     assert done - kept <= KILLS * ROWS_PER_PART
+    assert kept > 0
     last = run(store)
     assert last.selected == undisturbed.selected
     assert sum(last.computed.values()) == sum(last.answered.values()) - kept

@@ -138,7 +138,8 @@ def _relay(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
                 return
             connection = http.client.HTTPConnection(urlsplit(bucket.store).netloc, timeout=30)
             try:
-                connection.request(self.command, self.path, headers=dict(self.headers))
+                sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                connection.request(self.command, self.path, sent or None, dict(self.headers))
                 found = connection.getresponse()
                 body = found.read()
             finally:
@@ -153,7 +154,7 @@ def _relay(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
             self.answer(found.status, headers, body, len(body) if fault and fault.chunked else length)
             self.close_connection = bool(fault)
 
-        do_HEAD = do_GET
+        do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
         def answer(self, status: int, headers: dict[str, str], body: bytes, length: int) -> None:
             self.send_response(status)

@@ -40,7 +40,12 @@ class Outcome:
 
 
 def run_stages(
-    work: Path, example: Path, cache_uri: str, num_shards: int = 2, dataset: str = "dataset.json"
+    work: Path,
+    example: Path,
+    cache_uri: str,
+    num_shards: int = 2,
+    dataset: str = "dataset.json",
+    earlier: Path | None = None,
 ) -> Outcome:
     """Run all stages in an empty folder.
 
@@ -50,6 +55,7 @@ def run_stages(
         cache_uri: The results store; empty for none.
         num_shards: Shards.
         dataset: File name of the data set.
+        earlier: An earlier run's folder: its clusters and ranges are used, and its selection is compared with.
     """
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -90,13 +96,24 @@ def run_stages(
     )
     reused["text"], computed["text"] = int(text.metrics["reused"]), int(text.metrics["computed"])
     answered["text"] = int(text.metrics["distinct_messages"])
-    run_clusters(ClusterScoringConfig(features=[str(work / "features")], num_clusters=5, scores=str(work / "text")))
+    run_clusters(
+        ClusterScoringConfig(
+            features=[str(work / "features")],
+            num_clusters=5,
+            kmeans_uri=str(earlier / "baseline") if earlier else "",
+            scores=str(work / "text"),
+            kmeans=str(work / "kmeans"),
+        )
+    )
     run_selection(
         JointSelectionConfig(
             records=records,
             llava_attention=attention["llava"],
             mgm_attention=attention["mgm"],
             text_scores=str(work / "text"),
+            kmeans=str(work / "kmeans"),
+            baseline=str(work / "baseline"),
+            previous_selected_uri=str(earlier / "selected.json") if earlier else "",
             selected=str(work / "selected.json"),
             scores=str(work / "scores"),
             report=str(work / "report.html"),

@@ -81,9 +81,14 @@ def test_what_decides_nothing(config):
     assert counts_and_tables(dataclasses.replace(config, batch_tokens=1, revision="v2"))[0] == (5, 0)
 
 
-def test_unknown_words_of_results_that_are_there_count_as_ever(config):
-    share = run(config).metrics["unknown_token_share"]
-    assert run(config).metrics["unknown_token_share"] == share
+def test_unknown_words_of_results_that_are_there_count_as_ever(configured, tmp_path):
+    """One of four words; one with a new message that would be refused alone: two of five."""
+    config = configured([["zebra what is red"]], cache_uri=str(tmp_path / "store"))
+    assert run(config).metrics["unknown_token_share"] == 1 / 4
+    assert run(config).metrics["unknown_token_share"] == 1 / 4
+    rows = [record_row(1, messages=["zebra what is red", "zebra"])]
+    more = dataclasses.replace(config, records=write_records(tmp_path / "more", rows))
+    assert run(more).metrics["unknown_token_share"] == 2 / 5
 
 
 def test_sigterm_keeps_what_is_computed(config, monkeypatch):

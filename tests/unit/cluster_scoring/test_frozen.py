@@ -1,6 +1,7 @@
 """kmeans_uri: a later run scores against the centroids of an earlier one."""
 
 import dataclasses
+import json
 
 import fsspec
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from components.cluster_scoring.config import ClusterScoringConfig
 from components.cluster_scoring.stage import run
-from free2ds_common.datasets import open_dataset
+from free2ds_common.datasets import open_dataset, sha256_of_manifest
 from free2ds_common.errors import StageError
 from free2ds_common.schemas import TEXT_SCORES, kmeans_schema
 from tests.support.selection import change_manifest, change_rows
@@ -137,7 +138,9 @@ def test_a_folder_that_does_not_say_enough_is_refused(tmp_path, first):
     with pytest.raises(StageError, match=r"was trained with order=reference, wanted key\. Train anew\.$"):
         later(tmp_path, first, [])
     path = first / "kmeans/_manifest.json"
-    path.write_text(path.read_text().replace('"mean_squared_distance"', '"mean"').replace('"order"', '"row"'))
+    manifest = json.loads(path.read_text())
+    del manifest["mean_squared_distance"], manifest["order"]
+    path.write_text(json.dumps({**manifest, "sha256": sha256_of_manifest(manifest)}))
     with pytest.raises(StageError, match=r"does not say its mean_squared_distance, order\. Give the kmeans folder"):
         later(tmp_path, first, [])
 

@@ -24,6 +24,8 @@ EFFECTS = {
     "top_percent": (10.0, {"iou", "image_score", "combined", "probability", "selected"}),
     "max_reject_fraction": (1.0, set()),
     "image_root_uri": ("elsewhere", set()),
+    # Of the run with the settings of before.
+    "previous_selected_uri": ("selected.json", set()),
 }
 
 
@@ -50,6 +52,7 @@ def test_a_parameter_changes_its_columns(written, name):
     value, changed = EFFECTS[name]
     # A temperature at which the scores decide much, so that a change of the scores changes the selection.
     base = columns_of(written.config(temperature=0.1))
+    value = str(written.folder / value) if name == "previous_selected_uri" else value
     other = columns_of(written.config(**{"temperature": 0.1, name: value}))
     assert {column for column in base if base[column] != other[column]} == changed
 

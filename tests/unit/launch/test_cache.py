@@ -155,6 +155,28 @@ def test_compact_leaves_large_and_broken_parts_alone(tmp_path, monkeypatch, capl
     assert "left alone" in caplog.text
 
 
+def test_compact_removes_what_killed_writers_left(tmp_path):
+    store = ResultsStore(str(tmp_path), KIND, {}, {})
+    store.write([row(1)])
+    (part,) = parts(tmp_path)
+    old, young = (part.parent / f".{part.name}.{letter}" for letter in "ab")
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 2 * 86_400,) * 2)
+    cache(tmp_path, "compact")
+    assert [path.exists() for path in (old, young, part)] == [False, True, True]
+
+
+def test_a_models_credentials_are_not_kept(tmp_path, capsys):
+    told = {"model": "https://user:secret@host/model?token=abc"}
+    ResultsStore(str(tmp_path), KIND, {}, told).write([row(1)])
+    assert b"secret" not in parts(tmp_path)[0].read_bytes()
+    cache(tmp_path, "list")
+    out = capsys.readouterr().out
+    assert "host/model" in out
+    assert "abc" not in out
+
+
 def test_delete_of_a_model(root, capsys):
     assert cache(root, "delete", "--model", "one", "--dry-run") == 0
     assert "numbers of one: 3 parts, 6 results" in capsys.readouterr().out

@@ -256,6 +256,7 @@ def test_the_terminal_counts_one_as_one(tmp_path, capsys, frozen):
         "without_iou": 0,
         "ingest": {"dataset_sha256": "abc"},
         "warnings": [],
+        "reuse": {"mgm": {"reused": 0, "computed": 1}},
         "models": {"text": {"num_clusters": 1, "num_clusters_asked": 0, "distinct_messages": 1, **frozen}},
         "run": {"started": "2001-09-09T01:46:40+00:00", "seconds": 1.0, "command": "", "threads": 1},
     }
@@ -265,4 +266,5 @@ def test_the_terminal_counts_one_as_one(tmp_path, capsys, frozen):
     out = capsys.readouterr().out
     assert "Finished in 12 s: 1 of 1 usable record selected, 1 record unusable, 0 ranked" in out
     assert ("Text: 1 cluster of an earlier run" if frozen else "Text: 1 cluster of 1 distinct message (") in out
+    assert "mgm: 1 result computed, 0 taken from the results store." in out
     assert "+00:00, 1 thread per stage;" in out

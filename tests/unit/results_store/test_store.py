@@ -192,6 +192,19 @@ def test_any_altered_byte_is_noticed(tmp_path):
         assert taken(store, [1, 2, 5], tmp_path) == {}
 
 
+def test_an_altered_key_is_noticed_although_nobody_wants_it(root, tmp_path):
+    store = open_store(root)
+    wanted = hashlib.sha256(b"a record").digest()
+    store.write([{**row(1), "key": wanted}])
+    (part,) = store._parts([0])
+    fs, _ = fsspec.core.url_to_fs(root)
+    data = fs.cat_file(part.path)
+    # Nothing can be compressed in a hash.
+    place = data.index(wanted)
+    fs.pipe_file(part.path, data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    assert store.take([wanted], ALL, tmp_path).broken == [part.name]
+
+
 def test_a_part_altered_on_its_way_is_read_again(tmp_path, monkeypatch):
     store = open_store(tmp_path / "store")
     store.write([row(1)])
@@ -205,6 +218,23 @@ def test_a_part_altered_on_its_way_is_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr(parts_module, "read_bytes", once_wrong)
     assert list(taken(store, [1], tmp_path)) == [1]
     assert len(calls) == 2
+
+
+def test_keys_altered_on_their_way_are_read_again(tmp_path, monkeypatch):
+    store = open_store("memory://again/store")
+    store.write([row(1)])
+    fs = fsspec.filesystem("memory")
+    cat_file, calls = fs.cat_file, []
+
+    def once_wrong(path, start, end):
+        calls.append(1)
+        data = cat_file(path, start=start, end=end)
+        return data if len(calls) > 1 else b"x" * len(data)
+
+    monkeypatch.setattr(fs, "cat_file", once_wrong)
+    found = store.take([key(1)], ALL, tmp_path)
+    assert (len(found), found.broken) == (1, [])
+    fs.store.clear()
 
 
 def test_a_part_that_goes_while_it_is_read_was_put_together_with_others(tmp_path, monkeypatch):

@@ -1,0 +1,121 @@
+"""The results store and the identity of pictures on every kind of location; S3 and GCS are real servers."""
+
+import os
+
+import pytest
+
+from free2ds_common.errors import StageError
+from free2ds_common.results_store import pictures as pictures_module
+from free2ds_common.results_store.pictures import picture_identities
+from free2ds_common.results_store.upkeep import broken_parts, compact, remove, shelves
+from free2ds_common.storage import filesystem
+from tests.support.results import key, open_store, row
+
+# A web server takes no files.
+TAKING = pytest.mark.parametrize("place", ["plain path", "file", "memory", "s3", "gs"], indirect=True)
+
+
+@pytest.fixture
+def uri(place):
+    return f"{place.uri}/store"
+
+
+@TAKING
+def test_results_are_kept_and_found(uri, tmp_path):
+    store = open_store(uri)
+    assert len(store.take([key(1)], [0], tmp_path)) == 0
+    store.write([row(1), row(2)])
+    store.write([row(3, bucket=9)])
+    found = store.take([key(number) for number in (1, 2, 3, 4)], range(1024), tmp_path)
+    assert [found.row(key(number))["number"] for number in (1, 2, 3)] == [1, 2, 3]
+    assert key(4) not in found
+
+
+@TAKING
+def test_looking_after_them(uri, tmp_path):
+    store = open_store(uri)
+    for number in (1, 2, 3):
+        store.write([row(number)])
+    (shelf,) = shelves(uri)
+    assert (shelf.kind, shelf.rows, len(shelf.parts), shelf.settings["model"]) == ("numbers", 3, 3, "M")
+    assert all(stored.written for stored in shelf.parts)
+    assert list(broken_parts(shelf)) == []
+    assert compact(shelf) == (3, 1)
+    (shelf,) = shelves(uri)
+    assert len(shelf.parts) == 1
+    assert len(store.take([key(1), key(2), key(3)], [0], tmp_path)) == 3
+    remove(shelf.fs, [stored.part for stored in shelf.parts])
+    assert shelves(uri) == []
+
+
+def test_nobody_can_keep_results_on_a_web_server(store, pauses):
+    with pytest.raises(Exception, match=r"could not be read|may not be read|nothing there"):
+        open_store(f"{store.url}/results").write([row(1)])
+
+
+def overwrite(place, below, content):
+    """Replace a file; moto takes that of who signs only."""
+    if place.uri.startswith("s3"):
+        fs, root = filesystem(place.uri)
+        fs.pipe_file(f"{root}/{below}", content)
+    else:
+        place.put(below, content)
+
+
+def test_the_bytes_of_a_picture_decide_its_identity(place):
+    place.put("images/a.png", b"one")
+    place.put("images/b.png", b"two")
+    before = picture_identities(f"{place.uri}/images", ["a.png", "b.png", "a.png", "none.png"])
+    assert list(before) == ["a.png", "b.png", "none.png"]
+    assert before["none.png"] is None
+    assert before["a.png"] != before["b.png"]
+    assert picture_identities(f"{place.uri}/images", ["a.png"])["a.png"] == before["a.png"]
+    overwrite(place, "images/a.png", b"ONE")
+    assert picture_identities(f"{place.uri}/images", ["a.png"])["a.png"] != before["a.png"]
+
+
+@pytest.mark.parametrize("place", ["memory", "http", "s3", "gs"], indirect=True)
+def test_pictures_of_a_store_are_not_read(place, monkeypatch):
+    place.put("images/a.png", b"one")
+    monkeypatch.setattr(pictures_module, "read_picture_bytes", None)
+    assert picture_identities(f"{place.uri}/images", ["a.png"])["a.png"]
+
+
+@pytest.mark.parametrize("place", ["plain path", "file", "s3", "gs"], indirect=True)
+def test_the_same_bytes_elsewhere_are_the_same_picture(place):
+    """Where a store knows something of the bytes."""
+    for folder in ("one", "two"):
+        place.put(f"{folder}/{folder}.png", b"the same")
+    one = picture_identities(f"{place.uri}/one", ["one.png"])["one.png"]
+    assert picture_identities(f"{place.uri}/two", ["two.png"])["two.png"] == one
+
+
+def test_where_a_store_says_only_a_size_the_bytes_are_read(place, monkeypatch):
+    place.put("images/a.png", b"one")
+    monkeypatch.setattr(pictures_module, "version_of", lambda info: {"size": "3"})
+    # sha256 of b"one".
+    digest = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
+    assert picture_identities(f"{place.uri}/images", ["a.png"]) == {"a.png": ("sha256", digest)}
+
+
+def test_a_time_of_change_decides_nothing_on_this_machine(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"one")
+    before = picture_identities(str(tmp_path), ["a.png"])
+    os.utime(path, (1, 1))
+    assert picture_identities(str(tmp_path), ["a.png"]) == before
+
+
+def test_a_link_out_of_the_root_has_no_identity(tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"one")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").symlink_to(tmp_path / "secret.png")
+    assert picture_identities(str(tmp_path / "images"), ["a.png", "../secret.png"]) == {
+        "a.png": None,
+        "../secret.png": None,
+    }
+
+
+def test_a_root_that_cannot_be_opened(tmp_path):
+    with pytest.raises(StageError, match="nowhere://x"):
+        picture_identities("nowhere://x", ["a.png"])
