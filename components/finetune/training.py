@@ -80,6 +80,7 @@ def train_in_processes(work: Work) -> Outcome:
         return train(work)
     # torchrun on one machine, with a function in place of a script.
     launch = LaunchConfig(
+        run_id="finetune",
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=work.processes,

@@ -18,6 +18,7 @@ BUDGET_MB = {
     "joint_selection": 350,
     "bert_features": 1250,
     "evaluate": 1300,
+    "finetune": 1350,
     "llava_attention": 1300,
     "mgm_attention": 1300,
 }

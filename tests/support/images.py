@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGES = REPOSITORY / "images"
 CONSTRAINTS = REPOSITORY / "constraints.txt"
 STAGES = build.stages()
-WITH_MODELS = ("bert_features", "evaluate", "llava_attention", "mgm_attention")
+WITH_MODELS = ("bert_features", "evaluate", "finetune", "llava_attention", "mgm_attention")
 # Dependency groups beside the stages' that something in an image is installed from.
 SHARED_GROUPS = ("cluster_scoring_gpu", "kfp", "torch")
 # What torch's CUDA build brings and its CPU build does not.

@@ -39,6 +39,7 @@ def test_the_stages_are_there():
         "bert_features",
         "cluster_scoring",
         "evaluate",
+        "finetune",
         "ingest",
         "joint_selection",
         "llava_attention",

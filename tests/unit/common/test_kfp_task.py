@@ -12,6 +12,7 @@ from kfp import dsl
 from components.bert_features.component import bert_features
 from components.cluster_scoring.component import cluster_scoring
 from components.evaluate.component import evaluate
+from components.finetune.component import finetune
 from components.ingest.component import ingest
 from components.split.component import split
 from free2ds_common import __version__, kfp_task
@@ -271,6 +272,42 @@ def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path,
                 "resamples": 10,
                 "seed": 42,
                 "harness": "engine",
+            },
+        ),
+        (
+            finetune,
+            ("selected",),
+            ("tuned_model", "adapter", "report", "training"),
+            {
+                "image_root_uri": "",
+                "image_root_version": "",
+                "model": "m",
+                "revision": "main",
+                "model_type": "llava",
+                "dtype": "auto",
+                "pictures": "auto",
+                "lora_rank": 128,
+                "lora_alpha": 256,
+                "lora_dropout": 0.05,
+                "lora_targets": "q_proj",
+                "projector": "p",
+                "learning_rate": 2e-4,
+                "projector_learning_rate": 2e-5,
+                "warmup_fraction": 0.03,
+                "num_epochs": 1,
+                "max_steps": 0,
+                "batch_size": 128,
+                "micro_batch_size": 0,
+                "max_length": 2048,
+                "gradient_checkpointing": True,
+                "checkpoint_steps": 50,
+                "num_processes": 0,
+                "picture_workers": 0,
+                "max_reject_fraction": 0.05,
+                "cache_uri": "",
+                "seed": 42,
+                "require_gpu": False,
+                "gpu_count": "0",
             },
         ),
     ],

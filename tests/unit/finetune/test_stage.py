@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from free2ds_common.errors import StageError
 from free2ds_common.result import Counts
 from free2ds_common.stopping import Stopped
 from tests.support.checkpoints import CPU, FP32, copy_checkpoint, weights
-from tests.unit.finetune.conftest import config as settings
+from tests.support.training import history, training, write_records
 
 
 def test_losses_are_those_of_a_loop_written_apart(finetune, config):
@@ -43,7 +44,8 @@ def test_gradient_checkpointing_changes_no_loss(finetune):
 def made(tmp_path_factory, llava):
     """A trained model, made once: where, the stage's result, and what makes settings like its own."""
     folder = tmp_path_factory.mktemp("made")
-    make = settings.__wrapped__(folder, llava)
+    write_records(folder)
+    make = partial(training, folder, llava)
     return folder / "out", run(make(dtype="float32", warmup_fraction=0.0)), make
 
 
@@ -159,7 +161,7 @@ class TestGoingOn:
     def test_an_epoch_has_its_own_order(self, config, tmp_path):
         """With adapters that learn nothing, an epoch's losses are another order's."""
         run(config(num_epochs=2, learning_rate=0.0, projector_learning_rate=0.0, lora_dropout=0.0))
-        told = json.loads((tmp_path / "out" / "adapter" / "training.json").read_text())["history"]
+        told = history(tmp_path)
         tokens = [step["tokens"] for step in told]
         assert sum(tokens[:3]) == sum(tokens[3:])
         assert [step["loss"] for step in told[:3]] != [step["loss"] for step in told[3:]]

@@ -26,7 +26,9 @@ def test_every_stage_has_an_image_and_every_image_a_stage():
 
 
 def test_the_pipeline_names_the_images_that_are_built():
-    assert Package.compile(free2ds).images == [build.image_name(stage, "", "dev") for stage in STAGES]
+    # finetune comes after a selection.
+    wanted = [build.image_name(stage, "", "dev") for stage in STAGES if stage != "finetune"]
+    assert Package.compile(free2ds).images == wanted
 
 
 @pytest.mark.parametrize("stage", STAGES)
