@@ -9,7 +9,8 @@ from free2ds_common.errors import StageError
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameters import read_parameters, refuse_local_paths
 
-CONFIGS = sorted((Path(__file__).resolve().parents[3] / "examples/configs").glob("*.yaml"))
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+CONFIGS = [*sorted((EXAMPLES / "configs").glob("*.yaml")), EXAMPLES / "llava_665k/select.yaml"]
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def package():
 
 
 def test_they_are_all_there():
-    assert [path.stem for path in CONFIGS] == ["llava-665k-gke", "llava-665k-s3", "no-gpu", "on-prem"]
+    assert [path.stem for path in CONFIGS] == ["llava-665k-gke", "llava-665k-s3", "no-gpu", "on-prem", "select"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -26,6 +27,12 @@ def test_the_pipeline_takes_it_for_a_cluster(path, package):
     values = read_parameters(package, str(path), [])
     refuse_local_paths(values)
     assert {name for name, parameter in package.parameters.items() if parameter.required} <= values.keys()
+
+
+def test_the_example_has_the_published_setting(package):
+    values = package.with_defaults(read_parameters(package, str(CONFIGS[-1]), []))
+    published = {"ratio": 0.2, "temperature": 1.0, "alpha": 0.5, "num_clusters": 1000, "num_samples": 0}
+    assert {name: values[name] for name in published} == published
 
 
 def test_without_gpus_no_step_asks_for_one(package):
