@@ -6,6 +6,7 @@ long because KFP wants every parameter in a signature and every input of a step 
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kfp import dsl
@@ -14,24 +15,36 @@ from components.bert_features.component import bert_features
 from components.bert_features.config import BertFeaturesSettings
 from components.cluster_scoring.component import cluster_scoring
 from components.cluster_scoring.config import ClusterScoringSettings
+from components.finetune.config import FinetuneSettings
 from components.ingest.component import ingest
 from components.ingest.config import IngestSettings
 from components.joint_selection.component import joint_selection
 from components.joint_selection.config import JointSelectionSettings
 from components.llava_attention.component import llava_attention
 from components.llava_attention.config import LlavaAttentionSettings
+from components.loop import train_and_measure
 from components.mgm_attention.component import mgm_attention
 from components.mgm_attention.config import MgmAttentionSettings
 from components.resolve.component import resolve
 from components.resolve.config import ResolveSettings
 from components.split.component import split
 from components.split.config import SplitSettings
+from components.verdict.config import VerdictSettings
 from free2ds_common.launch import cli
-from free2ds_common.launch.resources import GPU_NODE_SELECTOR, GPU_TOLERATIONS, GpuNodes, ResourceSettings, ask
+from free2ds_common.launch.resources import (
+    GPU_NODE_SELECTOR,
+    GPU_TOLERATIONS,
+    GpuNodes,
+    LoopSettings,
+    ResourceSettings,
+    ask,
+)
 from free2ds_common.launch.store_access import StoreAccess
 
 # Shards scored at the same time on a cluster; kfp.local never runs more than two.
 PARALLEL_SHARDS = 8
+# What the loop trains on, and with which seeds.
+ARMS = ["selected:42", "random:42"]
 
 
 class ShardMaps(NamedTuple):
@@ -187,52 +200,44 @@ def score_and_select(
     )
 
 
-class Selection(NamedTuple):
-    """What a run is for."""
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a selection whose outputs others take."""
 
-    selected: dsl.Dataset
-    scores: dsl.Dataset
-    report: dsl.HTML
-    summary: dsl.Metrics
-    random: dsl.Dataset
-    baseline: dsl.Dataset
-    rejects: dsl.Artifact
+    found: dsl.PipelineTask
+    ingested: dsl.PipelineTask
+    chosen: dsl.PipelineTask
 
 
-@dsl.pipeline(name="free2ds", description="Select the records of a LLaVA data set that are worth training on.")
-def free2ds(
+def select(
     dataset_uri: str,
     image_root_uri: str,
-    max_reject_fraction: float = IngestSettings.max_reject_fraction,
-    num_shards: int = SplitSettings.num_shards,
-    llava_model: str = LlavaAttentionSettings.model,
-    llava_options: str = ResolveSettings.llava_options,
-    mgm_model: str = MgmAttentionSettings.model,
-    mgm_options: str = ResolveSettings.mgm_options,
-    bert_model: str = BertFeaturesSettings.model,
-    text_options: str = ResolveSettings.text_options,
-    num_clusters: int = ClusterScoringSettings.num_clusters,
-    kmeans_uri: str = ClusterScoringSettings.kmeans_uri,
-    ratio: float = JointSelectionSettings.ratio,
-    num_samples: int = JointSelectionSettings.num_samples,
-    alpha: float = JointSelectionSettings.alpha,
-    temperature: float = JointSelectionSettings.temperature,
-    select_options: str = ResolveSettings.select_options,
-    previous_selected_uri: str = JointSelectionSettings.previous_selected_uri,
-    seed: int = JointSelectionSettings.seed,
-    cache_uri: str = LlavaAttentionSettings.cache_uri,
-    gpu_type: str = ResourceSettings.gpu_type,
-    gpu_count: str = ResourceSettings.gpu_count,
-    gpu_node_selector: dict[str, str] = GPU_NODE_SELECTOR,
-    gpu_tolerations: list[dict[str, Any]] = GPU_TOLERATIONS,
-    store_secret: str = ResourceSettings.store_secret,
-    store_config_map: str = ResourceSettings.store_config_map,
-) -> Selection:
-    """Select the records of a LLaVA data set that are worth training on.
-
-    What each parameter is, and what it may be, is written in the `Settings` of the stage that it goes to, and checked
-    there; `launch.package` puts the descriptions into the compiled pipeline.
-    """
+    max_reject_fraction: float,
+    num_shards: int,
+    llava_model: str,
+    llava_options: str,
+    mgm_model: str,
+    mgm_options: str,
+    bert_model: str,
+    text_options: str,
+    num_clusters: int,
+    kmeans_uri: str,
+    ratio: float,
+    num_samples: int,
+    alpha: float,
+    temperature: float,
+    select_options: str,
+    previous_selected_uri: str,
+    seed: int,
+    cache_uri: str,
+    gpu_type: str,
+    gpu_count: str,
+    gpu_node_selector: dict[str, str],
+    gpu_tolerations: list[dict[str, Any]],
+    store_secret: str,
+    store_config_map: str,
+) -> Steps:
+    """Wire the steps of a selection into the pipeline that calls this."""
     nodes = GpuNodes(type=gpu_type, count=gpu_count, selector=gpu_node_selector, tolerations=gpu_tolerations)
     access = StoreAccess(secret=store_secret, config_map=store_config_map)
     found = resolve(
@@ -318,20 +323,190 @@ def free2ds(
         store_config_map=store_config_map,
     )
     chosen.set_display_name("Score all shards and select")
+    return Steps(found, ingested, chosen)
+
+
+class Selection(NamedTuple):
+    """What a run is for."""
+
+    selected: dsl.Dataset
+    scores: dsl.Dataset
+    report: dsl.HTML
+    summary: dsl.Metrics
+    random: dsl.Dataset
+    baseline: dsl.Dataset
+    rejects: dsl.Artifact
+
+
+@dsl.pipeline(name="free2ds", description="Select the records of a LLaVA data set that are worth training on.")
+def free2ds(
+    dataset_uri: str,
+    image_root_uri: str,
+    max_reject_fraction: float = IngestSettings.max_reject_fraction,
+    num_shards: int = SplitSettings.num_shards,
+    llava_model: str = LlavaAttentionSettings.model,
+    llava_options: str = ResolveSettings.llava_options,
+    mgm_model: str = MgmAttentionSettings.model,
+    mgm_options: str = ResolveSettings.mgm_options,
+    bert_model: str = BertFeaturesSettings.model,
+    text_options: str = ResolveSettings.text_options,
+    num_clusters: int = ClusterScoringSettings.num_clusters,
+    kmeans_uri: str = ClusterScoringSettings.kmeans_uri,
+    ratio: float = JointSelectionSettings.ratio,
+    num_samples: int = JointSelectionSettings.num_samples,
+    alpha: float = JointSelectionSettings.alpha,
+    temperature: float = JointSelectionSettings.temperature,
+    select_options: str = ResolveSettings.select_options,
+    previous_selected_uri: str = JointSelectionSettings.previous_selected_uri,
+    seed: int = JointSelectionSettings.seed,
+    cache_uri: str = LlavaAttentionSettings.cache_uri,
+    gpu_type: str = ResourceSettings.gpu_type,
+    gpu_count: str = ResourceSettings.gpu_count,
+    gpu_node_selector: dict[str, str] = GPU_NODE_SELECTOR,
+    gpu_tolerations: list[dict[str, Any]] = GPU_TOLERATIONS,
+    store_secret: str = ResourceSettings.store_secret,
+    store_config_map: str = ResourceSettings.store_config_map,
+) -> Selection:
+    """Select the records of a LLaVA data set that are worth training on.
+
+    What each parameter is, and what it may be, is written in the `Settings` of the stage that it goes to, and checked
+    there; `launch.package` puts the descriptions into the compiled pipeline.
+    """
+    made = select(**locals())
     return Selection(
-        selected=chosen.outputs["selected"],
-        scores=chosen.outputs["scores"],
-        report=chosen.outputs["report"],
-        summary=chosen.outputs["summary"],
-        random=chosen.outputs["random"],
-        baseline=chosen.outputs["baseline"],
-        rejects=ingested.outputs["rejects"],
+        selected=made.chosen.outputs["selected"],
+        scores=made.chosen.outputs["scores"],
+        report=made.chosen.outputs["report"],
+        summary=made.chosen.outputs["summary"],
+        random=made.chosen.outputs["random"],
+        baseline=made.chosen.outputs["baseline"],
+        rejects=made.ingested.outputs["rejects"],
+    )
+
+
+class LoopResult(NamedTuple):
+    """What a run of the loop is for: the selection, and whether it helped."""
+
+    selected: dsl.Dataset
+    scores: dsl.Dataset
+    report: dsl.HTML
+    summary: dsl.Metrics
+    random: dsl.Dataset
+    baseline: dsl.Dataset
+    rejects: dsl.Artifact
+    comparison: dsl.Metrics
+    verdict: dsl.HTML
+
+
+@dsl.pipeline(
+    name="free2ds-loop",
+    description="Select records, train on them and on as many at random, and say whether it helped.",
+)
+def free2ds_loop(
+    benchmark_uris: str,
+    dataset_uri: str,
+    image_root_uri: str,
+    max_reject_fraction: float = IngestSettings.max_reject_fraction,
+    num_shards: int = SplitSettings.num_shards,
+    llava_model: str = LlavaAttentionSettings.model,
+    llava_options: str = ResolveSettings.llava_options,
+    mgm_model: str = MgmAttentionSettings.model,
+    mgm_options: str = ResolveSettings.mgm_options,
+    bert_model: str = BertFeaturesSettings.model,
+    text_options: str = ResolveSettings.text_options,
+    num_clusters: int = ClusterScoringSettings.num_clusters,
+    kmeans_uri: str = ClusterScoringSettings.kmeans_uri,
+    ratio: float = JointSelectionSettings.ratio,
+    num_samples: int = JointSelectionSettings.num_samples,
+    alpha: float = JointSelectionSettings.alpha,
+    temperature: float = JointSelectionSettings.temperature,
+    select_options: str = ResolveSettings.select_options,
+    previous_selected_uri: str = JointSelectionSettings.previous_selected_uri,
+    seed: int = JointSelectionSettings.seed,
+    cache_uri: str = LlavaAttentionSettings.cache_uri,
+    gpu_type: str = ResourceSettings.gpu_type,
+    gpu_count: str = ResourceSettings.gpu_count,
+    gpu_node_selector: dict[str, str] = GPU_NODE_SELECTOR,
+    gpu_tolerations: list[dict[str, Any]] = GPU_TOLERATIONS,
+    store_secret: str = ResourceSettings.store_secret,
+    store_config_map: str = ResourceSettings.store_config_map,
+    arms: list[str] = ARMS,
+    train_model: str = FinetuneSettings.model,
+    train_options: str = LoopSettings.train_options,
+    train_gpu_count: str = LoopSettings.train_gpu_count,
+    evaluate_options: str = LoopSettings.evaluate_options,
+    resamples: int = VerdictSettings.resamples,
+) -> LoopResult:
+    """Select, train on the selection and on its random control, measure both and the untuned model, and compare."""
+    made = select(
+        dataset_uri=dataset_uri,
+        image_root_uri=image_root_uri,
+        max_reject_fraction=max_reject_fraction,
+        num_shards=num_shards,
+        llava_model=llava_model,
+        llava_options=llava_options,
+        mgm_model=mgm_model,
+        mgm_options=mgm_options,
+        bert_model=bert_model,
+        text_options=text_options,
+        num_clusters=num_clusters,
+        kmeans_uri=kmeans_uri,
+        ratio=ratio,
+        num_samples=num_samples,
+        alpha=alpha,
+        temperature=temperature,
+        select_options=select_options,
+        previous_selected_uri=previous_selected_uri,
+        seed=seed,
+        cache_uri=cache_uri,
+        gpu_type=gpu_type,
+        gpu_count=gpu_count,
+        gpu_node_selector=gpu_node_selector,
+        gpu_tolerations=gpu_tolerations,
+        store_secret=store_secret,
+        store_config_map=store_config_map,
+    )
+    compared = train_and_measure(
+        arms=arms,
+        selected=made.chosen.outputs["selected"],
+        random=made.chosen.outputs["random"],
+        everything=made.ingested.outputs["records"],
+        summary=made.chosen.outputs["summary"],
+        image_root_uri=image_root_uri,
+        image_root_version=made.found.outputs["image_root_version"],
+        max_reject_fraction=max_reject_fraction,
+        train_model=train_model,
+        train_options=train_options,
+        train_gpu_count=train_gpu_count,
+        benchmark_uris=benchmark_uris,
+        evaluate_options=evaluate_options,
+        resamples=resamples,
+        seed=seed,
+        cache_uri=cache_uri,
+        gpu_type=gpu_type,
+        gpu_count=gpu_count,
+        gpu_node_selector=gpu_node_selector,
+        gpu_tolerations=gpu_tolerations,
+        store_secret=store_secret,
+        store_config_map=store_config_map,
+    )
+    compared.set_display_name("Train, measure and compare")
+    return LoopResult(
+        selected=made.chosen.outputs["selected"],
+        scores=made.chosen.outputs["scores"],
+        report=made.chosen.outputs["report"],
+        summary=made.chosen.outputs["summary"],
+        random=made.chosen.outputs["random"],
+        baseline=made.chosen.outputs["baseline"],
+        rejects=made.ingested.outputs["rejects"],
+        comparison=compared.outputs["comparison"],
+        verdict=compared.outputs["verdict"],
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    return cli.main(free2ds, argv)
+    return cli.main({"select": free2ds, "loop": free2ds_loop}, argv)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from free2ds_common.storage import require_regular_file
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _SETTINGS_SUFFIXES = (".json", ".model", ".txt", ".jinja")
+# What finetune says of a training, beside the model that it made: no part of the model.
+TRAINING = "training.json"
 
 
 def resolve_model(model: str, revision: str, cache_dir: str = "") -> str:
@@ -89,7 +91,7 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
     files = sorted(
         (path.relative_to(root).as_posix(), path)
         for path in root.rglob("*")
-        if path.is_file() and path.suffix in (*_WEIGHT_SUFFIXES, *_SETTINGS_SUFFIXES)
+        if path.is_file() and path.suffix in (*_WEIGHT_SUFFIXES, *_SETTINGS_SUFFIXES) and path.name != TRAINING
     )
     digest = hashlib.sha256(json.dumps([(name, sha256_of_file(path)) for name, path in files]).encode())
     return f"sha256 {digest.hexdigest()}"

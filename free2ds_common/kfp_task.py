@@ -30,6 +30,9 @@ DISPLAY_NAMES: Mapping[str, Mapping[str, str]] = {
     "ingest": {"rejects": "rejected records"},
     "bert_features": {"features": "text features"},
     "cluster_scoring": {"scores": "text scores", "kmeans": "text clusters"},
+    "finetune": {"tuned_model": "trained model", "adapter": "adapters", "training": "training in numbers"},
+    "evaluate": {"evaluation": "judged answers", "metrics": "evaluation in numbers"},
+    "verdict": {"comparison": "comparison in numbers", "report": "did selecting help?"},
     "joint_selection": {
         "selected": "selected records",
         "scores": "scores of all records",

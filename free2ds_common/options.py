@@ -12,7 +12,8 @@ from typing import Any
 from free2ds_common.errors import SettingError
 from free2ds_common.settings import Settings
 
-_WORDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number"}
+_WORDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_TRUTHS = {"true": True, "false": False}
 
 
 def split_options(where: str, text: str, known: Collection[str]) -> dict[str, str]:
@@ -65,8 +66,8 @@ def typed_options(where: str, settings: type[Settings], options: Mapping[str, st
         kind = kinds[name]
         assert isinstance(kind, type)
         try:
-            typed[name] = kind(value)
-        except ValueError:
+            typed[name] = _TRUTHS[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
             raise SettingError(where, f"{name}: got {value!r}, wanted {_WORDS[kind]}.") from None
     return typed
 

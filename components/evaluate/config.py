@@ -27,10 +27,12 @@ class EvaluateSettings(SeedSettings, RejectSettings, ModelSettings):
         baseline_uri: Folder or URI of the evaluation that Rel. % is relative to; empty for none.
         resamples: Bootstrap resamples of the intervals; 0 for no intervals.
         seed: Seed of the bootstrap.
+        label: What the model is in a verdict, such as selected:42: what it learnt from, a colon and a seed.
         harness: engine (the project's own), or lmms-eval, which has to be in the image.
     """
 
     SEED_BITS: ClassVar[int] = 32
+    OPTIONS: ClassVar[tuple[str, ...]] = ("batch_size", "dtype", "harness", "max_new_tokens", "prompt", "revision")
 
     benchmarks: str
     model: str = "llava-hf/llava-1.5-7b-hf"
@@ -40,6 +42,7 @@ class EvaluateSettings(SeedSettings, RejectSettings, ModelSettings):
     max_reject_fraction: float = 0.0
     baseline_uri: str = ""
     resamples: int = 1000
+    label: str = ""
     harness: str = ENGINE
 
     @property

@@ -13,7 +13,7 @@ from components.evaluate.benchmark import Benchmark, read_benchmark
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.judge import METRICS
 from free2ds_common import outcomes
-from free2ds_common.checkpoints import download_folder, fingerprint, resolve_model
+from free2ds_common.checkpoints import TRAINING, download_folder, fingerprint, read_json_object, resolve_model
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.downloads import local_folder
 from free2ds_common.errors import StageError
@@ -59,7 +59,7 @@ def run(config: EvaluateConfig) -> StageResult:
     logger.info("%s runs on: %s", config.model, device_name(device))
     folder = Path(resolve_model(config.model, config.revision))
     model = load_auto(folder, device, dtype, LLAVA_SYSTEM, config.prompt)
-    settings = {**_settings(config, model), "dtype": dtype_name(dtype)}
+    settings = {**_settings(config, model), "dtype": dtype_name(dtype), "training": _training(folder)}
     batch_size = config.batch_size or default_batch_size(device)
 
     def answerer(benchmark: Benchmark) -> Iterator[Reply]:
@@ -98,6 +98,7 @@ def _read_baseline(config: EvaluateConfig) -> Mapping[str, Answers] | None:
 def _settings(config: EvaluateConfig, model: VisionLanguageModel) -> dict[str, Any]:
     """What decides the answers, for the manifest and the artifact's metadata."""
     return {
+        "label": config.label,
         "model": config.model,
         "revision": config.revision,
         "model_fingerprint": ", ".join(map(fingerprint, model.folders)),
@@ -107,6 +108,21 @@ def _settings(config: EvaluateConfig, model: VisionLanguageModel) -> dict[str, A
         "device": device_name(model.device),
         "harness": config.harness,
     }
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """What finetune says of how the model was trained; nothing of a model that it did not make.
+
+    Raises:
+        StageError: What it says is no JSON object.
+    """
+    try:
+        told = read_json_object(folder / TRAINING)
+    except FileNotFoundError:
+        return {}
+    kept = {name: told[name] for name in ("model", "model_fingerprint", "selected_sha256", "records") if name in told}
+    metrics = told.get("metrics", {})
+    return kept | {name: metrics[name] for name in ("device_hours", "steps") if name in metrics}
 
 
 def _evaluate(

@@ -57,6 +57,12 @@ class FinetuneSettings(ModelSettings, PictureSettings, CacheSettings, RejectSett
     """
 
     SEED_BITS: ClassVar[int] = 31
+    OPTIONS: ClassVar[tuple[str, ...]] = (
+        *("batch_size", "checkpoint_steps", "dtype", "gradient_checkpointing", "learning_rate", "lora_alpha"),
+        *("lora_dropout", "lora_rank", "lora_targets", "max_length", "max_steps", "micro_batch_size", "model_type"),
+        *("num_epochs", "num_processes", "picture_workers", "pictures", "projector", "projector_learning_rate"),
+        *("revision", "warmup_fraction"),
+    )
 
     model: str = "llava-hf/llava-1.5-7b-hf"
     model_type: str = LLAVA

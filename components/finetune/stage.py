@@ -17,7 +17,7 @@ from components.finetune.config import FinetuneConfig
 from components.finetune.report import write_report
 from components.finetune.samples import records_sha256
 from components.finetune.training import Outcome, Work, train_in_processes
-from free2ds_common.checkpoints import fingerprint, resolve_model
+from free2ds_common.checkpoints import TRAINING, fingerprint, resolve_model
 from free2ds_common.errors import StageError
 from free2ds_common.inference.device import choose_device, device_name, dtype_name, torch_dtype
 from free2ds_common.result import StageResult
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 # Raised when the same records, model and settings give other losses than before.
 TRAINING_VERSION = 1
-TRAINING_FILE = "training.json"
 _PACKAGES = ("torch", "transformers", "peft", "accelerate")
 # Settings that decide no loss.
 _PLACES = (
@@ -70,8 +69,10 @@ def run(config: FinetuneConfig) -> StageResult:
             logger.info("goes on from %s of %s", last.name, checkpoints.uri)
         outcome = train_in_processes(Work(config, folder, device.type, processes, checkpoints, last))
     content = _content(outcome, settings)
-    with atomic_writer(Path(config.adapter) / TRAINING_FILE, "w") as handle:
-        json.dump({**content, "history": outcome.history}, handle, indent=1)
+    told = {**content, "records": outcome.counts.written, "history": outcome.history}
+    for output in (config.adapter, config.tuned_model):
+        with atomic_writer(Path(output) / TRAINING, "w") as handle:
+            json.dump(told, handle, indent=1)
     write_report(config.report, config, outcome, content)
     return StageResult(outcome.counts, content["metrics"], content)
 

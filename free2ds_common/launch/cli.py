@@ -35,19 +35,23 @@ from free2ds_common.storage import atomic_writer
 EXIT_INTERRUPTED = 130
 
 
-def main(pipeline: dsl.base_component.BaseComponent, argv: Sequence[str] | None) -> int:
+def main(pipelines: Mapping[str, dsl.base_component.BaseComponent], argv: Sequence[str] | None) -> int:
     """Run one command.
 
     Args:
-        pipeline: What the commands compile and start.
+        pipelines: What the commands compile and start, by the names that --pipeline takes; the first is the default.
         argv: The command line; None takes the process's own.
 
     Returns:
         0; 2 after one sentence when the set-up is wrong; 1 when a stage crashed; 130 when interrupted.
     """
     quiet_libraries()
-    package = Package.compile(pipeline)
-    arguments = command_line(package).parse_args(argv)
+    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    chosen.add_argument("--pipeline", default="")
+    # Before all else: the help lists the parameters of the pipeline that is meant.
+    name = chosen.parse_known_args(argv)[0].pipeline
+    package = Package.compile(pipelines.get(name, next(iter(pipelines.values()))))
+    arguments = command_line(package, list(pipelines)).parse_args(argv)
     arguments.typed = sys.argv[1:] if argv is None else argv
     exit_codes: list[int] = []
     try:
@@ -60,10 +64,16 @@ def main(pipeline: dsl.base_component.BaseComponent, argv: Sequence[str] | None)
     return failed or exit_codes[0]
 
 
-def command_line(package: Package) -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def command_line(package: Package, pipelines: Sequence[str] = ("select", "loop")) -> argparse.ArgumentParser:
+    """The parser of all commands.
+
+    Args:
+        package: The pipeline that is meant.
+        pipelines: The names of all.
+    """
     shared = {
         "parameters": _parameter_options(),
+        "pipeline": _pipeline_options(pipelines),
         "images": _image_options(),
         "pods": pod_options(),
         "cluster": cluster_options(),
@@ -84,7 +94,7 @@ def command_line(package: Package) -> argparse.ArgumentParser:
         added.set_defaults(work=work)
         return added
 
-    run = command("run", _run, "parameters", "images")
+    run = command("run", _run, "pipeline", "parameters", "images")
     run.add_argument("--output-dir", required=True, help="gets selected.json, scores/, rejects.jsonl, report.html, ...")
     run.add_argument(
         "--runner",
@@ -95,7 +105,7 @@ def command_line(package: Package) -> argparse.ArgumentParser:
     run.add_argument("--network", default="", help="Docker network of the stages (--runner docker)")
     run.add_argument("--keep-work", action="store_true", help="keep what the stages hand to each other")
     run.add_argument("--no-cache", action="store_true", help="take no results of earlier runs and keep none")
-    compiled = command("compile", _compile, "images", "pods")
+    compiled = command("compile", _compile, "pipeline", "images", "pods")
     compiled.add_argument("--output", default="free2ds.yaml", help="the file to write")
     compiled.add_argument(
         "--kubernetes-manifests",
@@ -103,8 +113,8 @@ def command_line(package: Package) -> argparse.ArgumentParser:
         help="write Pipeline and PipelineVersion objects, for kubectl apply",
     )
     compiled.add_argument("--namespace", default="", help="of those objects; empty leaves it to kubectl")
-    command("parameters", _parameters)
-    command("lint", _lint)
+    command("parameters", _parameters, "pipeline")
+    command("lint", _lint, "pipeline")
     ClusterCommands(_for_cluster).add(command)
     result_commands.add(command)
     add_cache_options(command("cache", _cache))
@@ -131,6 +141,17 @@ def _parameter_options() -> argparse.ArgumentParser:
         metavar="FILE",
         default="",
         help="YAML or JSON file of parameters; --param wins over it",
+    )
+    return options
+
+
+def _pipeline_options(names: Sequence[str]) -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--pipeline",
+        choices=names,
+        default=names[0],
+        help="select records, or the loop: train on them and on as many at random too, and measure whether it helped",
     )
     return options
 

@@ -57,12 +57,12 @@ class ClusterCommands:
         Args:
             command: Makes a parser of a name, the work and the names of option groups.
         """
-        submit = command("submit", self.submit, "parameters", "images", "pods", "cluster")
+        submit = command("submit", self.submit, "pipeline", "parameters", "images", "pods", "cluster")
         submit.add_argument("--run-name", default="", help="how the UI calls the run; empty: data set and time")
         submit.add_argument("--wait", action="store_true", help="follow the run to its end; exit code 1 if it fails")
         submit.add_argument("--check", action="store_true", help="look whether everything is there, and start nothing")
         self._add_root(submit)
-        schedule = command("schedule", self.schedule, "parameters", "images", "pods", "cluster")
+        schedule = command("schedule", self.schedule, "pipeline", "parameters", "images", "pods", "cluster")
         schedule.add_argument(
             "--cron", required=True, help="six fields in UTC, seconds first: '0 0 3 * * 1' is Mondays at 03:00"
         )

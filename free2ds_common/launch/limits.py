@@ -33,6 +33,8 @@ _UNKNOWN_VALUE = "0" * 100
 _ROOT = f"s3://{'b' * 63}/v2/artifacts"
 # The one finished run of 64 shards whose Workflow is known (1,102,402 bytes) to what `_Graph` makes of its pipeline.
 _NODES_FACTOR = 2.815
+# Beside a task's own values: how often it runs, and the loops of its graph with their iterations.
+_ITERATIONS, _LOOPS = "{{iterations}}", "{{loops}}"
 _UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -99,16 +101,15 @@ class _Graph:
 
     def inputs(self) -> Iterator[tuple[str, int]]:
         """Every container step with the bytes of its input."""
-        for name, task, inside in self._tasks(self._spec["root"]["dag"], self._values, False):
+        for name, task, inside in self._tasks(self._spec["root"]["dag"], self._values):
             if "container" in self._executor(task):
                 yield name, len(self._executor_input(name, task, inside))
 
     def workflow_bytes(self) -> int:
         """Bytes of the nodes of a finished Workflow, as Argo compresses them: gzip, then base64."""
         nodes: dict[str, Any] = {}
-        for name, task, known in self._tasks(self._spec["root"]["dag"], self._values, False):
-            in_loop = "{{iteration}}" in known
-            for iteration in range(self._shards if in_loop else 1):
+        for name, task, known in self._tasks(self._spec["root"]["dag"], self._values):
+            for iteration in range(known.get(_ITERATIONS, 1)):
                 for kind, parameters in self._nodes(name, task, known):
                     digest = hashlib.sha256(f"{name}.{iteration}.{kind}".encode()).hexdigest()
                     nodes[f"free2ds-{digest[:10]}"] = _node(digest, f"{name}.{iteration}.{kind}", parameters)
@@ -117,12 +118,14 @@ class _Graph:
         return int(_NODES_FACTOR * len(found))
 
     def _tasks(
-        self, dag: Mapping[str, Any], known: Mapping[str, Any], in_loop: bool
+        self, dag: Mapping[str, Any], known: Mapping[str, Any]
     ) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Any]]]:
-        """Every task, graphs too, with its values; those in a loop have an `{{iteration}}`."""
+        """Every task, graphs too, with its values; those in a loop have `_ITERATIONS`."""
+        loops = {name: self._count(task, known) for name, task in dag["tasks"].items() if "parameterIterator" in task}
         for name, task in dag["tasks"].items():
-            inside = in_loop or "parameterIterator" in task
-            given: dict[str, Any] = {"{{iteration}}": 0} if inside else {}
+            given: dict[str, Any] = {_LOOPS: loops}
+            if name in loops or _ITERATIONS in known:
+                given[_ITERATIONS] = loops.get(name) or known[_ITERATIONS]
             for parameter, source in task.get("inputs", {}).get("parameters", {}).items():
                 if "runtimeValue" in source:
                     given[parameter] = source["runtimeValue"]["constant"]
@@ -131,7 +134,14 @@ class _Graph:
             yield name, task, given
             component = self._spec["components"][task["componentRef"]["name"]]
             if "dag" in component:
-                yield from self._tasks(component["dag"], given, inside)
+                yield from self._tasks(component["dag"], given)
+
+    def _count(self, task: Mapping[str, Any], known: Mapping[str, Any]) -> int:
+        """Iterations of a loop: of a run parameter its length, and else it is that over the shards."""
+        items = task["parameterIterator"]["items"]
+        source = task["inputs"]["parameters"].get(items.get("inputParameter"), {}).get("componentInputParameter")
+        listed = known.get(source)
+        return len(listed) if isinstance(listed, list) else self._shards
 
     def _component(self, task: Mapping[str, Any]) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self._spec["components"][task["componentRef"]["name"]]
@@ -147,7 +157,8 @@ class _Graph:
         artifacts = {}
         for port, definition in component.get("inputDefinitions", {}).get("artifacts", {}).items():
             collected = definition.get("isArtifactList", False)
-            count = self._shards if collected else 1
+            source = task.get("inputs", {}).get("artifacts", {}).get(port, {}).get("taskOutputArtifact", {})
+            count = known[_LOOPS].get(source.get("producerTask"), self._shards) if collected else 1
             metadata = COLLECTED_METADATA_BYTES if collected else METADATA_BYTES
             artifacts[port] = [_artifact("llava-attention", "attention", metadata)] * count
         outputs = component.get("outputDefinitions", {})

@@ -12,7 +12,7 @@ import docstring_parser
 import yaml
 from kfp import compiler, dsl
 
-from free2ds_common.launch.resources import ResourceSettings
+from free2ds_common.launch.resources import LoopSettings, ResourceSettings
 from free2ds_common.run_facts import IMAGE
 from free2ds_common.settings import Settings, Versions
 from free2ds_common.storage import atomic_writer
@@ -222,7 +222,7 @@ class Package:
 
         Not to the steps: no page shows them there, and a Workflow repeats them in the nodes of every shard.
         """
-        resources = descriptions(ResourceSettings)
+        resources = descriptions(ResourceSettings) | descriptions(LoopSettings)
         of_run: dict[str, list[str]] = {name: [text] for name, text in resources.items()}
         for task in self.stage_tasks:
             texts = descriptions(Versions) | resources | descriptions(task.config_class())

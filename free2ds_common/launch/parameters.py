@@ -14,8 +14,8 @@ import yaml
 from components.resolve.wiring import aliases, options_of, texts
 from free2ds_common.errors import SettingError, StageError
 from free2ds_common.launch.package import Package
-from free2ds_common.launch.resources import ResourceSettings
-from free2ds_common.options import join_options, split_options
+from free2ds_common.launch.resources import LoopSettings, ResourceSettings
+from free2ds_common.options import join_options, split_options, typed_options
 from free2ds_common.settings import Settings
 
 WORDS: dict[type, str] = {
@@ -142,11 +142,18 @@ def check_parameters(package: Package, values: Mapping[str, Any]) -> None:
     """
     every = package.with_defaults(values)
     _of(ResourceSettings, every).check()
+    _of(LoopSettings, every).check()
     for task in package.stage_tasks:
         known = dict(task.constants) | {name: every[source] for name, source in task.sources.items()}
+        settings = task.settings_class()
+        # Where resolve hands them over, it checks them.
+        if text := task.sources.get("options", ""):
+            known |= typed_options(text, settings, split_options(text, every[text], settings.OPTIONS))
         try:
-            _of(task.settings_class(), known).check()
+            _of(settings, known).check()
         except SettingError as error:
+            if text and error.setting in settings.OPTIONS:
+                raise SettingError(text, f"{error.setting}: {error.problem}") from None
             raise SettingError(task.sources.get(error.setting, error.setting), error.problem) from None
 
 
@@ -166,7 +173,7 @@ def refuse_local_paths(values: Mapping[str, Any], models_folder: str = "") -> No
         scheme, found, _ = value.partition("://")
         if models_folder and names_model(name) and value.startswith(f"{models_folder}/"):
             continue
-        local_uri = scheme in ("file", "local") if found else name.endswith("_uri")
+        local_uri = scheme in ("file", "local") if found else name.endswith(("_uri", "_uris"))
         local_model = not found and names_model(name) and (value[0] in "/.~" or os.path.exists(value))
         if local_uri or local_model:
             raise SettingError(
@@ -201,8 +208,10 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(name: str, value: str) -> str:
-    if not value or "://" in value:
+    if not value or ("://" in value and not name.endswith("_uris")):
         return value
+    if name.endswith("_uris"):
+        return ",".join(_absolute("_uri", one.strip()) for one in value.split(","))
     path = os.path.abspath(os.path.expanduser(value))
     # A hub id looks like a relative path: only what exists is one.
     return path if name.endswith("_uri") or (names_model(name) and os.path.exists(path)) else value

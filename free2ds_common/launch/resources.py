@@ -18,6 +18,7 @@ from free2ds_common.launch.kubernetes_names import (
     require_tolerations,
 )
 from free2ds_common.launch.store_access import StoreAccessSettings
+from free2ds_common.settings import Settings
 
 # As every image says itself. A number, since Kubernetes cannot tell of a name whether it is root's.
 USER = 10001
@@ -118,6 +119,33 @@ NEEDS: Mapping[str, StepNeeds] = {
         why="1.1 GB for 665,298 records, 3.6 GB for ten times as many",
         why_cached="its inputs are artifacts, and resolve says which pictures the report shows",
     ),
+    "finetune": StepNeeds(
+        cpu="8",
+        memory="64Gi",
+        limited=False,
+        hours=168,
+        cached=False,
+        why="the weights of 7B twice, 28 GB, when they are merged; pictures are decoded on the cores",
+        why_cached="no step says which bytes are at train_model; with cache_uri it goes on from its last checkpoint",
+    ),
+    "evaluate": StepNeeds(
+        cpu="4",
+        memory="32Gi",
+        limited=False,
+        hours=48,
+        cached=False,
+        why="as for LLaVA's attention",
+        why_cached="no step says which bytes are at benchmark_uris",
+    ),
+    "verdict": StepNeeds(
+        cpu="1",
+        memory="4Gi",
+        limited=True,
+        hours=2,
+        cached=False,
+        why="a row per question and model",
+        why_cached="it compares what is measured anew each time",
+    ),
 }
 
 
@@ -146,6 +174,26 @@ class ResourceSettings(StoreAccessSettings):
         require_count("gpu_count", self.gpu_count)
         require_labels("gpu_node_selector", self.gpu_node_selector)
         require_tolerations("gpu_tolerations", self.gpu_tolerations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings(Settings):
+    """The run parameters of the loop that belong to no stage's settings.
+
+    Attributes:
+        train_gpu_count: Accelerators of a training's step, all in one pod; 0 as for gpu_count.
+        train_options: What few trainings change: lora_rank, learning_rate, max_steps, ...
+        evaluate_options: What few evaluations change: prompt, max_new_tokens, batch_size, ...
+    """
+
+    train_gpu_count: str = "1"
+    train_options: str = ""
+    evaluate_options: str = ""
+
+    def check(self) -> None:
+        """See `Settings.check`."""
+        super().check()
+        require_count("train_gpu_count", self.train_gpu_count)
 
 
 def ask(task: dsl.PipelineTask, display_name: str) -> dsl.PipelineTask:
