@@ -15,7 +15,7 @@ PUSH :=
 BUILD = $(PYTHON) images/build.py --registry "$(REGISTRY)" --tag "$(TAG)" --faiss "$(FAISS)" \
     --base-image "$(BASE_IMAGE)" --extra-index "$(EXTRA_INDEX)" $(if $(PUSH),--push)
 
-.PHONY: demo test check lint fast faults compile docs locks images images-offline bench-attention bench-finetune bench-folders bench-ingest bench-reading bench-results bench-results_store bench-text bench-selection
+.PHONY: demo demo-loop test check lint fast faults compile docs locks images images-offline bench-attention bench-finetune bench-folders bench-ingest bench-reading bench-results bench-results_store bench-text bench-selection
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; give it as: make PYTHON=/path/to/python3.11")'
@@ -32,6 +32,18 @@ demo: $(READY)
 	    --param llava_model=demo/models/llava --param mgm_model=demo/models/mgm --param bert_model=demo/models/bert \
 	    --param num_shards=2 --param num_clusters=10
 	@echo "The demo's models have random weights: it shows that everything works; what it selected means nothing."
+
+# The same with a training and two small benchmarks at the end, for each of two seeds.
+demo-loop: $(READY)
+	@$(BIN)/python -m examples.make --output-dir demo --num-records 240 --seed 7
+	@$(BIN)/python pipeline.py run --pipeline loop --output-dir $(OUT)-loop \
+	    --param dataset_uri=demo/dataset.json --param image_root_uri=demo/images \
+	    --param llava_model=demo/models/llava --param mgm_model=demo/models/mgm --param bert_model=demo/models/bert \
+	    --param num_shards=2 --param num_clusters=10 \
+	    --param train_model=demo/models/llava --param 'arms=["selected:1", "random:1", "selected:2", "random:2"]' \
+	    --param train_options="batch_size=8 lora_rank=8 lora_alpha=16" \
+	    --param benchmark_uris=demo/benchmarks/colours,demo/benchmarks/shapes
+	@echo "The demo's models have random weights and learn from 48 records: it shows that everything works, and nothing else."
 
 # All tests: the fast ones, a few faults, then those that run the whole pipeline, images, a browser or the parity data.
 test: fast

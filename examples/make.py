@@ -8,22 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.benchmarks import make_benchmarks
 from examples.scenes import make_dataset, sample_texts
 from free2ds_common.errors import StageError
 from free2ds_common.failure import run_reported
 from free2ds_common.storage import atomic_writer
 
 # Raised when the same settings give other bytes than before.
-VERSION = 2
+VERSION = 3
 MARKER = ".finished.json"
-PARTS = ("dataset.json", "images", "models")
+PARTS = ("dataset.json", "images", "models", "benchmarks")
 
 
 def make(folder: Path, num_records: int, seed: int) -> None:
-    """Write `dataset.json`, `images/` and `models/`, or leave a finished set of the same settings alone.
+    """Write `dataset.json`, `images/`, `models/` and `benchmarks/`, or leave a finished set of the same settings alone.
 
     Args:
-        folder: Where to write; what an earlier set left in these three places is removed.
+        folder: Where to write; what an earlier set left in these places is removed.
         num_records: Records in the data set.
         seed: Of the scenes; the models are always the same.
 
@@ -46,6 +47,7 @@ def make(folder: Path, num_records: int, seed: int) -> None:
     records = make_dataset(folder, num_records, seed)
     pictures = len({record["image"] for record in records if "image" in record})
     print(f"example data: {len(records)} records about {pictures} drawn pictures in {folder}", flush=True)
+    make_benchmarks(folder / "benchmarks")
     # Here, not at the top: --help does not wait for torch.
     from transformers.utils.logging import disable_progress_bar
 

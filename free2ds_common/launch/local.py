@@ -35,6 +35,16 @@ RESULTS = {
     "report": ("report.html", "the report; open it in a browser"),
     "summary": ("summary.json", "every count, the tilt of the draw, the parameters"),
 }
+LOOP_RESULTS = {
+    "comparison": ("comparison.json", "every model's numbers, differences with intervals, costs"),
+    "verdict": ("verdict.html", "whether selecting helped; open it in a browser"),
+}
+
+
+def results_of(package: Package) -> dict[str, tuple[str, str]]:
+    """File name and meaning of each result of a pipeline."""
+    outputs = package.spec["root"]["outputDefinitions"]["artifacts"]
+    return {name: told for name, told in (RESULTS | LOOP_RESULTS).items() if name in outputs}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +84,20 @@ def run_locally(run: LocalRun) -> int:
     Raises:
         StageError: The folder cannot be written to or holds other files, or Docker does not answer.
     """
-    names = [file_name for file_name, _ in RESULTS.values()]
+    wanted = results_of(run.package)
+    names = [file_name for file_name, _ in wanted.values()]
     start, facts = time.monotonic(), environment_of(time.time(), run.command)
     with OutputFolder(run.output_dir, names, keep_work=run.keep_work) as output:
         print(f"Running on this machine; everything the stages print goes to {output.log_path}", flush=True)
         try:
-            output.publish(_results(_run_in(output, run, facts)))
+            output.publish(_results(_run_in(output, run, facts), wanted))
         except GraphFailed as failure:
             print(f"error: {_with_rejects_kept(str(failure), output)}", file=sys.stderr)
             return failure.exit_code
         finally:
             if run.in_images:
                 stop_containers(output.work.name)
-    print_results(run.output_dir, time.monotonic() - start)
+    print_results(run.output_dir, time.monotonic() - start, wanted)
     return 0
 
 
@@ -108,16 +119,16 @@ def _run_in(output: OutputFolder, run: LocalRun, facts: Mapping[str, str]) -> di
     return outputs
 
 
-def _results(outputs: Mapping[str, str]) -> dict[str, Path]:
+def _results(outputs: Mapping[str, str], wanted: Mapping[str, tuple[str, str]]) -> dict[str, Path]:
     """The results by the names under which they are published.
 
     Raises:
         GraphFailed: One is missing: kfp.local takes a container that is gone before it looks for a finished one.
     """
-    for name in RESULTS:
+    for name in wanted:
         if not os.path.exists(outputs[name]):
             raise GraphFailed(f"kfp.local: the run ended without its output {name}; perhaps a stage was killed.", 1)
-    return {file_name: Path(outputs[name]) for name, (file_name, _) in RESULTS.items()}
+    return {file_name: Path(outputs[name]) for name, (file_name, _) in wanted.items()}
 
 
 def _with_rejects_kept(message: str, output: OutputFolder) -> str:
@@ -131,12 +142,13 @@ def _with_rejects_kept(message: str, output: OutputFolder) -> str:
     return message
 
 
-def print_results(output_dir: Path, seconds: float) -> None:
+def print_results(output_dir: Path, seconds: float, results: Mapping[str, tuple[str, str]] = RESULTS) -> None:
     """Say where a run's results are and what they mean.
 
     Args:
         output_dir: Holds them.
         seconds: How long the run took.
+        results: File name and meaning of each.
     """
     summary = json.loads((output_dir / "summary.json").read_text(encoding="utf-8"))
     with (output_dir / REJECTS).open(encoding="utf-8") as lines:
@@ -152,6 +164,8 @@ def print_results(output_dir: Path, seconds: float) -> None:
         print(f"{name}: {computed} computed, {reuse['reused']:,} taken from the results store.")
     for warning in summary["warnings"]:
         print(f"warning: {warning}")
+    if "comparison" in results:
+        print(json.loads((output_dir / results["comparison"][0]).read_text(encoding="utf-8"))["sentence"])
     made = summary["run"]
     if made["command"]:
         print(f"Command: {made['command']}")
@@ -160,7 +174,7 @@ def print_results(output_dir: Path, seconds: float) -> None:
         f"sha256 of the data set: {summary['ingest']['dataset_sha256']}"
     )
     print(f"Results in {output_dir}:")
-    for file_name, meaning in RESULTS.values():
+    for file_name, meaning in results.values():
         print(f"  {file_name:<15} {meaning}")
 
 
