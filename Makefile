@@ -15,7 +15,7 @@ PUSH :=
 BUILD = $(PYTHON) images/build.py --registry "$(REGISTRY)" --tag "$(TAG)" --faiss "$(FAISS)" \
     --base-image "$(BASE_IMAGE)" --extra-index "$(EXTRA_INDEX)" $(if $(PUSH),--push)
 
-.PHONY: demo test check lint fast faults compile docs locks images images-offline bench-attention bench-finetune bench-folders bench-ingest bench-reading bench-results_store bench-text bench-selection
+.PHONY: demo test check lint fast faults compile docs locks images images-offline bench-attention bench-finetune bench-folders bench-ingest bench-reading bench-results bench-results_store bench-text bench-selection
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; give it as: make PYTHON=/path/to/python3.11")'
@@ -72,10 +72,32 @@ images-offline:
 	    --dest images/wheels/cpu "$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' images/torch/requirements.txt)"
 	@$(BUILD) --variant cpu --network host
 
-# The page of parameters, from the pipeline itself.
+# A cluster on this machine: kind, Kubeflow Pipelines by its own manifests (KFP_MANIFESTS: the folder manifests/kustomize of
+# its release 2.17), and the images of `make images VARIANT=cpu` or `make images-offline`. Needs Docker, kind and kubectl.
+KFP_MANIFESTS :=
+KIND_NODE_IMAGE :=
+.PHONY: cluster-up cluster-down test-cluster
+cluster-up:
+	@sh manifests/overlays/kind/up.sh "$(KFP_MANIFESTS)" "$(KIND_NODE_IMAGE)"
+
+cluster-down:
+	@kind delete cluster --name free2ds
+
+# The whole pipeline on a real Kubeflow Pipelines: tests/cluster/README.md says what is checked and what these mean.
+HOST :=
+UI_HOST :=
+STORE :=
+GPU := 1
+SHARDS :=
+test-cluster: $(READY)
+	@HOST="$(HOST)" UI_HOST="$(UI_HOST)" STORE="$(STORE)" REGISTRY="$(REGISTRY)" TAG="$(TAG)" GPU="$(GPU)" SHARDS="$(SHARDS)" \
+	    $(BIN)/python -m pytest -v tests/cluster
+
+# The page of parameters, and the compiled file that the tests compare with, from the pipeline itself.
 docs: $(READY)
 	@{ sed '/^| parameter/,$$d' docs/parameters.md; $(BIN)/python pipeline.py parameters; } > docs/parameters.new
 	@mv docs/parameters.new docs/parameters.md
+	@$(BIN)/python pipeline.py compile --output tests/compile/free2ds.yaml
 
 # constraints.txt, the lock of everything, and from it what is installed in each image, with hashes. Run it after a change of
 # pyproject.toml; pins that still fit stay, UPGRADE=--upgrade takes the latest releases. Not after the set-up, which the old
@@ -104,7 +126,7 @@ mutants: $(READY)
 	@$(BIN)/python -m benchmarks.mutants --seed $(SEED) --sample $(SAMPLE)
 
 # Each ends with one line per bound and fails when one is short.
-bench-attention bench-finetune bench-folders bench-ingest bench-reading bench-results_store bench-selection: bench-%: $(READY)
+bench-attention bench-finetune bench-folders bench-ingest bench-reading bench-results bench-results_store bench-selection: bench-%: $(READY)
 	@$(BIN)/python -m benchmarks.$*
 
 bench-text: $(READY)

@@ -11,6 +11,7 @@ from typing import Any
 from free2ds_common.datasets import sha256_of_file
 from free2ds_common.downloads import local_folder
 from free2ds_common.errors import StageError, first_line
+from free2ds_common.retry import StoreError, retried
 from free2ds_common.storage import require_regular_file
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
@@ -39,14 +40,17 @@ def resolve_model(model: str, revision: str, cache_dir: str = "") -> str:
     if model.startswith((".", "/", "~")) or hub_id.count("/") > 1:
         raise StageError(f"model: {model} is no folder. Give an existing folder, a URI or a hub id.")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    def download() -> str:
+        return snapshot_download(hub_id, revision=revision, ignore_patterns=["*.h5", "*.msgpack", "*.onnx", "onnx/*"])
 
     try:
-        return snapshot_download(hub_id, revision=revision, ignore_patterns=["*.h5", "*.msgpack", "*.onnx", "onnx/*"])
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        return retried(model, download)
+    except (StageError, StoreError, OSError) as error:
+        said = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise StageError(
             f"model: {model} at revision {revision} is no folder here and could not be fetched from the hub "
-            f"({first_line(error)})."
+            f"({first_line(said)})."
         ) from error
 
 

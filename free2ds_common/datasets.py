@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from free2ds_common import __version__
 from free2ds_common.errors import StageError
 from free2ds_common.redact import redacted_values
+from free2ds_common.run_facts import image
 from free2ds_common.schemas import Schema
 from free2ds_common.storage import atomic_writer, room_on_disk
 
@@ -117,6 +118,8 @@ class DatasetWriter:
             "parts": self._parts,
             "code_version": __version__,
         }
+        if name := image():
+            manifest["image"] = name
         manifest["sha256"] = sha256_of_manifest(manifest)
         with atomic_writer(self.folder / MANIFEST, "w") as handle:
             json.dump(manifest, handle, indent=1, sort_keys=True)

@@ -62,13 +62,12 @@ class Failure:
             path.unlink(missing_ok=True)
 
 
-def run_reported(name: str, work: Callable[[], object], error_file: Path | None = None) -> int:
-    """Run a command or a task.
+def run_reported(name: str, work: Callable[[], object]) -> int:
+    """Run a command.
 
     Args:
         name: Of the stage or command.
         work: What to do.
-        error_file: Where to leave the failure; None leaves none.
 
     Returns:
         0, or after one sentence on stderr EXIT_WRONG_SETUP, EXIT_STOPPED, or EXIT_CRASH for a store that does not
@@ -81,8 +80,6 @@ def run_reported(name: str, work: Callable[[], object], error_file: Path | None 
         work()
     except Exception as error:
         failure = Failure.of(name, error)
-        if error_file is not None:
-            failure.write(error_file)
         if not isinstance(error, (StageError, StoreError, Stopped)):
             raise
         print(f"error: {failure.sentence}", file=sys.stderr)

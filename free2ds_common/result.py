@@ -43,11 +43,16 @@ class StageResult:
         metrics: Scalars worth comparing between runs.
         metadata: JSON values for the artifact and the log (parameters, model, reasons); no None values. Credentials of
             URIs are taken out.
+        terse: What artifacts carry in place of all that; None for all. Of a step in a loop, whose artifacts are
+            collected: each brings what it carries into one input of at most 128 KiB.
+        highlights: A dozen scalars that a metrics artifact shows in place of counts and `metrics`; None for all.
     """
 
     counts: Counts
     metrics: Mapping[str, float] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    terse: Mapping[str, str | int] | None = None
+    highlights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         """Take the credentials out."""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from free2ds_common.redact import redacted
 
-STARTED, COMMAND = "FREE2DS_STARTED", "FREE2DS_COMMAND"
+STARTED, COMMAND, IMAGE = "FREE2DS_STARTED", "FREE2DS_COMMAND", "FREE2DS_IMAGE"
 _THREADS = "OMP_NUM_THREADS"
 
 
@@ -44,6 +44,11 @@ def run_facts(stage_started: float) -> RunFacts:
         command=redacted(os.environ.get(COMMAND, "")),
         threads=int(threads[0]) if threads else os.cpu_count() or 1,
     )
+
+
+def image() -> str:
+    """The image that this process runs in, as the pipeline names it; empty where it does not say."""
+    return os.environ.get(IMAGE, "")
 
 
 def environment_of(started: float, command: str) -> dict[str, str]:

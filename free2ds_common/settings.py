@@ -9,7 +9,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
-from free2ds_common import __version__
 from free2ds_common.errors import SettingError
 
 # Number formats that a model may run in.
@@ -55,6 +54,9 @@ def require_fraction(name: str, value: float, *, zero_allowed: bool = True) -> N
 class Settings:
     """What the settings of all stages have in common."""
 
+    # Those that few runs change: the run's form has them in one text (free2ds_common/options.py).
+    OPTIONS: ClassVar[tuple[str, ...]] = ()
+
     def check(self) -> None:
         """Refuse what the stage cannot work with.
 
@@ -68,16 +70,16 @@ class Versions:
     """What decides Kubeflow's cache beside the settings. The work itself does not read them.
 
     Attributes:
-        dataset_version: Any text; change it when the bytes behind dataset_uri change, or a cached result is used again.
-        image_root_version: Any text; change it when the pictures change.
-        kmeans_version: Any text; change it when the folder behind kmeans_uri changes.
-        code_version: Any text; change it when an image changes under the same tag.
+        dataset_version: Which bytes lie behind dataset_uri, as resolve found it.
+        image_root_version: Which files lie behind image_root_uri, as resolve found it.
+        kmeans_version: Which files lie behind kmeans_uri, as resolve found it.
+        previous_selected_version: Which bytes lie behind previous_selected_uri, as resolve found it.
     """
 
     dataset_version: str = ""
     image_root_version: str = ""
     kmeans_version: str = ""
-    code_version: str = __version__
+    previous_selected_version: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +178,20 @@ class AttentionSettings(ModelSettings, PictureSettings, CacheSettings):
         batch_size: Records that generate together, fewer if memory runs out; 0: 64 on a GPU, 16 on a CPU.
     """
 
+    OPTIONS: ClassVar[tuple[str, ...]] = (
+        "batch_size",
+        "dtype",
+        "max_new_tokens",
+        "model_type",
+        "prompt",
+        "revision",
+        "vision_tower",
+    )
     OWN_TYPE: ClassVar[str]
+    # What people call the stage's model.
+    SHORT_NAME: ClassVar[str]
+    # What config.json calls it; any other is for model type auto.
+    ARCHITECTURES: ClassVar[tuple[str, ...]]
 
     model_type: str
     prompt: str = "method"

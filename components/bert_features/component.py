@@ -9,26 +9,23 @@ def bert_features(
     features: dsl.Output[dsl.Dataset],
     model: str,
     revision: str,
-    batch_tokens: int,
-    dtype: str,
+    options: str,
     cache_uri: str,
-    require_gpu: bool,
     gpu_count: str,
-    code_version: str,
 ) -> None:
     """Embed every distinct human message once."""
     from components.bert_features.config import BertFeaturesConfig
     from components.bert_features.stage import run
     from free2ds_common.kfp_task import run_task
+    from free2ds_common.options import read_options
 
     config = BertFeaturesConfig(
+        **read_options(BertFeaturesConfig, options),
         records=records.path,
         model=model,
         revision=revision,
-        batch_tokens=batch_tokens,
-        dtype=dtype,
         cache_uri=cache_uri,
-        require_gpu=require_gpu and gpu_count != "0",
+        require_gpu=gpu_count != "0",
         features=features.path,
     )
-    run_task("bert_features", lambda: run(config), {"code_version": code_version}, features=features)
+    run_task("bert_features", lambda: run(config), {}, features=features)

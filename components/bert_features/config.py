@@ -1,6 +1,7 @@
 """Settings and ports of the bert_features stage."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from free2ds_common.errors import SettingError
 from free2ds_common.settings import CacheSettings, ModelSettings, require_at_least
@@ -14,6 +15,10 @@ class BertFeaturesSettings(ModelSettings, CacheSettings):
         model: Folder, object-store URI or hub id of the BERT model.
         batch_tokens: Maximum tokens of one forward pass, padding included; on a CPU a pass may be smaller.
     """
+
+    # What config.json may call the model.
+    MODEL_TYPES: ClassVar[tuple[str, ...]] = ("bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("batch_tokens", "dtype", "revision")
 
     model: str = "google-bert/bert-base-uncased"
     batch_tokens: int = 4096

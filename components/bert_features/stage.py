@@ -17,6 +17,7 @@ from free2ds_common.errors import StageError
 from free2ds_common.inference.device import choose_device, device_name, dtype_name, log_peak_memory
 from free2ds_common.inference.heap import FreedMemory
 from free2ds_common.inference.unknown_words import UnknownWords
+from free2ds_common.lineage import MADE_FROM, made_from
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
 from free2ds_common.schemas import RECORDS, TEXT_TURNS, text_messages_schema
@@ -67,6 +68,7 @@ def run(config: BertFeaturesConfig) -> StageResult:
         DatasetWriter(output / "turns", TEXT_TURNS) as turns,
         DatasetWriter(output / "messages", text_messages_schema(encoder.dimensions)) as embeddings,
     ):
+        turns.manifest[MADE_FROM] = embeddings.manifest[MADE_FROM] = made_from(records=config.records)
         source = MessageSource(records, turns, part, parts)
         words = UnknownWords(folder)
         padding = _embed(source, encoder, batch_tokens, results, embeddings, words)

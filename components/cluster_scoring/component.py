@@ -9,27 +9,25 @@ def cluster_scoring(
     scores: dsl.Output[dsl.Dataset],
     kmeans: dsl.Output[dsl.Dataset],
     num_clusters: int,
-    num_iterations: int,
-    order: str,
     kmeans_uri: str,
     kmeans_version: str,
     seed: int,
-    code_version: str,
+    options: str,
 ) -> None:
     """Score how typical each record's messages are: how near they lie to a k-means centroid."""
     from components.cluster_scoring.config import ClusterScoringConfig
     from components.cluster_scoring.stage import run
     from free2ds_common.kfp_task import run_task
+    from free2ds_common.options import read_options
 
     config = ClusterScoringConfig(
+        **read_options(ClusterScoringConfig, options),
         features=[features.path],
         num_clusters=num_clusters,
-        num_iterations=num_iterations,
-        order=order,
         kmeans_uri=kmeans_uri,
         seed=seed,
         scores=scores.path,
         kmeans=kmeans.path,
     )
-    versions = {"kmeans_version": kmeans_version, "code_version": code_version}
+    versions = {"kmeans_version": kmeans_version}
     run_task("cluster_scoring", lambda: run(config), versions, scores=scores, kmeans=kmeans)

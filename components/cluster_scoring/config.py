@@ -25,6 +25,7 @@ class ClusterScoringSettings(SeedSettings):
         seed: Seed of k-means: training points and initial centroids.
     """
 
+    OPTIONS: ClassVar[tuple[str, ...]] = ("num_iterations", "order")
     SEED_BITS: ClassVar[int] = 31
 
     num_clusters: int = 1000

@@ -19,6 +19,7 @@ from components.cluster_scoring.lloyd import threads
 from components.cluster_scoring.number import doubts, fitting
 from components.cluster_scoring.turns import Turns, join_turns
 from free2ds_common.datasets import DatasetWriter
+from free2ds_common.lineage import MADE_FROM, made_from
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.schemas import TEXT_SCORES, kmeans_schema
 
@@ -64,9 +65,11 @@ def run(config: ClusterScoringConfig) -> StageResult:
         **_computed_with(),
         **features.manifest,
     }
-    _write_scores(config.scores, turns, scores, clustering.nearest, manifest)
+    features_of = {port: [f"{folder}/{port}" for folder in config.features] for port in ("messages", "turns")}
+    ancestry = {MADE_FROM: made_from(**features_of)}
+    _write_scores(config.scores, turns, scores, clustering.nearest, manifest | ancestry)
     if config.kmeans:
-        _write_clusters(config.kmeans, clustering, features, turns, manifest)
+        _write_clusters(config.kmeans, clustering, features, turns, manifest | ancestry)
     metrics = {
         "distinct_messages": float(num_messages),
         "turns": float(num_turns),

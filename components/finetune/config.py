@@ -57,6 +57,12 @@ class FinetuneSettings(ModelSettings, PictureSettings, CacheSettings, RejectSett
     """
 
     SEED_BITS: ClassVar[int] = 31
+    OPTIONS: ClassVar[tuple[str, ...]] = (
+        *("model_type", "dtype", "pictures", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "projector"),
+        *("learning_rate", "projector_learning_rate", "warmup_fraction", "num_epochs", "max_steps", "batch_size"),
+        *("micro_batch_size", "max_length", "gradient_checkpointing", "checkpoint_steps", "num_processes"),
+        "picture_workers",
+    )
 
     model: str = "llava-hf/llava-1.5-7b-hf"
     model_type: str = LLAVA

@@ -12,7 +12,6 @@ def ingest(
     image_root_uri: str,
     image_root_version: str,
     max_reject_fraction: float,
-    code_version: str,
 ) -> None:
     """Read a LLaVA data set, check every record and its picture, and number the usable ones."""
     from components.ingest.config import IngestConfig
@@ -29,6 +28,5 @@ def ingest(
     versions = {
         "dataset_version": dataset_version,
         "image_root_version": image_root_version,
-        "code_version": code_version,
     }
     run_task("ingest", lambda: run(config), versions, records=records, rejects=rejects)

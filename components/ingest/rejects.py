@@ -7,17 +7,22 @@ from types import TracebackType
 
 from free2ds_common.storage import atomic_writer
 
+# Rejected records that are told with a refusal, and characters of what was wrong with each.
+_FIRST, _DETAIL_LENGTH = 5, 120
+
 
 class RejectLog:
     """Writes one JSON line per rejected record and counts the reasons. Use as a context manager.
 
     Attributes:
         reasons: Rejected records per reason.
+        first: The first rejected records in words: position, reason, detail.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Write to `path`, which appears when the block ends, even with an error."""
         self.reasons: Counter[str] = Counter()
+        self.first: list[str] = []
         self._writer = atomic_writer(path, "w")
 
     def __enter__(self) -> "RejectLog":
@@ -41,4 +46,7 @@ class RejectLog:
             record: The record as it came in, any JSON value.
         """
         self.reasons[reason] += 1
+        if len(self.first) < _FIRST:
+            short = detail if len(detail) <= _DETAIL_LENGTH else f"{detail[: _DETAIL_LENGTH - 1]}…"
+            self.first.append(f"record {index} {reason} ({short})")
         self._handle.write(json.dumps({"index": index, "reason": reason, "detail": detail, "record": record}) + "\n")

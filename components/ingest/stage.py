@@ -4,6 +4,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -81,7 +82,8 @@ def run(config: IngestConfig) -> StageResult:
             writer.write(_table(rows))
         reasons = dict(sorted(rejects.reasons.items()))
         counts = Counts(read=read, written=written, rejected=sum(reasons.values()))
-        _require_usable(config, counts, reasons, with_image)
+        with _told_with_rejects(rejects):
+            _require_usable(config, counts, reasons, with_image)
         details: dict[str, Any] = {
             "dataset_uri": config.dataset_uri,
             "dataset_sha256": reader.sha256,
@@ -108,7 +110,8 @@ def run(config: IngestConfig) -> StageResult:
             "records_text_only": written - with_image,
             **one_colour,
         },
-        metadata=details,
+        # Of any length; the manifest has them.
+        metadata={name: value for name, value in details.items() if not name.startswith("names_of_")},
     )
 
 
@@ -134,6 +137,21 @@ def _warn(details: Mapping[str, Any]) -> None:
         logger.warning("%d pictures have one colour only, where no model can look at anything: %s", count, shown)
 
 
+@contextmanager
+def _told_with_rejects(rejects: RejectLog) -> Iterator[None]:
+    """Tell the first rejected records with a refusal: a failed step of Kubeflow hands no file on.
+
+    Raises:
+        StageError: That of the block.
+    """
+    try:
+        yield
+    except StageError as error:
+        if not rejects.first:
+            raise
+        raise StageError(f"{error} The first: {'; '.join(rejects.first)}.", error.counts) from None
+
+
 def _require_usable(config: IngestConfig, counts: Counts, reasons: dict[str, int], with_image: int) -> None:
     """Stop if the input as a whole is of no use.
 
@@ -153,14 +171,14 @@ def _require_usable(config: IngestConfig, counts: Counts, reasons: dict[str, int
     if none_there and exceeds(counts, config.max_reject_fraction):
         raise StageError(
             f"{config.image_root_uri}: none of the {reasons['image_missing']} pictures that the records of "
-            f"{config.dataset_uri} name is there (see {config.rejects}). image_root_uri must be the folder that the "
+            f"{config.dataset_uri} name is there. image_root_uri must be the folder that the "
             f"records' `image` is relative to.",
             asdict(counts),
         )
     check_reject_fraction(counts, config.max_reject_fraction, reasons, config.dataset_uri)
     if not counts.written:
         raise StageError(
-            f"{config.dataset_uri}: none of its {counts.read} records can be used (see {config.rejects}).",
+            f"{config.dataset_uri}: none of its {counts.read} records can be used.",
             asdict(counts),
         )
 

@@ -23,22 +23,20 @@ def joint_selection(
     num_samples: int,
     alpha: float,
     temperature: float,
-    sampler: str,
-    missing_iou: str,
-    text_normalization: str,
-    top_percent: float,
-    stratify: str,
     previous_selected_uri: str,
+    previous_selected_version: str,
     max_reject_fraction: float,
     seed: int,
-    code_version: str,
+    options: str,
 ) -> None:
     """Join where the two models look with how typical the text is, and draw the records worth training on."""
     from components.joint_selection.config import JointSelectionConfig
     from components.joint_selection.stage import run
     from free2ds_common.kfp_task import run_task
+    from free2ds_common.options import read_options
 
     config = JointSelectionConfig(
+        **read_options(JointSelectionConfig, options),
         records=records.path,
         llava_attention=[shard.path for shard in llava_attention],
         mgm_attention=[shard.path for shard in mgm_attention],
@@ -49,11 +47,6 @@ def joint_selection(
         num_samples=num_samples,
         alpha=alpha,
         temperature=temperature,
-        sampler=sampler,
-        missing_iou=missing_iou,
-        text_normalization=text_normalization,
-        top_percent=top_percent,
-        stratify=stratify,
         previous_selected_uri=previous_selected_uri,
         max_reject_fraction=max_reject_fraction,
         seed=seed,
@@ -65,7 +58,7 @@ def joint_selection(
         overview=overview.path,
         baseline=baseline.path,
     )
-    versions = {"image_root_version": image_root_version, "code_version": code_version}
+    versions = {"image_root_version": image_root_version, "previous_selected_version": previous_selected_version}
     run_task(
         "joint_selection",
         lambda: run(config),

@@ -85,6 +85,8 @@ class JointSelectionSettings(DrawSettings, RejectSettings, PictureSettings):
             and what dropped out, and why; empty for none.
     """
 
+    OPTIONS: ClassVar[tuple[str, ...]] = ("missing_iou", "sampler", "stratify", "text_normalization", "top_percent")
+
     top_percent: float = 30.0
     previous_selected_uri: str = ""
     image_root_uri: str = ""

@@ -2,17 +2,21 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from components.joint_selection.config import JointSelectionConfig
 from components.joint_selection.inputs import Inputs
 from components.joint_selection.selection import Candidates, Selection
 from components.joint_selection.summary import Summary
 from free2ds_common import outcomes
-from free2ds_common.datasets import Dataset, DatasetWriter
+from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset, sha256_of_file
+from free2ds_common.lineage import MADE_FROM, made_from
 from free2ds_common.redact import redacted_values
+from free2ds_common.run_facts import image
 from free2ds_common.schemas import SCORES, kmeans_schema
 from free2ds_common.storage import atomic_writer
 
@@ -133,7 +137,36 @@ def _unused_name(record: Mapping[str, object]) -> str:
     return name
 
 
-def write_summary(path: str, summary: Summary) -> None:
-    """Write summary.json."""
-    with atomic_writer(path, "w") as handle:
-        json.dump(redacted_values(summary.as_json()), handle, indent=1)
+def write_summary(config: JointSelectionConfig, summary: Summary, origins: Mapping[str, Any]) -> None:
+    """Write summary.json, and in it what the selection was made from and the checksums of what was written before.
+
+    Args:
+        config: Where things are.
+        summary: What it says.
+        origins: As of `origins_of`.
+    """
+    content = {**summary.as_json(), "lineage": _lineage(config, origins)}
+    with atomic_writer(config.summary, "w") as handle:
+        json.dump(redacted_values(content), handle, indent=1)
+
+
+def origins_of(config: JointSelectionConfig) -> dict[str, Any]:
+    """What the selection is made from, by port."""
+    return made_from(
+        records=config.records,
+        llava_attention=config.llava_attention,
+        mgm_attention=config.mgm_attention,
+        text_scores=config.text_scores,
+    )
+
+
+def _lineage(config: JointSelectionConfig, origins: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "image": image(),
+        "outputs": {
+            "selected": sha256_of_file(config.selected),
+            "random": sha256_of_file(config.random),
+            "scores": open_dataset(config.scores, SCORES).sha256,
+        },
+        MADE_FROM: origins,
+    }

@@ -2,19 +2,27 @@
 
 import logging
 import time
+from dataclasses import replace
 
 from components.joint_selection.changes import write_changes
 from components.joint_selection.config import JointSelectionConfig
 from components.joint_selection.doubts import refuse_text_alone
 from components.joint_selection.draw import record_noise
 from components.joint_selection.inputs import Inputs, read_inputs
-from components.joint_selection.outputs import write_baseline, write_records, write_scores, write_summary
+from components.joint_selection.outputs import (
+    origins_of,
+    write_baseline,
+    write_records,
+    write_scores,
+    write_summary,
+)
 from components.joint_selection.rejected import Verdict, check_limits, judge
 from components.joint_selection.report.markdown import write_overview
 from components.joint_selection.report.page import write_report
 from components.joint_selection.report.wording import tilt_in_words
 from components.joint_selection.selection import Candidates, select
 from components.joint_selection.summary import summarize
+from free2ds_common.lineage import MADE_FROM, digests
 from free2ds_common.result import StageResult
 from free2ds_common.run_facts import run_facts
 
@@ -47,7 +55,8 @@ def run(config: JointSelectionConfig) -> StageResult:
     write_scores(config.scores, inputs, candidates, selection, summary)
     write_records(config.selected, inputs.dataset, selection.selected)
     write_records(config.random, inputs.dataset, selection.control)
-    write_summary(config.summary, summary)
+    origins = origins_of(config)
+    write_summary(config, summary, origins)
     if config.baseline:
         write_baseline(config.baseline, inputs, selection)
     write_report(config.report, inputs, candidates, selection, summary)
@@ -57,7 +66,8 @@ def run(config: JointSelectionConfig) -> StageResult:
         logger.warning("%s", sentence)
     for sentence in tilt_in_words(summary):
         logger.info("%s", sentence)
-    return summary.as_result()
+    result = summary.as_result()
+    return replace(result, metadata={**result.metadata, MADE_FROM: digests(origins)})
 
 
 def score(inputs: Inputs, verdict: Verdict, seed: int) -> Candidates:

@@ -22,7 +22,11 @@ from free2ds_common.run_facts import RunFacts
 
 Facts = Mapping[str, Any]
 
-_MODEL_FACTS = ("model", "revision", "model_fingerprint", "dtype", "grid", "max_new_tokens", "capture_version")
+# Attention artifacts carry next to nothing, for they are many: all there is to say of the models is said here.
+_MODEL_FACTS = (
+    *("model", "revision", "model_fingerprint", "dtype", "device", "grid", "max_new_tokens", "capture_version"),
+    *("prompt", "preprocessing"),
+)
 _TEXT_MODEL_FACTS = (
     "model",
     "revision",
@@ -203,6 +207,25 @@ class Summary:
     run: RunFacts
 
     @property
+    def highlights(self) -> dict[str, float]:
+        """A dozen numbers to compare runs by; the page that does lists them by name, so their order is in it."""
+        numbers = {
+            "selected": self.counts.written,
+            "usable": self.pool,
+            "rejected": self.counts.rejected + self.ingest.counts.get("rejected", 0),
+            "without_iou": self.without_iou,
+            "computed": sum(reuse.computed for reuse in self.reuse.values()),
+            "reused": sum(reuse.reused for reuse in self.reuse.values()),
+            "overlap_with_top": self.tilt.overlap_with_top,
+            "overlap_expected": self.chance.overlap.expected,
+            "overlap_by_chance": self.tilt.overlap_by_chance,
+            "effective_sample_size": self.tilt.effective_sample_size,
+            "mean_combined_selected": self.tilt.mean_combined_selected,
+            "warnings": len(self.warnings),
+        }
+        return {f"{place:02d}_{name}": float(value) for place, (name, value) in enumerate(numbers.items(), 1)}
+
+    @property
     def named_parameters(self) -> dict[str, str | int | float]:
         """Settings by name: what decides the result. No ports: their folders are gone after a run."""
         return {field.name: getattr(self.parameters, field.name) for field in fields(JointSelectionSettings)}
@@ -230,7 +253,8 @@ class Summary:
         }
         if rest := list(self.sources.values())[_SOURCES_IN_METADATA:]:
             metadata["other_sources"] = {"sources": len(rest), **asdict(_sum_of(rest))}
-        return StageResult(self.counts, metrics, metadata)
+        metadata["dataset_sha256"] = self.ingest.dataset_sha256
+        return StageResult(self.counts, metrics, metadata, highlights=self.highlights)
 
 
 def summarize(

@@ -16,6 +16,12 @@ class LlavaAttentionSettings(AttentionSettings):
     """
 
     OWN_TYPE: ClassVar[str] = "llava"
+    SHORT_NAME: ClassVar[str] = "LLaVA"
+    ARCHITECTURES: ClassVar[tuple[str, ...]] = (
+        "LlavaForConditionalGeneration",
+        "LlavaLlamaForCausalLM",
+        "LlavaLlamaModel",
+    )
 
     model: str = "llava-hf/llava-1.5-7b-hf"
     model_type: str = OWN_TYPE

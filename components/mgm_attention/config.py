@@ -16,7 +16,10 @@ class MgmAttentionSettings(AttentionSettings):
         vision_tower_aux: Its ConvNeXt encoder, where the model's own entry does not lead to it; empty otherwise.
     """
 
+    OPTIONS: ClassVar[tuple[str, ...]] = (*AttentionSettings.OPTIONS, "vision_tower_aux")
     OWN_TYPE: ClassVar[str] = "mgm"
+    SHORT_NAME: ClassVar[str] = "MGM"
+    ARCHITECTURES: ClassVar[tuple[str, ...]] = ("MGMLlamaForCausalLM", "MiniGeminiLlamaForCausalLM")
 
     model: str = "YanweiLi/MGM-7B"
     model_type: str = OWN_TYPE

@@ -8,7 +8,6 @@ def split(
     records: dsl.Input[dsl.Dataset],
     shards: dsl.Output[dsl.Dataset],
     num_shards: int,
-    code_version: str,
 ) -> list[str]:
     """Divide the records into shards; all records of one picture stay together."""
     from components.split.config import SplitConfig
@@ -16,5 +15,5 @@ def split(
     from free2ds_common.kfp_task import run_task
 
     config = SplitConfig(records=records.path, num_shards=num_shards, shards=shards.path)
-    result = run_task("split", lambda: run(config), {"code_version": code_version}, shards=shards)
+    result = run_task("split", lambda: run(config), {}, shards=shards)
     return [f"{shards.uri}/{name}" for name in result.metadata["shards"]]

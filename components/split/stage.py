@@ -13,6 +13,7 @@ import pyarrow as pa
 from components.split.config import SplitConfig
 from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
+from free2ds_common.lineage import MADE_FROM, made_from
 from free2ds_common.places import place
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.schemas import RECORDS
@@ -62,7 +63,8 @@ def run(config: SplitConfig) -> StageResult:
                     table = _sorted_range(path)
                     writer.write(table)
                     rows += table.num_rows
-                writer.manifest.update({"shard": shard, "num_shards": config.num_shards, "records": config.records})
+                writer.manifest.update({"shard": shard, "num_shards": config.num_shards})
+                writer.manifest[MADE_FROM] = made_from(records=config.records)
             sizes.append(rows)
             logger.info("%s: %d records", name, rows)
     counts = Counts(read=records.num_rows, written=sum(sizes))

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 
 from free2ds_common import outcomes
 from free2ds_common.checkpoints import fingerprint, resolve_model
-from free2ds_common.datasets import DatasetWriter, open_dataset
+from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.inference.attention_results import AttentionResults, open_results
 from free2ds_common.inference.auto import load_auto
@@ -30,6 +31,7 @@ from free2ds_common.inference.model import VisionLanguageModel
 from free2ds_common.inference.prefetch import PictureQuestions, prefetch
 from free2ds_common.inference.prompts import Prompt
 from free2ds_common.inference.unknown_words import UnknownWords
+from free2ds_common.lineage import MADE_FROM, made_from
 from free2ds_common.pictures import PictureProblem
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.runlog import Progress
@@ -108,7 +110,12 @@ def run_attention(config: AttentionConfig, system: str, load: Loader, log: loggi
     metrics["generated_tokens"] = float(num_steps)
     metrics |= {"reused": float(reused), "computed": float(_answered_by_model(by_outcome) - reused)}
     counts = Counts(read=len(records), written=sum(by_outcome.values()))
-    return StageResult(counts, metrics, {**settings, "outcomes": dict(by_outcome)})
+    terse: dict[str, str | int] = {
+        "display_name": _display_name(config, shard),
+        "fingerprint": _shortened(settings["model_fingerprint"]),
+        "rows": len(records),
+    }
+    return StageResult(counts, metrics, {**settings, "outcomes": dict(by_outcome)}, terse)
 
 
 def _load(
@@ -147,6 +154,18 @@ def _settings(config: AttentionConfig, model: VisionLanguageModel, dtype: torch.
     }
 
 
+def _display_name(config: AttentionConfig, shard: Dataset) -> str:
+    """What tells the artifact from those of other shards and models."""
+    number, of = shard.manifest.get("shard"), shard.manifest.get("num_shards")
+    name = f"{config.SHORT_NAME} attention"
+    return name if number is None else f"{name}, shard {number + 1} of {of}"
+
+
+def _shortened(fingerprints: str) -> str:
+    """Fingerprints that tell models apart in few letters; the manifest has them in full."""
+    return re.sub(r"([0-9a-f]{12})[0-9a-f]+", r"\1", fingerprints)
+
+
 def _write(
     config: AttentionConfig,
     model: VisionLanguageModel,
@@ -159,6 +178,7 @@ def _write(
     by_outcome: Counter[str] = Counter()
     num_steps = 0
     with DatasetWriter(config.attention, attention_schema(model.num_vision_tokens), _ROWS_PER_PART) as writer:
+        writer.manifest[MADE_FROM] = made_from(shard=config.shard)
         progress = Progress(len(records) - len(results.reused), "records", log)
         rows = _in_order(_counted(_rows(records, model, config, results, log), progress), len(records), results)
         while some := list(itertools.islice(rows, _ROWS_PER_WRITE)):
@@ -180,7 +200,7 @@ def _write(
         _require_a_usable_picture(config, records, by_outcome)
         _require_a_finite_map(config, by_outcome, settings["dtype"], log)
         counts = {"reused": len(results.reused), "computed": _answered_by_model(by_outcome) - len(results.reused)}
-        writer.manifest.update(settings, outcomes=dict(by_outcome), records_uri=config.shard, **counts)
+        writer.manifest.update(settings, outcomes=dict(by_outcome), **counts)
     return by_outcome, num_steps
 
 

@@ -23,7 +23,7 @@ def choose_device(require_gpu: bool = False) -> torch.device:
         raise SettingError(
             "require_gpu",
             f"there is no GPU here ({built}). Check the step's GPU limit and node selector, the node's driver and that "
-            "the image is the CUDA one, or set require_gpu to false.",
+            "the image is the CUDA one, or set require_gpu to false (gpu_count of a run to 0).",
         )
     return torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Commands: run (here), compile (for a cluster), submit (one run), schedule (recurring runs), parameters, cache."""
+"""Runs the pipeline on this machine or on a cluster, and asks what became of its runs."""
 
 import argparse
 import json
@@ -11,18 +11,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kfp import dsl
 
 from free2ds_common.errors import StageError
 from free2ds_common.failure import run_reported
+from free2ds_common.launch import result_commands
 from free2ds_common.launch.cache import add_cache_options, cache_of_run
+from free2ds_common.launch.cluster_commands import ClusterCommands, cluster_options
 from free2ds_common.launch.containers import require_images
 from free2ds_common.launch.kubernetes_names import require_registry, require_tag
+from free2ds_common.launch.limits import MAX_INPUT_BYTES, MAX_WORKFLOW_BYTES
+from free2ds_common.launch.lint import MAX_SHARDS, largest, require_sound
 from free2ds_common.launch.local import LocalRun, run_locally
 from free2ds_common.launch.package import Package
-from free2ds_common.launch.parameters import read_mapping, read_parameters, refuse_local_paths, with_absolute_paths
+from free2ds_common.launch.parameter_page import parameter_page
+from free2ds_common.launch.parameters import read_mapping, read_parameters, with_absolute_paths
+from free2ds_common.launch.pod_options import PodOptions, pod_options
 from free2ds_common.redact import redacted
 from free2ds_common.runlog import quiet_libraries
+from free2ds_common.storage import atomic_writer
 
 EXIT_INTERRUPTED = 130
 
@@ -46,7 +54,8 @@ def main(pipeline: dsl.base_component.BaseComponent, argv: Sequence[str] | None)
         with _ended_like_interrupted():
             failed = run_reported(arguments.command, lambda: exit_codes.append(arguments.work(package, arguments)))
     except KeyboardInterrupt:
-        print("interrupted; every stage was stopped", file=sys.stderr)
+        stopped = "interrupted; every stage was stopped" if arguments.command == "run" else "interrupted"
+        print(stopped, file=sys.stderr)
         return EXIT_INTERRUPTED
     return failed or exit_codes[0]
 
@@ -56,7 +65,8 @@ def command_line(package: Package) -> argparse.ArgumentParser:
     shared = {
         "parameters": _parameter_options(),
         "images": _image_options(),
-        "cluster": _cluster_options(),
+        "pods": pod_options(),
+        "cluster": cluster_options(),
     }
     parser = argparse.ArgumentParser(prog="free2ds", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -85,14 +95,19 @@ def command_line(package: Package) -> argparse.ArgumentParser:
     run.add_argument("--network", default="", help="Docker network of the stages (--runner docker)")
     run.add_argument("--keep-work", action="store_true", help="keep what the stages hand to each other")
     run.add_argument("--no-cache", action="store_true", help="take no results of earlier runs and keep none")
-    compiled = command("compile", _compile, "images")
+    compiled = command("compile", _compile, "images", "pods")
     compiled.add_argument("--output", default="free2ds.yaml", help="the file to write")
+    compiled.add_argument(
+        "--kubernetes-manifests",
+        action="store_true",
+        help="write Pipeline and PipelineVersion objects, for kubectl apply",
+    )
+    compiled.add_argument("--namespace", default="", help="of those objects; empty leaves it to kubectl")
     command("parameters", _parameters)
-    command("submit", _submit, "parameters", "images", "cluster")
+    command("lint", _lint)
+    ClusterCommands(_for_cluster).add(command)
+    result_commands.add(command)
     add_cache_options(command("cache", _cache))
-    schedule = command("schedule", _schedule, "parameters", "images", "cluster")
-    schedule.add_argument("--cron", required=True, help="six fields, seconds first: '0 0 3 * * 1' is Mondays at 03:00")
-    schedule.add_argument("--max-concurrency", type=int, default=1, help="runs at the same time, 1 to 10")
     return parser
 
 
@@ -104,22 +119,19 @@ def _parameter_listing(package: Package) -> str:
     return "\n".join(["parameters:", *lines])
 
 
-def parameter_table(package: Package) -> str:
-    """The run parameters as a table in Markdown."""
-    lines = ["| parameter | default | meaning |", "| --- | --- | --- |"]
-    for name, parameter in package.parameters.items():
-        text = parameter.default if parameter.kind is str else json.dumps(parameter.default)
-        default = "required" if parameter.required else f"`{text}`" if text else "empty"
-        lines.append(f"| `{name}` | {default} | {parameter.description} |")
-    return "\n".join(lines)
-
-
 def _parameter_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter; may be repeated"
     )
-    options.add_argument("--params-file", default="", help="JSON or YAML file of parameters; --param wins over it")
+    options.add_argument(
+        "--config",
+        "--params-file",
+        dest="params_file",
+        metavar="FILE",
+        default="",
+        help="YAML or JSON file of parameters; --param wins over it",
+    )
     return options
 
 
@@ -133,21 +145,12 @@ def _image_options() -> argparse.ArgumentParser:
     return options
 
 
-def _cluster_options() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--host", default="", help="address of Kubeflow Pipelines; empty finds it as kubectl would")
-    options.add_argument("--namespace", default="kubeflow", help="of a multi-user installation")
-    options.add_argument("--experiment", default="free2ds", help="groups runs in the UI")
-    options.add_argument("--run-name", default="", help="how the UI calls the run")
-    return options
-
-
 def _run(package: Package, arguments: argparse.Namespace) -> int:
     """Run the whole pipeline on this machine."""
     given = read_parameters(package, arguments.params_file, arguments.param)
     # A machine without a GPU takes longer and does the same; on a cluster it would be a step in the wrong place.
     # Small data sets are tried out here, for which the method's 1000 clusters are too many.
-    values = {"require_gpu": False, "num_clusters": 0, **with_absolute_paths(given)}
+    values = {"gpu_count": "0", "num_clusters": 0, **with_absolute_paths(given)}
     values["cache_uri"] = cache_of_run(values.get("cache_uri"), off=arguments.no_cache)
     in_images = arguments.runner == "docker"
     if not in_images and (arguments.registry or arguments.network):
@@ -156,7 +159,8 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
     from free2ds_common.launch.preflight import check_inputs
 
     check_inputs(package, values, only_local=bool(arguments.network))
-    released = _released(package, arguments)
+    # A process runs in none of the images, so that it is not told of one.
+    released = _released(package, arguments) if in_images else package
     if in_images:
         require_images(released.images, local_only=not arguments.registry)
     run = LocalRun(
@@ -175,14 +179,36 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
 
 def _compile(package: Package, arguments: argparse.Namespace) -> int:
     """Write the file that a cluster runs."""
-    _released(package, arguments).write(Path(arguments.output))
+    released = _for_cluster(package, arguments)
+    require_sound(released)
+    if arguments.kubernetes_manifests:
+        from free2ds_common.launch.kfp_api.manifests import kubernetes_manifests
+
+        with atomic_writer(arguments.output, "w") as handle:
+            yaml.safe_dump_all(kubernetes_manifests(released, arguments.namespace), handle)
+        print(f"{arguments.output}: kubectl apply -f {arguments.output}")
+        return 0
+    if arguments.namespace:
+        raise StageError("--namespace: only the objects of --kubernetes-manifests have one. Add it, or leave this out.")
+    released.write(Path(arguments.output))
     print(f"{arguments.output}: upload it in the Kubeflow Pipelines UI, or use: free2ds submit")
     return 0
 
 
 def _parameters(package: Package, arguments: argparse.Namespace) -> int:
     """Print every parameter with its default and meaning, as Markdown."""
-    print(parameter_table(package))
+    print(parameter_page(package))
+    return 0
+
+
+def _lint(package: Package, arguments: argparse.Namespace) -> int:
+    """Look for what Kubeflow Pipelines would accept and then do wrong, as compile does."""
+    require_sound(package)
+    found = largest(package)
+    print(
+        f"nothing is wrong; with {MAX_SHARDS} shards the input of {found.task} has {found.input_bytes} bytes "
+        f"({MAX_INPUT_BYTES} are too many), and the Workflow {found.workflow_bytes} ({MAX_WORKFLOW_BYTES})"
+    )
     return 0
 
 
@@ -194,27 +220,14 @@ def _cache(package: Package, arguments: argparse.Namespace) -> int:
     return look_after(arguments)
 
 
-def _submit(package: Package, arguments: argparse.Namespace) -> int:
-    """Start one run on a cluster."""
-    from free2ds_common.launch.cluster import Backend
+def _for_cluster(package: Package, arguments: argparse.Namespace) -> Package:
+    """The pipeline with the images and the pods' options that the command line names.
 
-    values = read_parameters(package, arguments.params_file, arguments.param)
-    refuse_local_paths(values)
-    backend = Backend(arguments.host, arguments.namespace, arguments.experiment)
-    print(backend.submit(_released(package, arguments), values, arguments.run_name))
-    return 0
-
-
-def _schedule(package: Package, arguments: argparse.Namespace) -> int:
-    """Start a run on a cluster again and again."""
-    from free2ds_common.launch.cluster import Backend
-
-    values = read_parameters(package, arguments.params_file, arguments.param)
-    refuse_local_paths(values)
-    backend = Backend(arguments.host, arguments.namespace, arguments.experiment)
-    released, name = _released(package, arguments), arguments.run_name or "free2ds"
-    print(backend.schedule(released, values, name, arguments.cron, arguments.max_concurrency))
-    return 0
+    Raises:
+        StageError: As of `_released`.
+        SettingError: As of `PodOptions.applied`.
+    """
+    return PodOptions.of(arguments).applied(_released(package, arguments))
 
 
 def _released(package: Package, arguments: argparse.Namespace) -> Package:

@@ -9,6 +9,7 @@ from typing import Any
 import docker
 
 from free2ds_common.errors import StageError
+from free2ds_common.launch.parameters import places
 
 LABEL = "free2ds.run"
 # Credentials, proxies and addresses that a stage reads from its environment; everything else travels as a parameter.
@@ -88,7 +89,7 @@ def read_only_paths(values: Mapping[str, Any]) -> list[str]:
     Returns:
         Existing paths, none below another.
     """
-    texts = {name: value.removeprefix("file://") for name, value in values.items() if isinstance(value, str)}
+    texts = {name: value.removeprefix("file://") for name, value in places(values).items()}
     if earlier := texts.get("previous_selected_uri"):
         # The scores lie beside it.
         texts["previous_selected_uri"] = os.path.dirname(earlier)

@@ -11,6 +11,7 @@ _QUANTITY = re.compile(r"(\d+\.?\d*|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?"
 _NAME = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _SUBDOMAIN = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*"
 _QUALIFIED_NAME = re.compile(rf"(?=.{{1,317}}$)({_SUBDOMAIN}/)?{_NAME}")
+_OBJECT_NAME = re.compile(rf"(?=.{{1,253}}$){_SUBDOMAIN}")
 _LABEL_VALUE = re.compile(rf"({_NAME})?")
 _TOLERATION_FIELDS = {"key", "operator", "value", "effect", "tolerationSeconds"}
 _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -49,6 +50,19 @@ def require_resource_name(name: str, value: str) -> None:
     """
     if "/" not in value or not _QUALIFIED_NAME.fullmatch(value):
         raise SettingError(name, f"got {value!r}, wanted a resource such as nvidia.com/gpu.")
+
+
+def require_object_name(name: str, value: str) -> None:
+    """Refuse what cannot be the name of a Secret, a ConfigMap or a claim.
+
+    Raises:
+        SettingError: It has other characters than lower-case letters, digits, dots and hyphens, or is empty.
+    """
+    if not _OBJECT_NAME.fullmatch(value):
+        # What was given may be a credential that somebody took for its name: it is not shown.
+        raise SettingError(
+            name, "wanted the name of an object in the cluster, in lower-case letters, digits, dots and hyphens."
+        )
 
 
 def require_labels(name: str, labels: object) -> None:

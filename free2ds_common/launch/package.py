@@ -13,6 +13,7 @@ import yaml
 from kfp import compiler, dsl
 
 from free2ds_common.launch.resources import ResourceSettings
+from free2ds_common.run_facts import IMAGE
 from free2ds_common.settings import Settings, Versions
 from free2ds_common.storage import atomic_writer
 
@@ -53,6 +54,15 @@ class Parameter:
         return cls(kind, required, default, definition.get("description", ""))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """Where a task's parameter comes from: a run parameter, a constant, or a task's output; one of them."""
+
+    source: str = ""
+    constant: Any = None
+    made: str = ""
+
+
 @dataclass(frozen=True)
 class StageTask:
     """A step of the graph, wherever it is nested.
@@ -62,12 +72,14 @@ class StageTask:
         component: Its entry in the spec's `components`.
         sources: The stage's parameter to the run parameter that it comes from, where it comes from one.
         constants: The stage's parameter to the value that the graph gives it, where that is fixed.
+        made: The stage's parameter to the task of the root and its output that it comes from, where a task makes it.
     """
 
     stage: str
     component: str
     sources: Mapping[str, str]
     constants: Mapping[str, Any]
+    made: Mapping[str, str]
 
     def settings_class(self) -> type[Settings]:
         """`<Stage>Settings` of the stage's config.py."""
@@ -131,7 +143,7 @@ class Package:
     @property
     def stage_tasks(self) -> list[StageTask]:
         """Every step that runs a stage."""
-        inputs = {name: (name, None) for name in self.spec["root"]["inputDefinitions"]["parameters"]}
+        inputs = {name: _Origin(source=name) for name in self.spec["root"]["inputDefinitions"]["parameters"]}
         return list(self._walk(self.spec["root"]["dag"], inputs))
 
     def with_images(self, name: Callable[[str], str]) -> "Package":
@@ -143,12 +155,8 @@ class Package:
         changed = copy.deepcopy(self)
         for container in changed._containers():
             container["image"] = name(container["image"])
-        return changed
-
-    def without_cache(self, task: str) -> "Package":
-        """The same pipeline with one task of the root that never takes an earlier run's result."""
-        changed = copy.deepcopy(self)
-        changed.spec["root"]["dag"]["tasks"][task]["cachingOptions"] = {}
+            # For the manifests of what it makes: a process cannot ask which image it runs in.
+            container["env"] = [{"name": IMAGE, "value": container["image"]}]
         return changed
 
     def without_retries(self) -> "Package":
@@ -169,27 +177,29 @@ class Package:
             if "container" in executor:
                 yield executor["container"]
 
-    def _walk(self, dag: Mapping[str, Any], inputs: Mapping[str, tuple[str | None, Any]]) -> Iterator[StageTask]:
+    def _walk(self, dag: Mapping[str, Any], inputs: Mapping[str, "_Origin"]) -> Iterator[StageTask]:
         """The stages of a graph and of the graphs in it.
 
         Args:
             dag: The graph.
-            inputs: The graph's inputs: the run parameter each comes from, or None and a constant; inputs that are only
-                known at run time are left out.
+            inputs: Where the graph's inputs come from; those of a loop's own making are left out.
         """
         for task in dag["tasks"].values():
             name = task["componentRef"]["name"]
             component = self.spec["components"][name]
             # The compiler gives a task more inputs than its component defines, for its resources.
             defined = component.get("inputDefinitions", {}).get("parameters", {})
-            known: dict[str, tuple[str | None, Any]] = {}
+            known: dict[str, _Origin] = {}
             for parameter, given in task.get("inputs", {}).get("parameters", {}).items():
                 if given.get("componentInputParameter") in inputs:
                     known[parameter] = inputs[given["componentInputParameter"]]
                 elif "runtimeValue" in given and parameter in defined:
                     # The spec holds whole numbers as floats.
                     kind = PARAMETER_TYPES[defined[parameter]["parameterType"]]
-                    known[parameter] = (None, kind(given["runtimeValue"]["constant"]))
+                    known[parameter] = _Origin(constant=kind(given["runtimeValue"]["constant"]))
+                elif "taskOutputParameter" in given:
+                    output = given["taskOutputParameter"]
+                    known[parameter] = _Origin(made=f"{output['producerTask']}.{output['outputParameterKey']}")
             if "dag" in component:
                 yield from self._walk(component["dag"], known)
                 continue
@@ -197,24 +207,25 @@ class Package:
             if "container" in executor:
                 arguments = executor["container"]["args"]
                 stage = arguments[arguments.index("--function_to_execute") + 1]
-                sources = {parameter: source for parameter, (source, _) in known.items() if source is not None}
-                constants = {parameter: value for parameter, (source, value) in known.items() if source is None}
-                yield StageTask(stage, name, sources, constants)
+                yield StageTask(
+                    stage,
+                    name,
+                    sources={parameter: origin.source for parameter, origin in known.items() if origin.source},
+                    constants={
+                        parameter: origin.constant for parameter, origin in known.items() if origin.constant is not None
+                    },
+                    made={parameter: origin.made for parameter, origin in known.items() if origin.made},
+                )
 
     def _describe(self) -> None:
-        """Write the settings' and ports' descriptions into the spec; KFP knows those of docstrings only."""
+        """Write the settings' descriptions to the run parameters; KFP knows those of docstrings only.
+
+        Not to the steps: no page shows them there, and a Workflow repeats them in the nodes of every shard.
+        """
         resources = descriptions(ResourceSettings)
         of_run: dict[str, list[str]] = {name: [text] for name, text in resources.items()}
         for task in self.stage_tasks:
             texts = descriptions(Versions) | resources | descriptions(task.config_class())
-            component = self.spec["components"][task.component]
-            for definitions in (component["inputDefinitions"], component["outputDefinitions"]):
-                for port, definition in {
-                    **definitions.get("parameters", {}),
-                    **definitions.get("artifacts", {}),
-                }.items():
-                    if port in texts:
-                        definition["description"] = texts[port]
             for parameter, source in task.sources.items():
                 words = of_run.setdefault(source, [])
                 # The run's own words go before a stage's.

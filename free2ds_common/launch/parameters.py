@@ -11,9 +11,11 @@ from typing import Any
 
 import yaml
 
+from components.resolve.wiring import aliases, options_of, texts
 from free2ds_common.errors import SettingError, StageError
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.resources import ResourceSettings
+from free2ds_common.options import join_options, split_options
 from free2ds_common.settings import Settings
 
 WORDS: dict[type, str] = {
@@ -62,23 +64,41 @@ def read_parameters(package: Package, file: str, assignments: Sequence[str]) -> 
         StageError: A parameter is unknown, missing, of another type or refused by a stage.
     """
     known = package.parameters
-    given = read_mapping("--params-file", file) if file else {}
+    given = read_mapping("--config", file) if file else {}
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals:
             raise StageError(f"--param: got {text!r}, wanted name=value.")
         given[name] = value
     for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
+        if name not in known and name not in aliases():
+            close = difflib.get_close_matches(str(name), [*known, *aliases()], n=1)
             hint = f"Did you mean {close[0]}?" if close else "free2ds run --help lists them."
             raise StageError(f"{name}: there is no parameter of this name. {hint}")
+    given = _gathered(given)
     values = {name: typed_value(name, value, known[name].kind) for name, value in given.items()}
     for name, parameter in known.items():
         if parameter.required and name not in values:
             raise StageError(f"{name}: is missing. Add --param {name}=... ({parameter.description})")
     check_parameters(package, values)
     return values
+
+
+def _gathered(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with options that were given by themselves (llava_prompt, sampler) in the texts they belong to.
+
+    Raises:
+        SettingError: A text of options is not as it must be.
+    """
+    known = aliases()
+    gathered = {name: value for name, value in given.items() if name not in known}
+    for alias, value in given.items():
+        for text, name in known.get(alias, ()):
+            if value is None or isinstance(value, dict | list):
+                raise SettingError(alias, f"got {value!r}, wanted text or a number.")
+            options = split_options(text, str(gathered.get(text, "")), options_of(text))
+            gathered[text] = join_options({**options, name: str(value)})
+    return gathered
 
 
 def typed_value(name: str, value: object, kind: type) -> object:
@@ -130,30 +150,33 @@ def check_parameters(package: Package, values: Mapping[str, Any]) -> None:
             raise SettingError(task.sources.get(error.setting, error.setting), error.problem) from None
 
 
-def refuse_local_paths(values: Mapping[str, Any]) -> None:
+def refuse_local_paths(values: Mapping[str, Any], models_folder: str = "") -> None:
     """Refuse parameters that name a file or folder of this machine: no pod sees it.
 
     Args:
         values: Parameters by name.
+        models_folder: Where pods find models on a volume; empty where they have none.
 
     Raises:
         SettingError: One is a path.
     """
-    for name, value in values.items():
-        if not isinstance(value, str) or not value:
+    for name, value in places(values).items():
+        if not value:
             continue
         scheme, found, _ = value.partition("://")
+        if models_folder and names_model(name) and value.startswith(f"{models_folder}/"):
+            continue
         local_uri = scheme in ("file", "local") if found else name.endswith("_uri")
-        local_model = not found and _names_model(name) and (value[0] in "/.~" or os.path.exists(value))
+        local_model = not found and names_model(name) and (value[0] in "/.~" or os.path.exists(value))
         if local_uri or local_model:
             raise SettingError(
                 name, f"{value} is a path of this machine, which no pod sees. Give a URI such as gs:// or s3://."
             )
 
 
-def _names_model(name: str) -> bool:
+def names_model(name: str) -> bool:
     """Whether a parameter names a model or an encoder: a folder, a URI or a hub id."""
-    return name.endswith(("_model", "_vision_tower", "_vision_tower_aux"))
+    return name.endswith(("_model", "vision_tower", "vision_tower_aux"))
 
 
 def _of(settings: type[Settings], known: Mapping[str, Any]) -> Settings:
@@ -169,10 +192,30 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     absolute = dict(values)
     for name, value in values.items():
-        if not isinstance(value, str) or not value or "://" in value:
-            continue
-        path = os.path.abspath(os.path.expanduser(value))
-        # A hub id looks like a relative path: only what exists is one.
-        if name.endswith("_uri") or (_names_model(name) and os.path.exists(path)):
-            absolute[name] = path
+        if isinstance(value, str) and name in texts():
+            options = split_options(name, value, options_of(name))
+            absolute[name] = join_options({option: _absolute(option, place) for option, place in options.items()})
+        elif isinstance(value, str):
+            absolute[name] = _absolute(name, value)
     return absolute
+
+
+def _absolute(name: str, value: str) -> str:
+    if not value or "://" in value:
+        return value
+    path = os.path.abspath(os.path.expanduser(value))
+    # A hub id looks like a relative path: only what exists is one.
+    return path if name.endswith("_uri") or (names_model(name) and os.path.exists(path)) else value
+
+
+def places(values: Mapping[str, Any]) -> dict[str, str]:
+    """Every text among the parameters, those in texts of options by names of their own.
+
+    Args:
+        values: Parameters by name.
+    """
+    found = {name: value for name, value in values.items() if isinstance(value, str)}
+    for text in texts():
+        options = split_options(text, found.pop(text, ""), options_of(text))
+        found |= {f"{text}: {name}": value for name, value in options.items()}
+    return found

@@ -27,6 +27,7 @@ from components.mgm_attention.stage import run as run_mgm
 from components.split.config import SplitConfig
 from components.split.stage import run as run_split
 from examples.make import make
+from free2ds_common.launch.limits import COLLECTED_METADATA_BYTES, METADATA_BYTES
 
 NUM_RECORDS = 20
 # Outputs that tests read, below the tasks of a kept work folder.
@@ -84,10 +85,15 @@ def test_every_record_is_accounted_for(first):
     for path in first.glob("work-*/tasks/**/executor_output.json"):
         for artifact in json.loads(path.read_text())["artifacts"].values():
             metadata = artifact["artifacts"][0]["metadata"]
-            numbers = [metadata[name] for name in ("read", "written", "dropped", "rejected")]
+            if "rows" in metadata and "read" not in metadata:
+                # Of the loop, where it carries no more than it must.
+                numbers = [metadata["rows"], metadata["rows"], 0, 0]
+            elif "read" in metadata:
+                numbers = [metadata[name] for name in ("read", "written", "dropped", "rejected")]
             assert numbers[0] == sum(numbers[1:])
         counts.setdefault(path.parent.name, []).append(numbers)
     assert {stage: [sum(column) for column in zip(*tasks, strict=True)] for stage, tasks in counts.items()} == {
+        "resolve": [0, 0, 0, 0],
         "ingest": [21, 20, 0, 1],
         "split": [20, 20, 0, 0],
         "llava-attention": [20, 20, 0, 0],
@@ -112,12 +118,44 @@ def test_the_artifacts_carry_what_lineage_asks_for(example, first):
     metadata = json.loads(path.read_text())["artifacts"]["records"]["artifacts"][0]["metadata"]
     assert metadata["display_name"] == "records"
     assert metadata["dataset_uri"] == str(example / "dataset.json")
-    assert metadata["dataset_version"] == ""
+    digest = hashlib.sha256((example / "dataset.json").read_bytes()).hexdigest()
+    assert metadata["dataset_version"] == f"sha256 {digest}"
     assert metadata["code_version"] == "0.1.0"
+    # No image: it ran as a process.
+    assert metadata["image"] == ""
     for path in first.glob("work-*/tasks/**/executor_output.json"):
         for artifact in json.loads(path.read_text())["artifacts"].values():
             assert artifact["artifacts"][0]["metadata"]["display_name"]
             assert None not in artifact["artifacts"][0]["metadata"].values()
+
+
+def test_what_the_artifacts_carry_fits_into_a_step(first):
+    """`launch.limits` counts on it."""
+    sizes = {}
+    for path in first.glob("work-*/tasks/**/executor_output.json"):
+        for port, artifact in json.loads(path.read_text())["artifacts"].items():
+            metadata = artifact["artifacts"][0]["metadata"]
+            sizes.setdefault((path.parent.name, port), []).append(len(json.dumps(metadata)))
+    for stage in ("llava-attention", "mgm-attention"):
+        assert max(sizes[stage, "attention"]) <= COLLECTED_METADATA_BYTES
+    for output in (("ingest", "records"), ("cluster-scoring", "scores"), ("cluster-scoring", "kmeans")):
+        assert max(sizes[output]) <= METADATA_BYTES, output
+
+
+def test_artifacts_are_told_apart_by_their_names(first):
+    names = [
+        artifact["artifacts"][0]["metadata"]["display_name"]
+        for path in first.glob("work-*/tasks/**/executor_output.json")
+        for artifact in json.loads(path.read_text())["artifacts"].values()
+    ]
+    assert sorted(names) == sorted(
+        [
+            *("pinned versions", "records", "rejected records", "shards", "text features", "text scores"),
+            *("text clusters", "selected records", "scores of all records", "random control", "summary in numbers"),
+            *("report", "overview", "clusters and ranges for later runs"),
+            *(f"{model} attention, shard {shard} of 2" for model in ("LLaVA", "MGM") for shard in (1, 2)),
+        ]
+    )
 
 
 def test_the_report_and_the_summary_are_there(first):

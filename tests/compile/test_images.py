@@ -7,6 +7,7 @@ import pytest
 import pipeline
 
 IMAGES = [
+    "free2ds-resolve",
     "free2ds-ingest",
     "free2ds-split",
     "free2ds-llava-attention",

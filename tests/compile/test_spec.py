@@ -8,12 +8,17 @@ import re
 import pytest
 
 import pipeline
-from free2ds_common.launch.package import Package, descriptions
+from components.resolve.wiring import WIRING
+from free2ds_common.launch.kfp_api.artifacts import outputs_of
+from free2ds_common.launch.package import Package
 from free2ds_common.launch.resources import ResourceSettings
 from free2ds_common.settings import Versions as VersionSettings
 
 GPU_TASKS = ["llava-attention", "mgm-attention", "bert-features"]
-CPU_TASKS = ["ingest", "split", "cluster-scoring", "joint-selection"]
+CPU_TASKS = ["resolve", "ingest", "split", "cluster-scoring", "joint-selection"]
+TASKS = [*GPU_TASKS, *CPU_TASKS]
+# In which graph each step is.
+GRAPHS = {"llava-attention": "score-shard", "mgm-attention": "score-shard", "joint-selection": "score-and-select"}
 VERSIONS = {field.name for field in dataclasses.fields(VersionSettings)}
 RESOURCES = {field.name for field in dataclasses.fields(ResourceSettings)}
 # What the compiler itself adds to a task whose resources are run parameters.
@@ -21,73 +26,148 @@ RESOURCE_INPUTS = ("pipelinechannel--", "cpu_request", "memory_request", "accele
 
 
 def task_of(compiled, name):
-    return (compiled.tasks("score-shard") if name in ("llava-attention", "mgm-attention") else compiled.tasks("root"))[
-        name
-    ]
+    return compiled.tasks(GRAPHS.get(name, "root"))[name]
 
 
 def resource(parameter):
     return "{{$.inputs.parameters['pipelinechannel--" + parameter + "']}}"
 
 
+# Cores, memory, whether that is the limit too, and hours until the pod is ended.
+NEEDS = {
+    "resolve": ("1", "2Gi", False, 1),
+    "ingest": ("4", "4Gi", True, 12),
+    "split": ("1", "2Gi", True, 2),
+    "llava-attention": ("4", "32Gi", False, 168),
+    "mgm-attention": ("4", "32Gi", False, 168),
+    "bert-features": ("4", "8Gi", False, 24),
+    "cluster-scoring": ("4", "8Gi", True, 24),
+    "joint-selection": ("2", "6Gi", True, 12),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_a_step_needs_is_written_into_the_file(compiled, name):
+    """As run parameters they would be a part of the step's inputs, and another value would lose what is finished."""
+    cpu, memory, limited, hours = NEEDS[name]
+    asked = compiled.container(name)["resources"]
+    assert (asked["resourceCpuRequest"], asked["resourceMemoryRequest"]) == (cpu, memory)
+    assert asked.get("resourceMemoryLimit") == (memory if limited else None)
+    assert "resourceCpuLimit" not in asked
+    assert compiled.kubernetes(name)["activeDeadlineSeconds"] == str(hours * 3600)
+
+
 @pytest.mark.parametrize("name", GPU_TASKS)
 def test_gpu_steps_ask_for_an_accelerator_by_run_parameters(compiled, name):
-    assert compiled.container(name)["resources"] == {
-        "accelerator": {"resourceType": resource("gpu_type"), "resourceCount": resource("gpu_count")},
-        "resourceCpuRequest": resource("gpu_step_cpu"),
-        "resourceMemoryRequest": resource("gpu_step_memory"),
+    assert compiled.container(name)["resources"]["accelerator"] == {
+        "resourceType": resource("gpu_type"),
+        "resourceCount": resource("gpu_count"),
     }
     parameters = task_of(compiled, name)["inputs"]["parameters"]
-    for parameter in ("gpu_type", "gpu_count", "gpu_step_cpu", "gpu_step_memory"):
+    for parameter in ("gpu_type", "gpu_count"):
         assert parameters[f"pipelinechannel--{parameter}"] == {"componentInputParameter": parameter}
 
 
-@pytest.mark.parametrize("name", GPU_TASKS)
-def test_gpu_steps_carry_selector_tolerations_and_shared_memory(compiled, name):
-    assert compiled.kubernetes(name) == {
-        "nodeSelector": {"nodeSelectorJson": {"componentInputParameter": "node_selector"}},
-        "tolerations": [{"tolerationJson": {"componentInputParameter": "tolerations"}}],
+@pytest.mark.parametrize("name", CPU_TASKS)
+def test_other_steps_ask_for_no_accelerator(compiled, name):
+    assert "accelerator" not in compiled.container(name)["resources"]
+
+
+# What a step that reads from a store or the hub may be given, and as whom every step runs.
+ACCESS = {
+    "secretAsEnv": [
+        {
+            "secretNameParameter": {"componentInputParameter": "store_secret"},
+            "keyToEnv": [
+                {"secretKey": key, "envVar": key}
+                for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "FSSPEC_GS", "HF_TOKEN")
+            ],
+            "optional": True,
+        }
+    ],
+    "configMapAsEnv": [
+        {
+            "configMapNameParameter": {"componentInputParameter": "store_config_map"},
+            "keyToEnv": [
+                {"configMapKey": key, "envVar": key}
+                for key in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "HF_ENDPOINT")
+            ],
+            "optional": True,
+        }
+    ],
+}
+RESTRICTED = {"securityContext": {"runAsUser": "10001", "runAsNonRoot": True}}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_only_kubernetes_reads(compiled, name):
+    found = dict(compiled.kubernetes(name))
+    del found["activeDeadlineSeconds"]
+    access = {} if name == "split" else ACCESS
+    gpu = {
+        "nodeSelector": {"nodeSelectorJson": {"componentInputParameter": "gpu_node_selector"}},
+        "tolerations": [{"tolerationJson": {"componentInputParameter": "gpu_tolerations"}}],
         "emptyDirMounts": [{"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "8Gi"}],
     }
+    assert found == {**access, **RESTRICTED, **(gpu if name in GPU_TASKS else {})}
 
 
-@pytest.mark.parametrize("name", CPU_TASKS)
-def test_other_steps_ask_for_cpu_and_memory_and_for_no_accelerator(compiled, name):
-    assert compiled.container(name)["resources"] == {
-        "resourceCpuRequest": resource("cpu_step_cpu"),
-        "resourceMemoryRequest": resource("cpu_step_memory"),
-    }
-    assert compiled.kubernetes(name) == {}
-
-
-@pytest.mark.parametrize("name", GPU_TASKS + CPU_TASKS)
-def test_every_step_is_tried_again(compiled, name):
-    assert task_of(compiled, name)["retryPolicy"] == {
+@pytest.mark.parametrize("name", TASKS)
+def test_a_lost_pod_is_tried_again_but_not_the_check_of_the_set_up(compiled, name):
+    wanted = {
         "maxRetryCount": 2,
         "backoffDuration": "60s",
         "backoffFactor": 2.0,
         "backoffMaxDuration": "600s",
     }
+    assert task_of(compiled, name).get("retryPolicy") == (None if name == "resolve" else wanted)
 
 
-@pytest.mark.parametrize("name", GPU_TASKS + CPU_TASKS)
+DISPLAY_NAMES = {
+    "resolve": "check-and-pin-versions",
+    "ingest": "read-data-set",
+    "split": "split-into-shards",
+    "llava-attention": "LLaVA-attention",
+    "mgm-attention": "MGM-attention",
+    "bert-features": "text-features",
+    "cluster-scoring": "text-scores",
+    "joint-selection": "select-and-report",
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_steps_have_names_for_people(compiled, name):
+    shown = task_of(compiled, name)["taskInfo"]["name"]
+    assert shown == DISPLAY_NAMES[name]
+    # The backend makes folders of them.
+    assert re.fullmatch(r"[A-Za-z-]+", shown)
+
+
+def test_graphs_have_names_for_people(compiled):
+    assert compiled.tasks("root")["score-and-select"]["taskInfo"]["name"] == "Score all shards and select"
+    assert compiled.tasks("score-and-select")["for-loop-1"]["taskInfo"]["name"] == "shards"
+    assert compiled.tasks("for-loop-1")["score-shard"]["taskInfo"]["name"] == "One shard"
+    assert compiled.tasks("score-shard")["importer"]["taskInfo"]["name"] == "Shard"
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_every_step_runs_in_its_own_image_and_installs_nothing(compiled, name):
     container = compiled.container(name)
     assert container["image"] == f"free2ds-{name}:dev"
     assert "pip" not in " ".join(container["command"][:3])
 
 
-def test_there_is_nothing_but_the_seven_stages_and_the_importer(compiled):
+def test_there_is_nothing_but_the_eight_stages_and_the_importer(compiled):
     executors = set(compiled.spec["deploymentSpec"]["executors"])
-    assert executors == {f"exec-{name}" for name in [*GPU_TASKS, *CPU_TASKS, "importer"]}
+    assert executors == {f"exec-{name}" for name in [*TASKS, "importer"]}
 
 
 def test_gpu_defaults_of_the_pipeline(compiled):
     inputs = compiled.spec["root"]["inputDefinitions"]["parameters"]
     assert inputs["gpu_type"]["defaultValue"] == "nvidia.com/gpu"
     assert inputs["gpu_count"]["defaultValue"] == "1"
-    assert inputs["node_selector"]["defaultValue"] == {"nvidia.com/gpu.present": "true"}
-    assert inputs["tolerations"]["defaultValue"] == [
+    assert inputs["gpu_node_selector"]["defaultValue"] == {"nvidia.com/gpu.present": "true"}
+    assert inputs["gpu_tolerations"]["defaultValue"] == [
         {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
     ]
 
@@ -102,11 +182,38 @@ def test_only_the_two_locations_must_be_given_and_every_parameter_is_described(c
 
 
 def test_the_loop_runs_one_nested_pipeline_per_shard(compiled):
-    loop = compiled.tasks("root")["for-loop-1"]
-    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--split-Output"}
+    loop = compiled.tasks("score-and-select")["for-loop-1"]
+    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--shard_uris"}
+    assert loop["inputs"]["parameters"]["pipelinechannel--shard_uris"] == {"componentInputParameter": "shard_uris"}
     assert loop["iteratorPolicy"] == {"parallelismLimit": 8}
     assert list(compiled.tasks("for-loop-1")) == ["score-shard"]
     assert set(compiled.tasks("score-shard")) == {"importer", "llava-attention", "mgm-attention"}
+
+
+def test_the_loops_graph_is_given_all_that_it_needs(compiled):
+    """In a loop of the root, the shard would replace what a task of the root makes (locally)."""
+    given = compiled.tasks("root")["score-and-select"]["inputs"]["parameters"]
+    made = {name: source["taskOutputParameter"] for name, source in given.items() if "taskOutputParameter" in source}
+    assert made == {
+        "shard_uris": {"outputParameterKey": "Output", "producerTask": "split"},
+        **{
+            name: {"outputParameterKey": name, "producerTask": "resolve"}
+            for name in (
+                *("image_root_version", "llava_revision", "llava_options"),
+                *("mgm_revision", "mgm_options", "select_options", "previous_selected_version"),
+            )
+        },
+    }
+
+
+@pytest.mark.parametrize("name", ["gpu_node_selector", "gpu_tolerations", "store_secret", "store_config_map"])
+def test_what_only_kubernetes_reads_goes_through_the_loop_as_it_is(compiled, name):
+    root = compiled.tasks("root")["score-and-select"]["inputs"]["parameters"]
+    outer = compiled.tasks("score-and-select")["for-loop-1"]["inputs"]["parameters"]
+    inner = compiled.tasks("for-loop-1")["score-shard"]["inputs"]["parameters"]
+    assert root[name] == {"componentInputParameter": name}
+    assert outer[f"pipelinechannel--{name}"] == {"componentInputParameter": name}
+    assert inner[name] == {"componentInputParameter": f"pipelinechannel--{name}"}
 
 
 def test_each_shard_is_imported_by_its_uri_and_handed_to_both_models(compiled):
@@ -121,17 +228,28 @@ def test_each_shard_is_imported_by_its_uri_and_handed_to_both_models(compiled):
 
 
 def test_the_selection_collects_the_maps_of_all_shards(compiled):
-    artifacts = compiled.tasks("root")["joint-selection"]["inputs"]["artifacts"]
-    producers = {
-        port: (source["taskOutputArtifact"]["producerTask"], source["taskOutputArtifact"]["outputArtifactKey"])
-        for port, source in artifacts.items()
+    artifacts = compiled.tasks("score-and-select")["joint-selection"]["inputs"]["artifacts"]
+    assert artifacts == {
+        "llava_attention": {
+            "taskOutputArtifact": {
+                "producerTask": "for-loop-1",
+                "outputArtifactKey": "pipelinechannel--score-shard-llava",
+            }
+        },
+        "mgm_attention": {
+            "taskOutputArtifact": {
+                "producerTask": "for-loop-1",
+                "outputArtifactKey": "pipelinechannel--score-shard-mgm",
+            }
+        },
+        **{name: {"componentInputArtifact": name} for name in ("records", "text_scores", "kmeans")},
     }
+    outer = compiled.tasks("root")["score-and-select"]["inputs"]["artifacts"]
+    producers = {port: tuple(source["taskOutputArtifact"].values()) for port, source in outer.items()}
     assert producers == {
-        "records": ("ingest", "records"),
-        "llava_attention": ("for-loop-1", "pipelinechannel--score-shard-llava"),
-        "mgm_attention": ("for-loop-1", "pipelinechannel--score-shard-mgm"),
-        "text_scores": ("cluster-scoring", "scores"),
-        "kmeans": ("cluster-scoring", "kmeans"),
+        "records": ("records", "ingest"),
+        "text_scores": ("scores", "cluster-scoring"),
+        "kmeans": ("kmeans", "cluster-scoring"),
     }
     inputs = compiled.component("joint-selection")["inputDefinitions"]["artifacts"]
     assert inputs["llava_attention"]["isArtifactList"]
@@ -139,26 +257,48 @@ def test_the_selection_collects_the_maps_of_all_shards(compiled):
 
 
 def test_the_pipeline_hands_out_its_results(compiled):
-    outputs = compiled.spec["root"]["dag"]["outputs"]["artifacts"]
-    assert {name: output["artifactSelectors"][0]["producerSubtask"] for name, output in outputs.items()} == {
-        "selected": "joint-selection",
-        "scores": "joint-selection",
-        "report": "joint-selection",
-        "summary": "joint-selection",
-        "random": "joint-selection",
-        "baseline": "joint-selection",
-        "rejects": "ingest",
+    found = {name: (output.step.key, output.port) for name, output in outputs_of(compiled.spec).items()}
+    assert found == {
+        **{
+            name: ("joint-selection", name)
+            for name in ("selected", "scores", "report", "summary", "random", "baseline")
+        },
+        "rejects": ("ingest", "rejects"),
     }
 
 
-def test_every_step_may_use_the_cache_and_knows_the_versions_of_what_it_reads(compiled):
-    for name in GPU_TASKS + CPU_TASKS:
-        assert task_of(compiled, name)["cachingOptions"] == {"enableCache": True}
+def test_every_step_but_the_first_may_use_the_cache(compiled):
+    cached = {name for name in TASKS if task_of(compiled, name)["cachingOptions"] == {"enableCache": True}}
+    assert cached == {*TASKS} - {"resolve"}
+    assert task_of(compiled, "resolve")["cachingOptions"] == {}
+
+
+def test_a_cached_step_knows_the_versions_of_what_it_reads(compiled):
+    for name in {*TASKS} - {"resolve"}:
         parameters = compiled.component(name)["inputDefinitions"]["parameters"]
-        assert "code_version" in parameters
         assert ("dataset_uri" in parameters) == ("dataset_version" in parameters)
         assert ("image_root_uri" in parameters) == ("image_root_version" in parameters)
+        assert ("model" in parameters) == ("revision" in parameters)
         assert ("kmeans_uri" in parameters) == ("kmeans_version" in parameters)
+        assert ("previous_selected_uri" in parameters) == ("previous_selected_version" in parameters)
+
+
+def test_no_cached_step_takes_an_artifact_of_the_uncached_one(compiled):
+    """The key of a cache has the ids of artifacts, which are new every time."""
+    for name in TASKS:
+        for source in task_of(compiled, name).get("inputs", {}).get("artifacts", {}).values():
+            assert source.get("taskOutputArtifact", {}).get("producerTask") != "resolve", name
+
+
+def test_a_step_is_told_its_own_image(compile_pipeline):
+    compiled = compile_pipeline("--registry", "registry.example/team", "--tag", "1.2.3")
+    for name in TASKS:
+        image = f"registry.example/team/free2ds-{name}:1.2.3"
+        assert compiled.container(name)["env"] == [{"name": "FREE2DS_IMAGE", "value": image}]
+
+
+def test_the_form_is_short(compiled):
+    assert len(compiled.spec["root"]["inputDefinitions"]["parameters"]) <= 26
 
 
 def class_of(stage, kind):
@@ -172,7 +312,7 @@ def fields_of(stage, kind):
 
 # The graph has one BERT step; from a shell several may share the work.
 SHELL_ONLY = {"bert_features": {"part"}}
-STAGES = [name.replace("-", "_") for name in GPU_TASKS + CPU_TASKS]
+STAGES = [name.replace("-", "_") for name in TASKS]
 TYPES = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool}
 # Beside settings and versions: whether a step was given a GPU decides whether it must have one.
 GPU_ECHO = {"gpu_count"}
@@ -184,25 +324,28 @@ def test_a_components_signature_is_its_config(compiled, stage):
     component = compiled.component(stage.replace("_", "-"))
     inputs, outputs = component["inputDefinitions"], component["outputDefinitions"]
     settings = fields_of(stage, "Settings")
+    options = set(class_of(stage, "Settings").OPTIONS) - {"revision"}
+    assert ("options" in inputs["parameters"]) == bool(options)
     parameters = {
         name: TYPES[definition["parameterType"]]
         for name, definition in inputs["parameters"].items()
-        if not name.startswith(RESOURCE_INPUTS) and name not in VERSIONS | GPU_ECHO
+        if not name.startswith(RESOURCE_INPUTS) and name not in VERSIONS | GPU_ECHO | {"options"}
     }
-    assert parameters == {name: field.type for name, field in settings.items()}
+    assert parameters == {name: field.type for name, field in settings.items() if name not in options | {"require_gpu"}}
     ports = set(inputs.get("artifacts", {})) | set(outputs["artifacts"])
     assert ports == set(fields_of(stage, "Config")) - set(settings) - SHELL_ONLY.get(stage, set())
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_parameter_and_port_of_a_step_is_described_by_its_config(compiled, stage):
-    component = compiled.component(stage.replace("_", "-"))
-    known = descriptions(ResourceSettings) | descriptions(class_of(stage, "Config")) | descriptions(VersionSettings)
-    for definitions in (component["inputDefinitions"], component["outputDefinitions"]):
-        for name, definition in {**definitions.get("parameters", {}), **definitions.get("artifacts", {})}.items():
-            if name.startswith(RESOURCE_INPUTS) or name == "Output":
-                continue
-            assert definition["description"] == known[name], name
+def test_steps_describe_no_parameter(compiled):
+    """A Workflow repeats what a component says in the nodes of every shard, and no page shows it."""
+    definitions = [
+        definition
+        for component in compiled.spec["components"].values()
+        for side in ("inputDefinitions", "outputDefinitions")
+        for kind in component.get(side, {}).values()
+        for definition in kind.values()
+    ]
+    assert not any("description" in definition for definition in definitions)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -233,9 +376,19 @@ def test_the_pipelines_defaults_are_the_settings():
         assert (dataclasses.MISSING if parameter.required else given) == default, name
 
 
-def test_every_setting_of_every_step_comes_from_a_run_parameter():
+def test_every_setting_of_every_step_comes_from_a_run_parameter_or_a_version():
     for task in Package.compile(pipeline.free2ds).stage_tasks:
-        assert set(fields_of(task.stage, "Settings")) <= set(task.sources), task.stage
+        apart = {*task.settings_class().OPTIONS, "require_gpu"}
+        assert set(fields_of(task.stage, "Settings")) - apart <= {*task.sources, *task.made}, task.stage
+
+
+def test_resolve_checks_what_the_graph_hands_over():
+    """The table that resolve checks settings by is the graph's wiring."""
+    for task in Package.compile(pipeline.free2ds).stage_tasks:
+        if task.stage != "resolve":
+            given = {name: source for name, source in task.sources.items() if name in fields_of(task.stage, "Settings")}
+            assert WIRING[task.stage].sources == given, task.stage
+            assert bool(WIRING[task.stage].text) == ("options" in task.made), task.stage
 
 
 def resource_fields(executor):
@@ -247,14 +400,14 @@ def test_no_resource_refers_to_a_parameter_that_is_not_text(compiled):
     """The driver reads accelerator counts as text only: a number becomes "", and the limit is left out."""
     inputs = compiled.spec["root"]["inputDefinitions"]["parameters"]
     seen = set()
-    for name in GPU_TASKS + CPU_TASKS:
+    for name in TASKS:
         executor = compiled.spec["deploymentSpec"]["executors"][f"exec-{name}"]
         for reference in resource_fields(executor):
             parameter = reference.removeprefix("pipelinechannel--")
             assert inputs[parameter]["parameterType"] == "STRING", parameter
             assert task_of(compiled, name)["inputs"]["parameters"][reference] == {"componentInputParameter": parameter}
             seen.add(parameter)
-    assert seen == {"gpu_type", "gpu_count", "gpu_step_cpu", "gpu_step_memory", "cpu_step_cpu", "cpu_step_memory"}
+    assert seen == {"gpu_type", "gpu_count"}
     nested = compiled.component("score-shard")["inputDefinitions"]["parameters"]
     assert {nested[name]["parameterType"] for name in seen & set(nested)} == {"STRING"}
 

@@ -14,91 +14,118 @@ import pipeline
 from free2ds_common.launch.package import Package
 from free2ds_common.result import Counts, StageResult
 
-# The run parameter of every setting, by stage. Written by hand: it is what the README and the form promise.
-ATTENTION = ("max_new_tokens", "dtype", "image_root_uri", "cache_uri", "require_gpu")
+# The run parameter of every setting, by stage, or resolve's output. Written by hand: it is what the form promises.
+ATTENTION = {"image_root_uri": "image_root_uri", "cache_uri": "cache_uri"}
 SETTINGS = {
+    "resolve": {
+        name: name
+        for name in (
+            *("dataset_uri", "image_root_uri", "max_reject_fraction", "num_shards"),
+            *("llava_model", "llava_options", "mgm_model", "mgm_options", "bert_model", "text_options"),
+            *("num_clusters", "ratio", "num_samples", "alpha", "temperature", "select_options", "seed"),
+            *("kmeans_uri", "previous_selected_uri", "cache_uri"),
+        )
+    },
     "ingest": {
         "dataset_uri": "dataset_uri",
         "image_root_uri": "image_root_uri",
         "max_reject_fraction": "max_reject_fraction",
     },
     "split": {"num_shards": "num_shards"},
-    "llava_attention": {
-        **{name: name for name in ATTENTION},
-        "batch_size": "attention_batch_size",
-        "model": "llava_model",
-        "revision": "llava_revision",
-        "model_type": "llava_model_type",
-        "prompt": "llava_prompt",
-        "vision_tower": "llava_vision_tower",
-    },
-    "mgm_attention": {
-        **{name: name for name in ATTENTION},
-        "batch_size": "attention_batch_size",
-        "model": "mgm_model",
-        "revision": "mgm_revision",
-        "model_type": "mgm_model_type",
-        "prompt": "mgm_prompt",
-        "vision_tower": "mgm_vision_tower",
-        "vision_tower_aux": "mgm_vision_tower_aux",
-    },
-    "bert_features": {
-        "model": "bert_model",
-        "revision": "bert_revision",
-        "batch_tokens": "bert_batch_tokens",
-        "dtype": "dtype",
-        "cache_uri": "cache_uri",
-        "require_gpu": "require_gpu",
-    },
-    "cluster_scoring": {name: name for name in ("num_clusters", "num_iterations", "order", "kmeans_uri", "seed")},
+    "llava_attention": {"model": "llava_model", "revision": "resolve.llava_revision", **ATTENTION},
+    "mgm_attention": {"model": "mgm_model", "revision": "resolve.mgm_revision", **ATTENTION},
+    "bert_features": {"model": "bert_model", "revision": "resolve.bert_revision", "cache_uri": "cache_uri"},
+    "cluster_scoring": {name: name for name in ("num_clusters", "kmeans_uri", "seed")},
     "joint_selection": {
         name: name
         for name in (
-            "ratio",
-            "num_samples",
-            "alpha",
-            "temperature",
-            "sampler",
-            "missing_iou",
-            "text_normalization",
-            "top_percent",
-            "stratify",
-            "previous_selected_uri",
-            "max_reject_fraction",
-            "seed",
-            "image_root_uri",
+            *("ratio", "num_samples", "alpha", "temperature", "previous_selected_uri"),
+            *("max_reject_fraction", "seed", "image_root_uri"),
         )
     },
 }
-# The version parameters that each stage's artifacts carry.
-VERSIONS = {
-    "ingest": ("dataset_version", "image_root_version", "code_version"),
-    "split": ("code_version",),
-    "llava_attention": ("image_root_version", "code_version"),
-    "mgm_attention": ("image_root_version", "code_version"),
-    "bert_features": ("code_version",),
-    "cluster_scoring": ("kmeans_version", "code_version"),
-    "joint_selection": ("image_root_version", "code_version"),
+# Settings that come as one text, each with a value that is not its default.
+OPTIONS = {
+    "llava_attention": (
+        "resolve.llava_options",
+        "batch_size=3 dtype=float32 max_new_tokens=7 model_type=auto prompt=chat vision_tower='a b'",
+        {
+            "batch_size": 3,
+            "dtype": "float32",
+            "max_new_tokens": 7,
+            "model_type": "auto",
+            "prompt": "chat",
+            "vision_tower": "a b",
+        },
+    ),
+    "mgm_attention": (
+        "resolve.mgm_options",
+        "vision_tower_aux=gs://b/c batch_size=2",
+        {"vision_tower_aux": "gs://b/c", "batch_size": 2},
+    ),
+    "bert_features": (
+        "resolve.bert_options",
+        "batch_tokens=64 dtype=float16",
+        {"batch_tokens": 64, "dtype": "float16"},
+    ),
+    "cluster_scoring": (
+        "resolve.cluster_options",
+        "num_iterations=9 order=reference",
+        {"num_iterations": 9, "order": "reference"},
+    ),
+    "joint_selection": (
+        "resolve.select_options",
+        "missing_iou=text sampler=top stratify=source text_normalization=rank top_percent=12.5",
+        {
+            "missing_iou": "text",
+            "sampler": "top",
+            "stratify": "source",
+            "text_normalization": "rank",
+            "top_percent": 12.5,
+        },
+    ),
 }
-# What a step asks of the cluster: task, then its resource to the run parameter.
+# The versions that each stage's artifacts carry, apart from its image.
+VERSIONS = {
+    "resolve": {},
+    "ingest": {
+        "dataset_version": "resolve.dataset_version",
+        "image_root_version": "resolve.image_root_version",
+    },
+    "split": {},
+    "llava_attention": {"image_root_version": "resolve.image_root_version"},
+    "mgm_attention": {"image_root_version": "resolve.image_root_version"},
+    "bert_features": {},
+    "cluster_scoring": {"kmeans_version": "resolve.kmeans_version"},
+    "joint_selection": {
+        "image_root_version": "resolve.image_root_version",
+        "previous_selected_version": "resolve.previous_selected_version",
+    },
+}
+# Where steps with a GPU run, and who may read from a store or the hub.
 GPU_STEP = {
-    "cpu": "gpu_step_cpu",
-    "memory": "gpu_step_memory",
     "type": "gpu_type",
     "count": "gpu_count",
-    "selector": "node_selector",
-    "tolerations": "tolerations",
+    "selector": "gpu_node_selector",
+    "tolerations": "gpu_tolerations",
 }
-CPU_STEP = {"cpu": "cpu_step_cpu", "memory": "cpu_step_memory"}
+ACCESS = {"secret": "store_secret", "config_map": "store_config_map"}
 RESOURCES = {
-    "ingest": CPU_STEP,
-    "split": CPU_STEP,
-    "llava_attention": GPU_STEP,
-    "mgm_attention": GPU_STEP,
-    "bert_features": GPU_STEP,
-    "cluster_scoring": CPU_STEP,
-    "joint_selection": CPU_STEP,
+    "resolve": ACCESS,
+    "ingest": ACCESS,
+    "split": {},
+    "llava_attention": {**GPU_STEP, **ACCESS},
+    "mgm_attention": {**GPU_STEP, **ACCESS},
+    "bert_features": {**GPU_STEP, **ACCESS},
+    "cluster_scoring": ACCESS,
+    "joint_selection": ACCESS,
 }
+
+
+# Of the outputs.
+NO_ARTIFACTS = {"Output", *(source.removeprefix("resolve.") for source, _, _ in OPTIONS.values())}
+NO_ARTIFACTS |= {f"{model}_revision" for model in ("llava", "mgm", "bert")}
+NO_ARTIFACTS |= {f"{name}_version" for name in ("dataset", "image_root", "kmeans", "previous_selected")}
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +150,9 @@ def values(package):
     return {
         name: make[parameter.kind](number, name) if parameter.kind in make else {"its": name}
         for number, (name, parameter) in enumerate(package.parameters.items())
+    } | {
+        f"resolve.{name}": "" if name.endswith("_options") else f"made {name}"
+        for name in package.spec["components"]["comp-resolve"]["outputDefinitions"]["parameters"]
     }
 
 
@@ -146,13 +176,14 @@ def run_component(monkeypatch, tmp_path):
             seen.append(config)
             return StageResult(Counts(read=0, written=0), metadata={"shards": []})
 
-        monkeypatch.setitem(sys.modules, f"components.{stage}.stage", SimpleNamespace(run=work))
+        fake = SimpleNamespace(run=work, outputs=lambda result: {})
+        monkeypatch.setitem(sys.modules, f"components.{stage}.stage", fake)
         task = getattr(component, stage)
         spec = task.component_spec
         artifacts = {
             port: Artifact(tmp_path / port)
             for port in (*(spec.inputs or {}), *(spec.outputs or {}))
-            if port not in parameters and port != "Output"
+            if port not in parameters and port not in NO_ARTIFACTS
         }
         lists = {port for port, kind in (spec.inputs or {}).items() if getattr(kind, "is_artifact_list", False)}
         given = {port: [artifact] if port in lists else artifact for port, artifact in artifacts.items()}
@@ -164,17 +195,24 @@ def run_component(monkeypatch, tmp_path):
 
 def handed_over(task, values):
     """What the graph hands to a task's component, resources apart; a GPU step is told how many GPUs it has."""
-    names = set(SETTINGS[task.stage]) | set(VERSIONS[task.stage])
-    if "require_gpu" in names:
-        names.add("gpu_count")
-    return {name: values[source] for name, source in task.sources.items() if name in names}
+    names = {*SETTINGS[task.stage], *VERSIONS[task.stage]}
+    names |= {"options"} if task.stage in OPTIONS else set()
+    names |= {"gpu_count"} if "type" in RESOURCES[task.stage] else set()
+    sources = {name: values[source] for name, source in task.sources.items()}
+    made = {name: values[source] for name, source in task.made.items()}
+    return {name: value for name, value in {**task.constants, **sources, **made}.items() if name in names}
 
 
 def test_the_tables_name_every_run_parameter(package):
-    named = {source for table in SETTINGS.values() for source in table.values()}
-    named |= {version for versions in VERSIONS.values() for version in versions}
-    named |= {source for table in RESOURCES.values() for source in table.values()}
-    assert named == set(package.parameters)
+    named = {source for table in (*SETTINGS.values(), *RESOURCES.values()) for source in table.values()}
+    assert {name for name in named if not name.startswith("resolve.")} == set(package.parameters)
+
+
+def test_the_tables_name_every_output_of_resolve(package):
+    named = {source for table in (*SETTINGS.values(), *VERSIONS.values()) for source in table.values()}
+    named |= {source for source, _, _ in OPTIONS.values()}
+    outputs = package.spec["components"]["comp-resolve"]["outputDefinitions"]["parameters"]
+    assert {name.removeprefix("resolve.") for name in named if name.startswith("resolve.")} == set(outputs)
 
 
 @pytest.mark.parametrize("stage", SETTINGS)
@@ -184,15 +222,24 @@ def test_parameters_reach_the_settings(stage, tasks, values, run_component):
     assert found == {name: values[source] for name, source in SETTINGS[stage].items()}
 
 
+@pytest.mark.parametrize("stage", OPTIONS)
+def test_options_reach_the_settings(stage, tasks, values, run_component):
+    source, text, wanted = OPTIONS[stage]
+    config, _ = run_component(stage, handed_over(tasks[stage], {**values, source: text}))
+    assert {name: getattr(config, name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("stage", OPTIONS)
+def test_every_option_is_tried(stage, tasks):
+    """MGM's are LLaVA's and one more."""
+    tried = set(OPTIONS[stage][2]) | (set(OPTIONS["llava_attention"][2]) if stage == "mgm_attention" else set())
+    assert tried | {"revision"} == {*tasks[stage].settings_class().OPTIONS, "revision"}
+
+
 @pytest.mark.parametrize("stage", ["llava_attention", "mgm_attention", "bert_features"])
-@pytest.mark.parametrize(
-    ("require_gpu", "gpu_count", "required"), [(True, "1", True), (True, "0", False), (False, "1", False)]
-)
-def test_a_step_that_was_given_gpus_must_find_one(
-    stage, require_gpu, gpu_count, required, tasks, values, run_component
-):
-    given = {**values, "require_gpu": require_gpu, "gpu_count": gpu_count}
-    config, _ = run_component(stage, handed_over(tasks[stage], given))
+@pytest.mark.parametrize(("gpu_count", "required"), [("1", True), ("2", True), ("0", False)])
+def test_a_step_that_was_given_gpus_must_find_one(stage, gpu_count, required, tasks, values, run_component):
+    config, _ = run_component(stage, handed_over(tasks[stage], {**values, "gpu_count": gpu_count}))
     assert config.require_gpu is required
 
 
@@ -209,8 +256,9 @@ def test_versions_are_kept_with_every_output(stage, tasks, values, run_component
     _, artifacts = run_component(stage, handed_over(tasks[stage], values))
     described = [artifact.metadata for artifact in artifacts.values() if artifact.metadata]
     assert described
+    wanted = {name: values[source] for name, source in VERSIONS[stage].items()}
     for metadata in described:
-        assert {name: metadata[name] for name in VERSIONS[stage]} == {name: values[name] for name in VERSIONS[stage]}
+        assert {name: metadata[name] for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("stage", RESOURCES)
@@ -218,14 +266,19 @@ def test_steps_ask_for_what_the_run_says(stage, package, tasks):
     executor = f"exec-{stage.replace('_', '-')}"
     asked = package.spec["deploymentSpec"]["executors"][executor]["container"]["resources"]
     inputs = {f"{{{{$.inputs.parameters['{name}']}}}}": source for name, source in tasks[stage].sources.items()}
-    found = {"cpu": inputs[asked["resourceCpuRequest"]], "memory": inputs[asked["resourceMemoryRequest"]]}
+    platform = package.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][executor]
+    named = {}
+    for kind, entry, field in (
+        ("secret", "secretAsEnv", "secretNameParameter"),
+        ("config_map", "configMapAsEnv", "configMapNameParameter"),
+        ("selector", "nodeSelector", "nodeSelectorJson"),
+        ("tolerations", "tolerations", "tolerationJson"),
+    ):
+        given = platform.get(entry, [])
+        for one in given if isinstance(given, list) else [given]:
+            named[kind] = one[field]["componentInputParameter"]
+    found = {kind: tasks[stage].sources.get(name, name) for kind, name in named.items()}
     if "accelerator" in asked:
         found["type"] = inputs[asked["accelerator"]["resourceType"]]
         found["count"] = inputs[asked["accelerator"]["resourceCount"]]
-        platform = package.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][executor]
-        selector = platform["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"]
-        (toleration,) = platform["tolerations"]
-        found["selector"] = tasks[stage].sources.get(selector, selector)
-        tolerations = toleration["tolerationJson"]["componentInputParameter"]
-        found["tolerations"] = tasks[stage].sources.get(tolerations, tolerations)
     assert found == RESOURCES[stage]

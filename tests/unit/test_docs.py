@@ -16,6 +16,7 @@ import yaml
 
 import pipeline
 from components.joint_selection import config as selection_config
+from components.resolve.wiring import aliases
 from free2ds_common import __version__, outcomes, schemas
 from free2ds_common.inference import prompts
 from free2ds_common.launch.cli import command_line
@@ -201,7 +202,8 @@ class TestPage:
             assert set(re.findall(r"--[\w-]+", rest)) - known == set(), command
 
     def test_its_run_parameters_are_known(self, name, package):
-        assert set(re.findall(r"--param (\w+)=", page(name))) - set(package.parameters) - {"NAME"} == set()
+        known = {*package.parameters, *aliases(), "NAME"}
+        assert set(re.findall(r"--param (\w+)=", page(name))) - known == set()
 
     def test_its_modules_can_be_run(self, name):
         modules = {
@@ -287,6 +289,8 @@ class TestArchitecture:
     @pytest.mark.parametrize("stage", STAGES)
     def test_settings_import_only_what_the_table_of_floors_says(self, stage):
         allowed = {"free2ds_common.settings", "free2ds_common.errors"}
+        if stage == "resolve":
+            allowed |= {"components.resolve.wiring", *(f"components.{other}.config" for other in STAGES)}
         found = imported(f"components/{stage}/config.py")
         assert {name for name in found - allowed if name.partition(".")[0] not in sys.stdlib_module_names} == set()
 
@@ -298,13 +302,22 @@ class TestArchitecture:
     def test_stages_do_not_import_each_other(self, stage):
         files = [name for name in TRACKED if name.startswith(f"components/{stage}/") and name.endswith(".py")]
         others = {name for file in files for name in imported(file) if name.startswith("components.")}
-        assert {name for name in others if name.split(".")[1] != stage} == set()
+        foreign = {name for name in others if name.split(".")[1] != stage}
+        # Resolve checks the settings of all others, and looks at data set and clusters as those who read them.
+        looked_at = {
+            "components.ingest.reader",
+            "components.cluster_scoring.frozen",
+            *(f"components.{other}.config" for other in STAGES),
+        }
+        assert foreign <= (looked_at if stage == "resolve" else set())
 
-    def test_common_code_imports_no_stage_but_to_look_at_its_inputs_before_a_local_run(self):
+    def test_common_code_imports_no_stage_but_the_one_that_checks_a_run(self):
         files = [name for name in TRACKED if name.startswith("free2ds_common/") and name.endswith(".py")]
         found = {(file, name) for file in files for name in imported(file) if name.startswith("components")}
-        looked_at = {"components.ingest.reader", "components.cluster_scoring.frozen"}
-        assert found == {("free2ds_common/launch/preflight.py", name) for name in looked_at}
+        assert {name for _, name in found} == {
+            *("components.resolve.config", "components.resolve.stage", "components.resolve.wiring")
+        }
+        assert {file.rpartition("/")[0] for file, _ in found} == {"free2ds_common/launch"}
 
     def test_paths_that_it_names_are_there(self):
         named = re.findall(r"`((?:components|free2ds_common|images|tests|benchmarks)/[\w./<>*-]*)`", ARCHITECTURE)
@@ -349,8 +362,8 @@ def test_hooks_before_a_commit_fetch_nothing():
     assert {repository["repo"] for repository in hooks} == {"local"}
 
 
-def test_there_are_three_workflows():
-    assert [path.name for path in WORKFLOWS] == ["check.yml", "images.yml", "release.yml"]
+def test_there_are_four_workflows():
+    assert [path.name for path in WORKFLOWS] == ["check.yml", "cluster.yml", "images.yml", "release.yml"]
 
 
 def test_workflows_pass_actionlint():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -34,6 +35,42 @@ def test_a_folder_is_taken_as_it_is(tmp_path):
 @pytest.mark.parametrize("model", ["some/bert", "hf://some/bert", "hf://models/some/bert"])
 def test_a_hub_id_is_downloaded_at_its_revision(hub, model):
     assert resolve_model(model, "v1") == "some/bert@v1"
+
+
+class Answer(Exception):
+    """What the hub's library raises for a status."""
+
+    def __init__(self, status):
+        super().__init__(f"{status}")
+        self.response = SimpleNamespace(status_code=status)
+
+
+def test_a_hub_that_is_busy_is_asked_again(monkeypatch, pauses):
+    answers = [Answer(503), ConnectionError("reset"), "folder"]
+
+    def download(hub_id, **_):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert resolve_model("some/bert", "main") == "folder"
+    assert len(pauses) == 2
+
+
+@pytest.mark.parametrize(("status", "tries"), [(404, 1), (401, 1), (503, 8)])
+def test_a_hub_that_does_not_give_it(monkeypatch, pauses, status, tries):
+    asked = []
+
+    def download(hub_id, **_):
+        asked.append(hub_id)
+        raise Answer(status)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(StageError, match=rf"^model: some/bert at revision main .* from the hub \({status}\)\.$"):
+        resolve_model("some/bert", "main")
+    assert len(asked) == tries
 
 
 def test_a_uri_is_copied_to_the_cache(tmp_path):

@@ -1,7 +1,11 @@
 """A stage as a task of Kubeflow Pipelines: what its artifacts say, and how it fails."""
 
+import hashlib
 import json
+from dataclasses import replace
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from kfp import dsl
 
@@ -10,10 +14,12 @@ from components.cluster_scoring.component import cluster_scoring
 from components.finetune.component import finetune
 from components.ingest.component import ingest
 from components.split.component import split
-from free2ds_common import kfp_task
+from free2ds_common import __version__, kfp_task
+from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.kfp_task import run_task
 from free2ds_common.result import Counts, StageResult
+from free2ds_common.schemas import SCORES
 
 RESULT = StageResult(Counts(read=6, written=3, dropped=2, rejected=1), {"tilt": 0.5}, {"model": "m", "seed": 7})
 
@@ -41,13 +47,14 @@ def refuse():
 
 def test_every_artifact_is_described(artifact):
     ports = {"records": artifact("records"), "rejects": artifact("rejects", dsl.Artifact)}
-    result = run_task("ingest", lambda: RESULT, {"dataset_version": "v1", "code_version": "0.1"}, **ports)
+    result = run_task("ingest", lambda: RESULT, {"dataset_version": "v1"}, **ports)
     assert result is RESULT
-    for port, described in ports.items():
+    for name, described in (("records", ports["records"]), ("rejected records", ports["rejects"])):
         assert described.metadata == {
-            "display_name": port,
+            "display_name": name,
             "dataset_version": "v1",
-            "code_version": "0.1",
+            "code_version": __version__,
+            "image": "",
             "model": "m",
             "seed": 7,
             "read": 6,
@@ -57,11 +64,49 @@ def test_every_artifact_is_described(artifact):
         }
 
 
+def test_an_artifact_that_is_collected_carries_no_more_than_it_must(artifact):
+    attention = artifact("attention")
+    terse = StageResult(RESULT.counts, RESULT.metrics, RESULT.metadata, {"display_name": "A, shard 1 of 2", "rows": 3})
+    run_task("llava_attention", lambda: terse, {"code_version": "0.1"}, attention=attention)
+    assert attention.metadata == {"display_name": "A, shard 1 of 2", "rows": 3}
+
+
 def test_metadata_that_kfp_put_there_stays(artifact):
     records = artifact("records")
     records.metadata["of kfp"] = 1
     run_task("ingest", lambda: RESULT, {}, records=records)
     assert records.metadata["of kfp"] == 1
+
+
+def test_an_artifact_says_what_lies_there(artifact):
+    """A sealed folder, a folder of those, a file."""
+    sealed, folders, file = (artifact(name) for name in ("scores", "features", "selected"))
+    table = pa.table({field.name: pa.array([], field.type) for field in SCORES.arrow})
+    with DatasetWriter(sealed.path, SCORES) as writer:
+        writer.write(table)
+        writer.manifest["made_from"] = {"a": {"sha256": "1"}, "b": {"sha256": ["3", "2"]}}
+    for name in ("one", "two"):
+        with DatasetWriter(f"{folders.path}/{name}", SCORES) as writer:
+            writer.write(table)
+    Path(file.path).write_text("[]")
+    run_task("joint_selection", lambda: RESULT, {}, scores=sealed, features=folders, selected=file)
+    digest = open_dataset(sealed.path, SCORES).sha256
+    assert {name: sealed.metadata[name] for name in ("schema", "rows", "sha256", "made_from")} == {
+        "schema": "scores/2",
+        "rows": 0,
+        "sha256": digest,
+        "made_from": {"a": "1", "b": hashlib.sha256(b"2 3").hexdigest()},
+    }
+    assert folders.metadata["sha256"] == hashlib.sha256(f"{digest} {digest}".encode()).hexdigest()
+    assert file.metadata["sha256"] == hashlib.sha256(b"[]").hexdigest()
+    assert file.metadata["display_name"] == "selected records"
+
+
+def test_an_artifact_says_its_image(artifact, monkeypatch):
+    monkeypatch.setenv("FREE2DS_IMAGE", "r/free2ds-ingest@sha256:0")
+    records = artifact("records")
+    run_task("ingest", lambda: RESULT, {}, records=records)
+    assert records.metadata["image"] == "r/free2ds-ingest@sha256:0"
 
 
 class Logged(dsl.Metrics):
@@ -75,6 +120,14 @@ def test_a_metrics_artifact_gets_counts_and_metrics(artifact):
     summary = artifact("summary", Logged)
     run_task("joint_selection", lambda: RESULT, {}, records=artifact("records"), summary=summary)
     assert summary.logged == {"tilt": 0.5, "read": 6, "written": 3, "dropped": 2, "rejected": 1}
+
+
+def test_a_metrics_artifact_has_numbers_alone(artifact):
+    """The page that compares runs shows all there is."""
+    summary = artifact("summary", dsl.Metrics)
+    result = replace(RESULT, highlights={"01_selected": 3.0})
+    run_task("joint_selection", lambda: result, {"image_root_version": "v"}, summary=summary)
+    assert summary.metadata == {"display_name": "summary in numbers", "01_selected": 3.0}
 
 
 def test_a_metrics_artifact_gets_a_file(artifact):
@@ -108,7 +161,8 @@ def test_a_refused_stage_ends_its_pod_with_exit_code_2(artifact, capsys):
     with pytest.raises(SystemExit) as stopped:
         run_task("ingest", refuse, {}, records=artifact("records"))
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: records: no such folder.\n"
+    # Set apart from what the launcher prints around it.
+    assert capsys.readouterr().err == "\n\nerror: records: no such folder.\n\n\n"
 
 
 def test_a_refused_stage_leaves_its_sentence_and_counts(artifact, tmp_path):
@@ -122,9 +176,33 @@ def test_a_refused_stage_leaves_its_sentence_and_counts(artifact, tmp_path):
     }
 
 
-def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path):
-    with pytest.raises(ZeroDivisionError):
+def test_the_last_words_are_left_where_kubernetes_reads_them(artifact, tmp_path, monkeypatch):
+    place = tmp_path / "termination-log"
+    monkeypatch.setattr(kfp_task, "TERMINATION_LOG", place)
+    with pytest.raises(SystemExit):
+        run_task("ingest", refuse, {}, records=artifact("records"))
+    # There in a pod alone.
+    assert not place.exists()
+    place.touch()
+    with pytest.raises(SystemExit):
+        run_task("ingest", refuse, {}, records=artifact("records"))
+    assert place.read_text() == "error: records: no such folder."
+
+    def refuse_at_length():
+        raise StageError("é" * 5000)
+
+    with pytest.raises(SystemExit):
+        run_task("ingest", refuse_at_length, {}, records=artifact("records"))
+    assert len(place.read_bytes()) == 4096
+
+
+def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
         run_task("split", lambda: 1 / 0, {}, shards=artifact("shards"))
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last):\n")
+    assert error.endswith("\n\nerror: ZeroDivisionError: division by zero\n\n\n")
     assert json.loads((tmp_path / "task" / "error.json").read_text()) == {
         "stage": "split",
         "sentence": "ZeroDivisionError: division by zero",
@@ -156,10 +234,8 @@ def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path)
             {
                 "model": "m",
                 "revision": "main",
-                "batch_tokens": 64,
-                "dtype": "auto",
+                "options": "batch_tokens=64",
                 "cache_uri": "",
-                "require_gpu": False,
                 "gpu_count": "0",
             },
         ),
@@ -169,8 +245,7 @@ def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path)
             ("scores", "kmeans"),
             {
                 "num_clusters": 3,
-                "num_iterations": 2,
-                "order": "key",
+                "options": "num_iterations=2",
                 "kmeans_uri": "",
                 "kmeans_version": "",
                 "seed": 42,
@@ -185,30 +260,10 @@ def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path)
                 "image_root_version": "",
                 "model": "m",
                 "revision": "main",
-                "model_type": "llava",
-                "dtype": "auto",
-                "pictures": "auto",
-                "lora_rank": 128,
-                "lora_alpha": 256,
-                "lora_dropout": 0.05,
-                "lora_targets": "q_proj",
-                "projector": "p",
-                "learning_rate": 2e-4,
-                "projector_learning_rate": 2e-5,
-                "warmup_fraction": 0.03,
-                "num_epochs": 1,
-                "max_steps": 0,
-                "batch_size": 128,
-                "micro_batch_size": 0,
-                "max_length": 2048,
-                "gradient_checkpointing": True,
-                "checkpoint_steps": 50,
-                "num_processes": 0,
-                "picture_workers": 0,
                 "max_reject_fraction": 0.05,
-                "cache_uri": "",
                 "seed": 42,
-                "require_gpu": False,
+                "options": "lora_rank=8",
+                "cache_uri": "",
                 "gpu_count": "0",
             },
         ),
@@ -221,7 +276,7 @@ def test_every_component_without_its_input_ends_with_exit_code_2(
     given = {port: dsl.Dataset(port, uri=f"/nowhere/{port}") for port in inputs}
     ports = given | {port: artifact(port) for port in outputs}
     with pytest.raises(SystemExit) as stopped:
-        component.python_func(**ports, **parameters, code_version="")
+        component.python_func(**ports, **parameters)
     assert stopped.value.code == 2
     failure = json.loads((tmp_path / "task" / "error.json").read_text())
     assert failure["stage"] == component.python_func.__name__
@@ -240,7 +295,6 @@ def test_too_many_rejects_reach_the_file_with_their_counts(artifact, tmp_path):
             image_root_uri="",
             image_root_version="",
             max_reject_fraction=0.2,
-            code_version="",
         )
     failure = json.loads((tmp_path / "task" / "error.json").read_text())
     assert failure["counts"] == {"read": 4, "written": 3, "dropped": 0, "rejected": 1}

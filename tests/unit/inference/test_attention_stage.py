@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,14 @@ from components.llava_attention.config import LlavaAttentionConfig
 from free2ds_common.checkpoints import fingerprint
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
+from free2ds_common.inference import attention_stage
 from free2ds_common.inference.attention_stage import run_attention
 from free2ds_common.inference.capture import KeyValueCache
 from free2ds_common.inference.device import device_name
 from free2ds_common.inference.prompts import INSTRUCTION
-from free2ds_common.schemas import attention_schema
+from free2ds_common.launch.limits import COLLECTED_METADATA_BYTES
+from free2ds_common.schemas import RECORDS, attention_schema
+from tests.support.selection import change_manifest
 
 LOGGER = logging.getLogger("test")
 SAYS = (
@@ -28,7 +32,6 @@ SAYS = (
     "dtype",
     "grid",
     "capture_version",
-    "records_uri",
 )
 
 
@@ -81,6 +84,44 @@ def test_one_row_per_record_in_the_shards_order(config, load_tiny, write_shard):
     assert sum(result.metadata["outcomes"].values()) == 7
 
 
+class TestTerse:
+    """What an artifact carries: 128 of them come together in one input."""
+
+    @pytest.fixture
+    def terse(self, config, load_tiny, write_shard):
+        def of(shard_facts):
+            shard, root = write_shard(ROWS)
+            change_manifest(shard, **shard_facts)
+            result = run_attention(
+                dataclasses.replace(config, shard=shard, image_root_uri=root), "S", load_tiny, LOGGER
+            )
+            return result.terse, result.metadata["model_fingerprint"]
+
+        return of
+
+    def test_name_fingerprint_and_rows(self, terse):
+        found, fingerprint = terse({"shard": 2, "num_shards": 64})
+        assert re.fullmatch("sha256 [0-9a-f]{64}(, sha256 [0-9a-f]{64})*", fingerprint)
+        assert found == {
+            "display_name": "LLaVA attention, shard 3 of 64",
+            "fingerprint": ", ".join(part[: len("sha256 ") + 12] for part in fingerprint.split(", ")),
+            "rows": 7,
+        }
+
+    def test_records_that_are_no_shard(self, terse):
+        assert terse({})[0]["display_name"] == "LLaVA attention"
+
+    def test_is_short(self):
+        """MGM has three folders; the last shard of the largest data set."""
+        three = ", ".join(["sha256 " + "0" * 64] * 3)
+        terse = {
+            "display_name": "MGM attention, shard 64 of 64",
+            "fingerprint": attention_stage._shortened(three),
+            "rows": 665_298,
+        }
+        assert len(json.dumps(terse)) <= COLLECTED_METADATA_BYTES
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_batch_size_does_not_change_maps(config, load_tiny, write_shard, batch_size):
     shard, root = write_shard([(f"{number % 3}.png", "why " * (number + 1)) for number in range(9)])
@@ -109,9 +150,9 @@ def test_manifest_says_what_decided_the_maps(config, load_tiny, write_shard):
         "dtype": "float32",
         "grid": 24,
         "capture_version": 1,
-        "records_uri": shard,
     }
     assert manifest["outcomes"] == {rows_of(config)[0]["outcome"]: 1}
+    assert manifest["made_from"]["shard"]["sha256"] == open_dataset(shard, RECORDS).sha256
 
 
 def changing(load, **entries):

@@ -1,4 +1,4 @@
-"""What the KFP tasks of the stages with models make of `require_gpu` and `gpu_count`."""
+"""What the KFP tasks of the stages with models make of `gpu_count`."""
 
 import importlib
 import inspect
@@ -15,13 +15,9 @@ INPUTS = {"shard": "shard", "records": "records"}
 OUTPUTS = ("attention", "features")
 
 
-@pytest.mark.parametrize(
-    ("require_gpu", "gpu_count", "wanted"), [(True, "1", True), (True, "0", False), (False, "1", False)]
-)
+@pytest.mark.parametrize(("gpu_count", "wanted"), [("1", True), ("0", False)])
 @pytest.mark.parametrize("component", [llava_attention, mgm_attention, bert_features], ids=lambda task: task.name)
-def test_a_gpu_is_required_where_the_step_asks_for_one(
-    component, require_gpu, gpu_count, wanted, tmp_path, monkeypatch
-):
+def test_a_gpu_is_required_where_the_step_asks_for_one(component, gpu_count, wanted, tmp_path, monkeypatch):
     task = component.python_func
     seen = []
 
@@ -31,10 +27,10 @@ def test_a_gpu_is_required_where_the_step_asks_for_one(
 
     monkeypatch.setattr(importlib.import_module(f"components.{task.__name__}.stage"), "run", run)
     given = {}
-    for name, parameter in inspect.signature(task).parameters.items():
+    for name in inspect.signature(task).parameters:
         if name in INPUTS or name in OUTPUTS:
             given[name] = SimpleNamespace(path=str(tmp_path / name), metadata={})
         else:
-            given[name] = 1 if parameter.annotation is int else "auto"
-    task(**given | {"require_gpu": require_gpu, "gpu_count": gpu_count})
+            given[name] = "" if name == "options" else "auto"
+    task(**given | {"gpu_count": gpu_count})
     assert seen == [wanted]

@@ -56,7 +56,10 @@ def test_the_gpu_goes_before_the_cpu(monkeypatch):
 def test_without_a_gpu_the_cpu_unless_one_is_required(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device() == CPU
-    with pytest.raises(SettingError, match=r"^require_gpu: there is no GPU here .* or set require_gpu to false\.$"):
+    with pytest.raises(
+        SettingError,
+        match=r"^require_gpu: there is no GPU here .* or set require_gpu to false \(gpu_count of a run to 0\)\.$",
+    ):
         choose_device(require_gpu=True)
 
 

@@ -190,6 +190,24 @@ def test_a_record_that_is_nested_too_deeply_is_rejected_and_not_kept(place):
     ]
 
 
+def test_the_first_rejected_records_are_told_with_a_refusal(place):
+    """A failed step of Kubeflow hands no file on, and a pod's path leads nowhere."""
+    place.picture("other.png")
+    records = [record(0), {"id": "bad"}, {**record(2), "image": "none.png"}]
+    with pytest.raises(StageError) as refused:
+        place.run(records)
+    sentence = str(refused.value)
+    assert " The first: record 1 conversations_missing (" in sentence
+    assert "); record 2 image_missing (" in sentence
+    assert str(place.rejects) not in sentence
+    assert refused.value.counts["rejected"] == 2
+
+
+def test_an_empty_data_set_has_no_first_ones(place):
+    with pytest.raises(StageError, match=r"data\.json: the list is empty, wanted records\.$"):
+        place.run([])
+
+
 def test_reject_fraction_is_a_limit_not_a_target(place):
     records = [record(number) for number in range(19)] + [{"id": "bad"}]
     assert place.run(records, max_reject_fraction=0.05).counts == Counts(read=20, written=19, rejected=1)

@@ -22,6 +22,17 @@ def test_lines_and_reasons(tmp_path):
     ]
 
 
+def test_the_first_ones_are_kept_in_words(tmp_path):
+    with RejectLog(tmp_path / "rejects.jsonl") as rejects:
+        for number in range(7):
+            rejects.add(number, "image_missing", "x" * (119 + number), {"text": "not this"})
+    assert rejects.first == [
+        f"record 0 image_missing ({'x' * 119})",
+        f"record 1 image_missing ({'x' * 120})",
+        *(f"record {number} image_missing ({'x' * 119}…)" for number in (2, 3, 4)),
+    ]
+
+
 def test_no_rejects_is_an_empty_file(tmp_path):
     with RejectLog(tmp_path / "rejects.jsonl"):
         pass

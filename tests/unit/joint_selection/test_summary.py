@@ -10,6 +10,8 @@ import pytest
 from components.joint_selection.stage import run
 from components.joint_selection.summary import SourceCounts
 from free2ds_common import __version__
+from free2ds_common.datasets import open_dataset, sha256_of_file
+from free2ds_common.schemas import RECORDS, SCORES
 from tests.support.selection import change_manifest, chosen_ids, read_json
 
 pytestmark = pytest.mark.usefixtures("without_report")
@@ -56,6 +58,7 @@ def test_its_entries(result_and_json):
         "changes",
         "code_version",
         "run",
+        "lineage",
     ]
 
 
@@ -190,21 +193,68 @@ def test_its_parameters_are_settings_and_no_ports(result_and_json):
     assert summary["parameters"] == {name: getattr(config, name) for name in names}
 
 
+def test_its_lineage_is_of_the_files_beside_it(result_and_json):
+    _, summary, config = result_and_json
+    told = summary["lineage"]
+    assert told["outputs"] == {
+        "selected": sha256_of_file(config.selected),
+        "random": sha256_of_file(config.random),
+        "scores": open_dataset(config.scores, SCORES).sha256,
+    }
+    assert list(told["made_from"]) == ["records", "llava_attention", "mgm_attention", "text_scores"]
+    assert told["made_from"]["records"]["sha256"] == open_dataset(config.records, RECORDS).sha256
+    assert told["made_from"]["records"]["facts"]["dataset_sha256"] == "abc"
+
+
 def test_the_result_has_scalars_as_metrics_and_everything_else_as_metadata(result_and_json):
     result, summary, _ = result_and_json
     assert vars(result.counts) == summary["counts"]
     chance = {name: value for name, value in result.metrics.items() if name not in summary["tilt"]}
     assert {name for name in chance if "overlap" not in name} == {"pool", "without_iou"}
     assert result.metrics == {**summary["tilt"], **chance, "pool": 39, "without_iou": 4}
-    elsewhere = ("counts", "tilt", "chance", "run", "reuse", "changes")
-    assert result.metadata == {name: value for name, value in summary.items() if name not in elsewhere}
+    elsewhere = ("counts", "tilt", "chance", "run", "lineage", "reuse", "changes")
+    metadata = {name: value for name, value in summary.items() if name not in elsewhere}
+    assert metadata.items() <= result.metadata.items()
+    assert set(result.metadata) - set(metadata) == {"dataset_sha256", "made_from"}
+
+
+def test_lineage_in_the_metadata_is_short(result_and_json):
+    result, _, config = result_and_json
+    assert result.metadata["dataset_sha256"] == "abc"
+    made_from = result.metadata["made_from"]
+    assert list(made_from) == ["records", "llava_attention", "mgm_attention", "text_scores"]
+    assert made_from["records"] == open_dataset(config.records, RECORDS).sha256
+    assert {len(digest) for digest in made_from.values()} == {64}
+
+
+def test_runs_compare_by_a_dozen_numbers_the_important_ones_first(result_and_json):
+    result, summary, _ = result_and_json
+    shown = result.highlights
+    assert list(shown) == sorted(shown)
+    assert [name[3:] for name in shown] == [
+        *("selected", "usable", "rejected", "without_iou", "computed", "reused"),
+        *("overlap_with_top", "overlap_expected", "overlap_by_chance"),
+        *("effective_sample_size", "mean_combined_selected", "warnings"),
+    ]
+    counts = summary["counts"]
+    assert shown["01_selected"] == counts["written"]
+    assert shown["02_usable"] == 39
+    # Ingest's three too.
+    assert shown["03_rejected"] == counts["rejected"] + 3
+    assert shown["04_without_iou"] == 4
+    assert shown["05_computed"] == sum(reuse["computed"] for reuse in summary["reuse"].values())
+    assert shown["06_reused"] == sum(reuse["reused"] for reuse in summary["reuse"].values())
+    assert shown["07_overlap_with_top"] == summary["tilt"]["overlap_with_top"]
+    assert shown["08_overlap_expected"] == summary["chance"]["overlap"]["expected"]
+    assert shown["12_warnings"] == len(summary["warnings"])
+    assert {type(value) for value in shown.values()} == {float}
 
 
 @pytest.fixture
 def summary_of_sources(inputs, monkeypatch):
     """The summary of a run, as if its sources were others."""
     kept = []
-    monkeypatch.setattr("components.joint_selection.stage.write_summary", lambda _, summary: kept.append(summary))
+    monkeypatch.setattr("components.joint_selection.stage.write_summary", lambda _, summary, __: kept.append(summary))
     run(inputs.config())
     return lambda sources: dataclasses.replace(kept[0], sources=sources)
 

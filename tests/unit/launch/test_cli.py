@@ -1,5 +1,6 @@
 """The commands: exit codes, what is refused before anything starts, and how images are named."""
 
+import itertools
 import os
 import signal
 
@@ -76,7 +77,7 @@ def test_what_a_run_is_started_with(local_run, tmp_path, monkeypatch):
     pipeline.main(["run", "--output-dir", "out", "--keep-work", *REQUIRED, "--param", "num_shards=7"])
     (run,) = seen
     assert run.values == {
-        "require_gpu": False,
+        "gpu_count": "0",
         "num_clusters": 0,
         "dataset_uri": f"{tmp_path}/d.json",
         "image_root_uri": "",
@@ -91,8 +92,8 @@ def test_what_a_run_is_started_with(local_run, tmp_path, monkeypatch):
 
 def test_a_run_on_this_machine_may_ask_for_a_gpu(local_run, tmp_path):
     seen = local_run(lambda: 0)
-    pipeline.main(["run", "--output-dir", str(tmp_path), *REQUIRED, "--param", "require_gpu=true"])
-    assert seen[0].values["require_gpu"] is True
+    pipeline.main(["run", "--output-dir", str(tmp_path), *REQUIRED, "--param", "gpu_count=1"])
+    assert seen[0].values["gpu_count"] == "1"
 
 
 def test_the_number_of_shards_has_a_default(local_run, tmp_path):
@@ -128,8 +129,20 @@ def test_parameters_are_printed_as_a_table(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| parameter | default | meaning |"
     assert '| `num_samples` | `0` | Exact number to select; 0 means "use ratio". |' in lines
+    parameters = [line.split("`")[1] for line in itertools.takewhile(bool, lines) if "`" in line]
+    # As the form lists them.
+    assert parameters == sorted(parameters)
     assert (
-        "| `stratify` | empty | source draws within each source in proportion; empty draws over all records. |" in lines
+        "| `stratify` | `select_options`: `stratify` | empty | source draws within each source in proportion; "
+        "empty draws over all records. |" in lines
+    )
+    assert (
+        "| `max_new_tokens` | `llava_options`, `mgm_options`: `max_new_tokens` | `100` | The same for all models. |"
+        in lines
+    )
+    assert (
+        "| `split` | 1 | 2Gi (limit) | an external sort of 50,000 records at a time | 2 h | "
+        "yes: its input is an artifact |" in lines
     )
 
 

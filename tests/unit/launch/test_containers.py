@@ -51,11 +51,12 @@ def test_paths_that_parameters_name_are_mounted_once(tmp_path):
         "mgm_model": "org/hub-id",
         "bert_model": f"{tmp_path}/is/not/there",
         "num_shards": 2,
-        "node_selector": {"a": "b"},
-        "tolerations": [],
-        "mgm_vision_tower": f"file://{tmp_path}/model",
+        "gpu_node_selector": {"a": "b"},
+        "gpu_tolerations": [],
+        "mgm_options": f"prompt=method vision_tower_aux=file://{tmp_path}/tower",
     }
-    assert containers.read_only_paths(values) == [f"{tmp_path}/data", f"{tmp_path}/model"]
+    (tmp_path / "tower").mkdir()
+    assert containers.read_only_paths(values) == [f"{tmp_path}/data", f"{tmp_path}/model", f"{tmp_path}/tower"]
 
 
 def test_what_a_model_folder_links_to_is_mounted_too(tmp_path):

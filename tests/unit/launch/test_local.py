@@ -10,7 +10,7 @@ from kfp import compiler, dsl
 
 import pipeline
 from free2ds_common.failure import ERROR_FILE, Failure
-from free2ds_common.launch import local, preflight
+from free2ds_common.launch import local
 from free2ds_common.launch.graph_process import GraphFailed, run_graph, stop_group, watch
 from free2ds_common.launch.local import RESULTS
 from free2ds_common.launch.output_folder import OutputFolder
@@ -188,11 +188,14 @@ def test_a_missing_data_set_leaves_earlier_results_alone(tmp_path, capsys):
     assert (output_dir / "run.log").read_text() == "log of the earlier run"
 
 
-def test_rejects_are_shown_when_there_are_too_many(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(preflight, "_check_model", lambda name, model, revision: None)
+def test_rejects_are_shown_when_there_are_too_many(tmp_path, capsys):
     record = {"id": "a", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
     (tmp_path / "d.json").write_text(json.dumps([record, {"id": "b"}]))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
     options = ["--param", f"dataset_uri={tmp_path}/d.json", "--param", "image_root_uri="]
+    for name in ("llava_model", "mgm_model", "bert_model"):
+        options += ["--param", f"{name}={tmp_path}/model"]
     assert pipeline.main(["run", "--output-dir", str(tmp_path / "out"), *options]) == 2
     error = capsys.readouterr().err
     assert f"The unusable records are in {tmp_path}/out/unfinished-rejects.jsonl" in error

@@ -44,12 +44,6 @@ def test_no_task_is_tried_again(untouched):
     assert retries(untouched.without_retries()) == 0
 
 
-def test_one_task_is_not_cached(untouched):
-    tasks = untouched.without_cache("ingest").spec["root"]["dag"]["tasks"]
-    assert tasks["ingest"]["cachingOptions"] == {}
-    assert tasks["split"]["cachingOptions"] == {"enableCache": True}
-
-
 def test_what_is_written_is_two_documents(untouched, tmp_path):
     untouched.write(tmp_path / "free2ds.yaml")
     spec, platform = yaml.safe_load_all((tmp_path / "free2ds.yaml").read_text())
@@ -65,14 +59,15 @@ def test_every_step_is_found_in_whatever_graph_it_is(package):
         "joint_selection",
         "llava_attention",
         "mgm_attention",
+        "resolve",
         "split",
     ]
 
 
 def test_parameters_have_their_types_and_the_order_of_the_signature(package):
     parameters = package.parameters
-    assert list(parameters)[:3] == ["dataset_uri", "image_root_uri", "dataset_version"]
-    assert list(parameters)[-1] == "code_version"
+    assert list(parameters)[:3] == ["dataset_uri", "image_root_uri", "max_reject_fraction"]
+    assert list(parameters)[-1] == "store_config_map"
     assert parameters["dataset_uri"].required
     assert parameters["dataset_uri"].default is None
     assert parameters["num_clusters"] == Parameter(
@@ -83,7 +78,7 @@ def test_parameters_have_their_types_and_the_order_of_the_signature(package):
         "1000 at most. 0 in a local run unless it is given.",
     )
     assert type(parameters["num_clusters"].default) is int
-    assert parameters["node_selector"].default == {"nvidia.com/gpu.present": "true"}
+    assert parameters["gpu_node_selector"].default == {"nvidia.com/gpu.present": "true"}
 
 
 def test_a_parameter_of_two_stages_is_described_by_both(package):

@@ -22,11 +22,10 @@ def test_parameters_get_their_types(package):
     given = {
         "ratio": ("1", 1.0),
         "num_shards": ("3", 3),
-        "llava_revision": ("12", "12"),
-        "dataset_version": ("a=b", "a=b"),
-        "node_selector": ('{"a": "b"}', {"a": "b"}),
-        "tolerations": ("[]", []),
-        "require_gpu": ("false", False),
+        "llava_model": ("12", "12"),
+        "bert_model": ("a=b", "a=b"),
+        "gpu_node_selector": ('{"a": "b"}', {"a": "b"}),
+        "gpu_tolerations": ("[]", []),
     }
     assignments = [*REQUIRED[1::2], *(f"{name}={text}" for name, (text, _) in given.items())]
     assert read_parameters(package, "", assignments) == {
@@ -49,6 +48,41 @@ def test_a_parameter_file_yields_to_the_command_line(package, write, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["sampler=top"], {"select_options": "sampler=top"}),
+        (["top_percent=20", "sampler=top"], {"select_options": "sampler=top top_percent=20"}),
+        # The name by itself wins over the text.
+        (
+            ["sampler=top", "select_options=sampler=gumbel stratify=source"],
+            {"select_options": "sampler=top stratify=source"},
+        ),
+        (["llava_vision_tower=a b"], {"llava_options": "'vision_tower=a b'"}),
+        (["max_new_tokens=7"], {"llava_options": "max_new_tokens=7", "mgm_options": "max_new_tokens=7"}),
+        (["attention_batch_size=2"], {"llava_options": "batch_size=2", "mgm_options": "batch_size=2"}),
+        (
+            ["dtype=float32", "order=reference"],
+            {
+                "llava_options": "dtype=float32",
+                "mgm_options": "dtype=float32",
+                "text_options": "dtype=float32 order=reference",
+            },
+        ),
+    ],
+)
+def test_options_may_be_given_by_themselves(package, given, wanted):
+    found = read_parameters(package, "", [*REQUIRED[1::2], *given])
+    assert found == {"dataset_uri": "gs://b/d.json", "image_root_uri": "gs://b/i", **wanted}
+
+
+def test_options_of_a_file_have_types_of_their_own(package, tmp_path):
+    (tmp_path / "p.yaml").write_text("dataset_uri: d\nimage_root_uri: ''\ntop_percent: 20\nmax_new_tokens: 7\n")
+    found = read_parameters(package, str(tmp_path / "p.yaml"), [])
+    assert found["select_options"] == "top_percent=20"
+    assert found["mgm_options"] == "max_new_tokens=7"
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ([], "dataset_uri: is missing. Add --param dataset_uri=... (LLaVA JSON"),
@@ -58,12 +92,27 @@ def test_a_parameter_file_yields_to_the_command_line(package, write, tmp_path):
             [*REQUIRED, "--param", "zzz=1"],
             "zzz: there is no parameter of this name. free2ds run --help list",
         ),
+        ([*REQUIRED, "--param", "samplr=top"], "samplr: there is no parameter of this name. Did you mean sampler?"),
+        ([*REQUIRED, "--param", "text_options=x"], "text_options: got 'x', wanted name=value, separated by blanks."),
+        (
+            [*REQUIRED, "--param", "text_options=sampler=top"],
+            "text_options: got 'sampler', wanted one of batch_tokens, dtype, num_iterations, order, revision.",
+        ),
+        ([*REQUIRED, "--param", "text_options=order=key order=key"], "text_options: has order twice."),
+        (
+            [*REQUIRED, "--param", "text_options=order='"],
+            'text_options: got "order=\'", with a quote that does not end.',
+        ),
+        (
+            [*REQUIRED, "--param", "text_options=num_iterations=many"],
+            "text_options: num_iterations: got 'many', wanted a whole number.",
+        ),
         ([*REQUIRED, "--param", "seed"], "--param: got 'seed', wanted name=value."),
         ([*REQUIRED, "--param", "ratio=half"], "ratio: got 'half', wanted a number."),
         ([*REQUIRED, "--param", "ratio=nan"], "ratio: got nan, wanted a number."),
         ([*REQUIRED, "--param", "seed=1.5"], "seed: got '1.5', wanted a whole number."),
-        ([*REQUIRED, "--param", "node_selector=[]"], "node_selector: got [], wanted a JSON object."),
-        ([*REQUIRED, "--param", "tolerations=x"], "tolerations: got 'x', wanted a JSON list."),
+        ([*REQUIRED, "--param", "gpu_node_selector=[]"], "gpu_node_selector: got [], wanted a JSON object."),
+        ([*REQUIRED, "--param", "gpu_tolerations=x"], "gpu_tolerations: got 'x', wanted a JSON list."),
         ([*REQUIRED, "--param", "ratio=0"], "ratio: got 0, wanted a number in (0, 1]."),
         ([*REQUIRED, "--param", "alpha=1.5"], "alpha: got 1.5, wanted a number in [0, 1]."),
         ([*REQUIRED, "--param", "temperature=0"], "temperature: got 0, wanted a number above 0."),
@@ -71,24 +120,39 @@ def test_a_parameter_file_yields_to_the_command_line(package, write, tmp_path):
             [*REQUIRED, "--param", "num_samples=-1"],
             "num_samples: got -1, wanted 0 (use ratio) or the number to select.",
         ),
-        ([*REQUIRED, "--param", "sampler=best"], "sampler: got 'best', wanted one of gumbel, reference, top."),
+        (
+            [*REQUIRED, "--param", "sampler=best"],
+            "select_options: sampler: got 'best', wanted one of gumbel, reference, top.",
+        ),
         (
             [*REQUIRED, "--param", "missing_iou=zero"],
-            "missing_iou: got 'zero', wanted one of calibrated, exclude, reference, text.",
+            "select_options: missing_iou: got 'zero', wanted one of calibrated, exclude, reference, text.",
         ),
         ([*REQUIRED, "--param", "num_shards=65"], "num_shards: got 65, wanted 1 to 64."),
-        ([*REQUIRED, "--param", "max_new_tokens=0"], "max_new_tokens: got 0, wanted a number of at least 1."),
+        (
+            [*REQUIRED, "--param", "max_new_tokens=0"],
+            "llava_options: max_new_tokens: got 0, wanted a number of at least 1.",
+        ),
         ([*REQUIRED, "--param", "num_clusters=-1"], "num_clusters: got -1, wanted a number of at least 0."),
-        ([*REQUIRED, "--param", "dtype=int8"], "dtype: got 'int8', wanted one of auto, bfloat16, float16, float32."),
+        (
+            [*REQUIRED, "--param", "dtype=int8"],
+            "llava_options: dtype: got 'int8', wanted one of auto, bfloat16, float16, float32.",
+        ),
         ([*REQUIRED, "--param", "seed=3000000000"], "seed: got 3000000000, wanted an integer from 0 to 2147483647."),
-        ([*REQUIRED, "--param", "llava_prompt=chat"], "llava_prompt: got 'chat', wanted one of method."),
-        ([*REQUIRED, "--param", "mgm_prompt=xyz"], "mgm_prompt: got 'xyz', wanted one of method."),
+        ([*REQUIRED, "--param", "llava_prompt=chat"], "llava_options: prompt: got 'chat', wanted one of method."),
+        ([*REQUIRED, "--param", "mgm_prompt=xyz"], "mgm_options: prompt: got 'xyz', wanted one of method."),
         (
             [*REQUIRED, "--param", "mgm_model_type=auto", "--param", "mgm_prompt=xyz"],
-            "mgm_prompt: got 'xyz', wanted one of chat, method.",
+            "mgm_options: prompt: got 'xyz', wanted one of chat, method.",
         ),
-        ([*REQUIRED, "--param", "llava_model_type=foo"], "llava_model_type: got 'foo', wanted one of auto, llava."),
-        ([*REQUIRED, "--param", "mgm_model_type=llava"], "mgm_model_type: got 'llava', wanted one of auto, mgm."),
+        (
+            [*REQUIRED, "--param", "llava_model_type=foo"],
+            "llava_options: model_type: got 'foo', wanted one of auto, llava.",
+        ),
+        (
+            [*REQUIRED, "--param", "mgm_model_type=llava"],
+            "mgm_options: model_type: got 'llava', wanted one of auto, mgm.",
+        ),
         (
             [*REQUIRED, "--param", "llava_model="],
             "llava_model: is empty, wanted a folder, an object-store URI or a hub",
@@ -101,15 +165,20 @@ def test_a_parameter_file_yields_to_the_command_line(package, write, tmp_path):
             [*REQUIRED, "--param", "bert_model="],
             "bert_model: is empty, wanted a folder, an object-store URI or a hub id",
         ),
-        ([*REQUIRED, "--param", "bert_revision="], "bert_revision: is empty, wanted a branch, tag or commit of google"),
+        (
+            [*REQUIRED, "--param", "bert_revision="],
+            "text_options: revision: is empty, wanted a branch, tag or commit of google",
+        ),
         ([*REQUIRED, "--param", "dataset_uri="], "dataset_uri: is empty, wanted the path or URI of a LLaVA JSON or"),
-        ([*REQUIRED, "--param", "top_percent=0"], "top_percent: got 0, wanted a number in (0, 100]."),
-        ([*REQUIRED, "--param", "num_iterations=0"], "num_iterations: got 0, wanted a number of at least 1."),
+        ([*REQUIRED, "--param", "top_percent=0"], "select_options: top_percent: got 0, wanted a number in (0, 100]."),
+        (
+            [*REQUIRED, "--param", "num_iterations=0"],
+            "text_options: num_iterations: got 0, wanted a number of at least 1.",
+        ),
         (
             [*REQUIRED, "--param", "attention_batch_size=-1"],
-            "attention_batch_size: got -1, wanted a number of at least 0",
+            "llava_options: batch_size: got -1, wanted a number of at least 0",
         ),
-        ([*REQUIRED, "--param", "bert_batch_tokens=0"], "bert_batch_tokens: got 0, wanted a number of at least 1."),
         (
             [*REQUIRED, "--param", "gpu_count=-1"],
             "gpu_count: got '-1', wanted a whole number such as 1, or 0 for none.",
@@ -122,23 +191,29 @@ def test_a_parameter_file_yields_to_the_command_line(package, write, tmp_path):
             [*REQUIRED, "--param", "llava_model=/m/{{$.x}}"],
             "llava_model: got '/m/{{$.x}}', which holds {{$, a placehold",
         ),
-        ([*REQUIRED, "--param", "require_gpu=yes"], "require_gpu: got 'yes', wanted true or false."),
-        ([*REQUIRED, "--param", "require_gpu=1"], "require_gpu: got 1, wanted true or false."),
         ([*REQUIRED, "--param", "gpu_type=gpu"], "gpu_type: got 'gpu', wanted a resource such as nvidia"),
         (
-            [*REQUIRED, "--param", "gpu_step_memory=32GB"],
-            "gpu_step_memory: got '32GB', wanted a Kubernetes quantity su",
+            [*REQUIRED, "--param", 'gpu_node_selector={"a": true}'],
+            "gpu_node_selector: a has True, wanted text of at most 63",
         ),
-        ([*REQUIRED, "--param", "gpu_step_cpu="], "gpu_step_cpu: got '', wanted a Kubernetes quantity such as 500m, 2"),
-        ([*REQUIRED, "--param", "cpu_step_cpu=0"], "cpu_step_cpu: got '0', wanted a Kubernetes quantity such as 500m,"),
-        ([*REQUIRED, "--param", "cpu_step_memory=8 Gi"], "cpu_step_memory: got '8 Gi', wanted a Kubernetes quantity s"),
-        ([*REQUIRED, "--param", 'node_selector={"a": true}'], "node_selector: a has True, wanted text of at most 63"),
-        ([*REQUIRED, "--param", 'node_selector={"a b": "c"}'], "node_selector: 'a b' is no name of a label such as nv"),
-        ([*REQUIRED, "--param", 'tolerations=["gpu"]'], "tolerations: 'gpu': wanted an object with key, operator and"),
+        (
+            [*REQUIRED, "--param", 'gpu_node_selector={"a b": "c"}'],
+            "gpu_node_selector: 'a b' is no name of a label such as nv",
+        ),
+        (
+            [*REQUIRED, "--param", 'gpu_tolerations=["gpu"]'],
+            "gpu_tolerations: 'gpu': wanted an object with key, operator and",
+        ),
         ([*REQUIRED, "--param", "max_reject_fraction=2"], "max_reject_fraction: got 2, wanted a number in [0, 1]."),
-        ([*REQUIRED, "--param", "stratify=image"], "stratify: got 'image', wanted one of '' (empty), source."),
-        ([*REQUIRED, "--param", "text_normalization=z"], "text_normalization: got 'z', wanted one of rank, reference."),
-        ([*REQUIRED, "--params-file", "none"], "--params-file: none cannot be read (No such file or directory)."),
+        (
+            [*REQUIRED, "--param", "stratify=image"],
+            "select_options: stratify: got 'image', wanted one of '' (empty), source.",
+        ),
+        (
+            [*REQUIRED, "--param", "text_normalization=z"],
+            "select_options: text_normalization: got 'z', wanted one of rank, reference.",
+        ),
+        ([*REQUIRED, "--params-file", "none"], "--config: none cannot be read (No such file or directory)."),
     ],
 )
 def test_a_wrong_parameter_is_one_sentence_before_anything_runs(options, message, tmp_path, capsys):
@@ -155,7 +230,9 @@ def test_a_wrong_parameter_is_one_sentence_before_anything_runs(options, message
     [
         ("seed: 1.5", "seed: got 1.5, wanted a whole number."),
         ("seed: true", "seed: got True, wanted a whole number."),
-        ("llava_revision: 12", "llava_revision: got 12, wanted text. Write it in quotes."),
+        ("llava_model: 12", "llava_model: got 12, wanted text. Write it in quotes."),
+        ("sampler: [top]", "sampler: got ['top'], wanted text or a number."),
+        ("llava_prompt:", "llava_prompt: got None, wanted text or a number."),
         ("gpu_count: 1", "gpu_count: got 1, wanted text. Write it in quotes."),
         ("seed:", "seed: got None, wanted a whole number."),
         ("[1]", "holds no names and values. Write it as name: value, one a line."),
@@ -177,16 +254,15 @@ def test_only_this_machines_paths_are_made_absolute(tmp_path, monkeypatch):
         "image_root_uri": "",
         "llava_model": "models",
         "mgm_model": "owner/name",
-        "mgm_vision_tower": "models",
+        "mgm_options": "prompt=models vision_tower=models vision_tower_aux=gs://b/c",
         "bert_model": "gs://b/m",
-        "sampler": "models",
         "seed": 1,
     }
     assert with_absolute_paths(values) == {
         **values,
         "dataset_uri": f"{tmp_path}/d.json",
         "llava_model": f"{tmp_path}/models",
-        "mgm_vision_tower": f"{tmp_path}/models",
+        "mgm_options": f"prompt=models vision_tower={tmp_path}/models vision_tower_aux=gs://b/c",
     }
 
 
@@ -199,13 +275,23 @@ def test_only_this_machines_paths_are_made_absolute(tmp_path, monkeypatch):
         ("llava_model", "/models/llava"),
         ("mgm_model", "./mgm"),
         ("bert_model", "~/bert"),
-        ("mgm_vision_tower_aux", "/models/convnext"),
-        ("llava_vision_tower", "file:///models/clip"),
     ],
 )
 def test_paths_of_this_machine_are_not_for_pods(name, value):
     with pytest.raises(SettingError, match=rf"^{name}: {value} is a path of this machine, which no pod sees"):
         refuse_local_paths({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("mgm_options", "vision_tower_aux", "/models/convnext"),
+        ("llava_options", "vision_tower", "file:///models/clip"),
+    ],
+)
+def test_paths_in_options_are_not_for_pods(name, option, value):
+    with pytest.raises(SettingError, match=rf"^{name}: {option}: {value} is a path of this machine"):
+        refuse_local_paths({name: f"batch_size=1 {option}={value}"})
 
 
 def test_a_folder_that_looks_like_a_hub_id_is_not_for_pods(tmp_path, monkeypatch):
@@ -217,7 +303,7 @@ def test_a_folder_that_looks_like_a_hub_id_is_not_for_pods(tmp_path, monkeypatch
 
 
 def test_every_parameter_is_looked_at():
-    values = {"num_shards": 4, "llava_vision_tower": "", "node_selector": {}, "bert_model": "/models/bert"}
+    values = {"num_shards": 4, "llava_options": "", "gpu_node_selector": {}, "bert_model": "/models/bert"}
     with pytest.raises(SettingError, match=r"^bert_model: /models/bert is a path of this machine"):
         refuse_local_paths(values)
 
@@ -229,9 +315,8 @@ def test_what_pods_can_read_is_accepted():
             "image_root_uri": "",
             "llava_model": "llava-hf/llava-1.5-7b-hf",
             "mgm_model": "s3://b/mgm",
-            "llava_vision_tower": "",
-            "code_version": "/any/text",
+            "llava_options": "prompt=/any/text",
             "num_shards": 4,
-            "node_selector": {"a": "b"},
+            "gpu_node_selector": {"a": "b"},
         }
     )

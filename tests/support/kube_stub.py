@@ -1,0 +1,89 @@
+"""As much of the Kubernetes API as the commands ask for, over HTTP, its pods and nodes made by the client's models."""
+
+import json
+from pathlib import Path
+
+import yaml
+from kubernetes import client
+
+from tests.support.http_stub import Call, HttpStub, Reply
+
+_MODELS = client.ApiClient()
+NAMESPACE = "kubeflow"
+
+
+class KubeStub(HttpStub):
+    """A cluster.
+
+    Attributes:
+        workflows: Argo's, by run id.
+        pods: By run id.
+        nodes: All of them.
+        launcher: The launcher's settings.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.workflows: dict[str, list[dict]] = {}
+        self.pods: dict[str, list[client.V1Pod]] = {}
+        self.nodes: list[client.V1Node] = []
+        self.launcher: dict[str, str] = {}
+        where = f"/namespaces/{NAMESPACE}"
+        self.route(f"GET /apis/argoproj.io/v1alpha1{where}/workflows", self._list("workflows"))
+        self.route(f"GET /api/v1{where}/pods", self._list("pods"))
+        self.route("GET /api/v1/nodes", lambda call: _items(self.nodes))
+        self.route(
+            f"GET /api/v1{where}/configmaps/kfp-launcher",
+            lambda call: Reply(body=json.dumps({"data": self.launcher}).encode()),
+        )
+
+    def kubeconfig(self, path: Path) -> str:
+        """Write a kubeconfig that leads here."""
+        content = {
+            "current-context": "stub",
+            "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "stub"}}],
+            "clusters": [{"name": "stub", "cluster": {"server": self.url}}],
+            "users": [{"name": "stub", "user": {}}],
+        }
+        path.write_text(yaml.safe_dump(content))
+        return str(path)
+
+    def _list(self, kind: str):
+        def answer(call: Call) -> Reply:
+            name, _, run_id = call.query["labelSelector"].partition("=")
+            assert name == "pipeline/runid"
+            return _items(getattr(self, kind).get(run_id, []))
+
+        return answer
+
+
+def _items(entries) -> Reply:
+    return Reply(body=json.dumps({"items": _MODELS.sanitize_for_serialization(entries)}).encode())
+
+
+def pod(name: str, node_name: str, conditions=(), waiting=None, ended=None) -> client.V1Pod:
+    """A pod of a run.
+
+    Args:
+        name: Its name.
+        node_name: The full name of Argo's node.
+        conditions: V1PodCondition.
+        waiting: V1ContainerStateWaiting of its main container.
+        ended: V1ContainerStateTerminated of it.
+    """
+    state = client.V1ContainerState(waiting=waiting, terminated=ended)
+    main = client.V1ContainerStatus(name="main", image="i", image_id="", ready=False, restart_count=0, state=state)
+    return client.V1Pod(
+        metadata=client.V1ObjectMeta(name=name, annotations={"workflows.argoproj.io/node-name": node_name}),
+        status=client.V1PodStatus(conditions=list(conditions), container_statuses=[main] if waiting or ended else None),
+    )
+
+
+def node(labels: dict[str, str], taints=(), **allocatable: str) -> client.V1Node:
+    """A node; a double underscore in a resource's name stands for a slash, a single one for a point."""
+    resources = {name.replace("__", "/").replace("_", "."): count for name, count in allocatable.items()}
+    return client.V1Node(
+        metadata=client.V1ObjectMeta(labels=labels),
+        spec=client.V1NodeSpec(taints=list(taints)),
+        status=client.V1NodeStatus(allocatable=resources),
+    )

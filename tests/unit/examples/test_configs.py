@@ -1,0 +1,45 @@
+"""The run configurations are the compiled pipeline's: names, types, and what every stage accepts."""
+
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from free2ds_common.errors import StageError
+from free2ds_common.launch.package import Package
+from free2ds_common.launch.parameters import read_parameters, refuse_local_paths
+
+CONFIGS = sorted((Path(__file__).resolve().parents[3] / "examples/configs").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def package():
+    return Package.compile(pipeline.free2ds)
+
+
+def test_they_are_all_there():
+    assert [path.stem for path in CONFIGS] == ["llava-665k-gke", "llava-665k-s3", "no-gpu", "on-prem"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_pipeline_takes_it_for_a_cluster(path, package):
+    values = read_parameters(package, str(path), [])
+    refuse_local_paths(values)
+    assert {name for name, parameter in package.parameters.items() if parameter.required} <= values.keys()
+
+
+def test_without_gpus_no_step_asks_for_one(package):
+    (path,) = [path for path in CONFIGS if path.stem == "no-gpu"]
+    values = read_parameters(package, str(path), [])
+    asked = {
+        name: value
+        for name, value in values.items()
+        if name.startswith("gpu_") or "node_sel" in name or "toler" in name
+    }
+    assert set(map(str, asked.values())) == {"0", "{}", "[]"}
+
+
+def test_a_name_that_the_pipeline_does_not_have_is_refused(package, tmp_path):
+    (tmp_path / "config.yaml").write_text("dataset_uri: gs://b/d\nimage_root_uri: gs://b/i\nnum_shard: 3\n")
+    with pytest.raises(StageError, match=r"num_shard: there is no parameter of this name\. Did you mean num_shards\?"):
+        read_parameters(package, str(tmp_path / "config.yaml"), [])
