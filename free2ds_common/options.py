@@ -13,7 +13,6 @@ from free2ds_common.errors import SettingError
 from free2ds_common.settings import Settings
 
 _WORDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-_TRUTHS = {"true": True, "false": False}
 
 
 def split_options(where: str, text: str, known: Collection[str]) -> dict[str, str]:
@@ -66,10 +65,15 @@ def typed_options(where: str, settings: type[Settings], options: Mapping[str, st
         kind = kinds[name]
         assert isinstance(kind, type)
         try:
-            typed[name] = _TRUTHS[value.lower()] if kind is bool else kind(value)
-        except (ValueError, KeyError):
+            typed[name] = _truth(value) if kind is bool else kind(value)
+        except ValueError:
             raise SettingError(where, f"{name}: got {value!r}, wanted {_WORDS[kind]}.") from None
     return typed
+
+
+def _truth(value: str) -> bool:
+    """Raises ValueError for anything but true and false, in whatever case."""
+    return bool(("false", "true").index(value.lower()))
 
 
 def read_options(settings: type[Settings], text: str) -> dict[str, Any]:

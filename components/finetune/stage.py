@@ -5,7 +5,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def run(config: FinetuneConfig) -> StageResult:
         with atomic_writer(Path(output) / TRAINING, "w") as handle:
             json.dump(told, handle, indent=1)
     write_report(config.report, config, outcome, content)
-    return StageResult(outcome.counts, content["metrics"], content)
+    return StageResult(outcome.counts, content["metrics"], {**content, "parameters": _changed(config)})
 
 
 def _settings(
@@ -99,6 +99,12 @@ def _deciding(config: FinetuneConfig, settings: Mapping[str, Any]) -> dict[str, 
     """What decides the losses, up to the last bits that devices and releases of packages differ in."""
     names = ("model_fingerprint", "selected_sha256", "image_root_uri", "dtype", "processes", "parameters")
     return {"version": TRAINING_VERSION, **{name: settings[name] for name in names}}
+
+
+def _changed(config: FinetuneConfig) -> dict[str, Any]:
+    """Settings that are not the recipe's: an artifact's metadata has to stay short."""
+    defaults = {field.name: field.default for field in fields(config)}
+    return {name: value for name, value in asdict(config).items() if name not in _PLACES and value != defaults[name]}
 
 
 def _empty(folder: Path) -> None:

@@ -46,6 +46,7 @@ def test_the_stages_are_there():
         "mgm_attention",
         "resolve",
         "split",
+        "verdict",
     ]
 
 

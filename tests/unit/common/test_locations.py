@@ -197,8 +197,9 @@ def test_a_large_file_of_a_model_in_gcs_that_fails_for_a_moment(gcs, pauses, tmp
     gcs.faults[:] = [None, None, fault] * 4
     folder = resolve_model(f"gs://data/{tmp_path.name}", "main", str(tmp_path / "cache"))
     assert (Path(folder) / "x.bin").read_bytes() == BODY
-    # Where google-cloud-storage asks, once for each of six parts, and again for what failed.
-    assert len([path for _, path in gcs.asked if path.startswith("/download/") and "x.bin" in path]) > 6
+    # Where google-cloud-storage asks, once at least for each of six parts; which requests failed is up to the threads.
+    assert len([path for _, path in gcs.asked if path.startswith("/download/") and "x.bin" in path]) >= 6
+    assert gcs.faults.count(fault) <= 2
 
 
 @each(BROKEN | SHORT)

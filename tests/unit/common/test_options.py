@@ -2,6 +2,7 @@
 
 import pytest
 
+from components.finetune.config import FinetuneSettings
 from components.joint_selection.config import JointSelectionSettings
 from free2ds_common.errors import SettingError
 from free2ds_common.options import join_options, read_options, split_options
@@ -11,6 +12,16 @@ def test_a_text_becomes_typed_settings():
     found = read_options(JointSelectionSettings, "top_percent=20  sampler=top\n stratify=")
     assert found == {"top_percent": 20.0, "sampler": "top", "stratify": ""}
     assert type(found["top_percent"]) is float
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False)])
+def test_a_setting_that_is_true_or_false(text, value):
+    assert read_options(FinetuneSettings, f"gradient_checkpointing={text}") == {"gradient_checkpointing": value}
+
+
+def test_a_setting_that_is_neither_true_nor_false():
+    with pytest.raises(SettingError, match="gradient_checkpointing: got 'no', wanted true or false"):
+        read_options(FinetuneSettings, "gradient_checkpointing=no")
 
 
 def test_no_text_is_no_settings():

@@ -18,10 +18,13 @@ from transformers import LlavaForConditionalGeneration
 from benchmarks.finetune import bare_loop
 from components.finetune.checkpoints import Checkpoints
 from components.finetune.component import finetune as finetune_task
+from components.finetune.config import FinetuneConfig
 from components.finetune.model import load_trained
 from components.finetune.stage import run
 from components.llava_attention.model import load_llava
 from free2ds_common.errors import StageError
+from free2ds_common.launch.limits import METADATA_BYTES
+from free2ds_common.options import join_options
 from free2ds_common.result import Counts
 from free2ds_common.stopping import Stopped
 from tests.support.checkpoints import CPU, FP32, copy_checkpoint, weights
@@ -259,20 +262,28 @@ def test_as_a_task_of_kubeflow(config, tmp_path):
             self.__dict__.setdefault("logged", {})[metric] = value
 
     (tmp_path / "task").mkdir()
-    given = asdict(config(max_steps=2, lora_rank=3, num_epochs=2))
+    given = asdict(config(max_steps=2, lora_rank=3, num_epochs=2, dtype="float32"))
     kinds = {"tuned_model": dsl.Model, "adapter": dsl.Model, "report": dsl.HTML, "training": Logged}
     ports = {name: kind(name, uri=str(tmp_path / "task" / name)) for name, kind in kinds.items()}
-    settings = {name: value for name, value in given.items() if name not in (*kinds, "selected")}
+    named = ("image_root_uri", "model", "max_reject_fraction", "cache_uri")
+    nowhere = dsl.Dataset("none", uri="/nowhere")
     finetune_task.python_func(
-        selected=dsl.Dataset("selected", uri=given["selected"]),
+        selected=nowhere,
+        random=dsl.Dataset("random", uri=given["selected"]),
+        everything=nowhere,
+        arm=f"random:{given['seed']}",
         **ports,
-        **settings,
+        **{name: given[name] for name in named},
+        options=join_options({name: str(given[name]) for name in FinetuneConfig.OPTIONS}),
         image_root_version="v1",
         gpu_count="0",
-        code_version="c",
     )
     told = ports["tuned_model"].metadata
-    assert told["parameters"] == {name: given[name] for name in told["parameters"]}
+    told_whole = json.loads((tmp_path / "task" / "adapter" / "training.json").read_text())
+    assert told_whole["parameters"] == {name: given[name] for name in told_whole["parameters"]}
+    assert told["parameters"]["lora_rank"] == 3
+    assert "num_processes" not in told["parameters"]
     assert told["metrics"]["steps"] == ports["training"].logged["steps"] == 2
     assert (told["image_root_version"], told["read"], told["dropped"]) == ("v1", 10, 2)
+    assert len(json.dumps(told)) < METADATA_BYTES
     assert load_llava(Path(ports["tuned_model"].path), CPU, FP32).grid == 2

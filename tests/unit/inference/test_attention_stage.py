@@ -19,6 +19,7 @@ from free2ds_common.inference.device import device_name
 from free2ds_common.inference.prompts import INSTRUCTION
 from free2ds_common.launch.limits import COLLECTED_METADATA_BYTES
 from free2ds_common.schemas import RECORDS, attention_schema
+from tests.support.selection import change_manifest
 
 LOGGER = logging.getLogger("test")
 SAYS = (
@@ -90,8 +91,7 @@ class TestTerse:
     def terse(self, config, load_tiny, write_shard):
         def of(shard_facts):
             shard, root = write_shard(ROWS)
-            path = Path(shard) / "_manifest.json"
-            path.write_text(json.dumps({**json.loads(path.read_text()), **shard_facts}))
+            change_manifest(shard, **shard_facts)
             result = run_attention(
                 dataclasses.replace(config, shard=shard, image_root_uri=root), "S", load_tiny, LOGGER
             )
