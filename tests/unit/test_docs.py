@@ -202,7 +202,7 @@ class TestPage:
             assert set(re.findall(r"--[\w-]+", rest)) - known == set(), command
 
     def test_its_run_parameters_are_known(self, name, package):
-        known = {*package.parameters, *aliases(), "NAME"}
+        known = {*package.parameters, *Package.compile(pipeline.free2ds_loop).parameters, *aliases(), "NAME"}
         assert set(re.findall(r"--param (\w+)=", page(name))) - known == set()
 
     def test_its_modules_can_be_run(self, name):

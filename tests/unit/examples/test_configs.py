@@ -35,6 +35,15 @@ def test_the_example_has_the_published_setting(package):
     assert {name: values[name] for name in published} == published
 
 
+def test_the_loop_takes_its_example():
+    path, loop = EXAMPLES / "llava_665k/loop.yaml", Package.compile(pipeline.free2ds_loop)
+    values = read_parameters(loop, str(path), [])
+    refuse_local_paths(values)
+    select = read_parameters(Package.compile(pipeline.free2ds), str(CONFIGS[-1]), [])
+    assert {name: values[name] for name in select} == select
+    assert {name for name, parameter in loop.parameters.items() if parameter.required} <= values.keys()
+
+
 def test_without_gpus_no_step_asks_for_one(package):
     (path,) = [path for path in CONFIGS if path.stem == "no-gpu"]
     values = read_parameters(package, str(path), [])

@@ -9,7 +9,7 @@ import pytest
 
 from free2ds_common.launch.package import Package
 from images import build
-from pipeline import free2ds
+from pipeline import free2ds, free2ds_loop
 from tests.support.images import IMAGES, REPOSITORY, STAGES, WITH_MODELS
 
 
@@ -26,9 +26,10 @@ def test_every_stage_has_an_image_and_every_image_a_stage():
 
 
 def test_the_pipeline_names_the_images_that_are_built():
-    # finetune comes after a selection.
-    wanted = [build.image_name(stage, "", "dev") for stage in STAGES if stage != "finetune"]
-    assert Package.compile(free2ds).images == wanted
+    after = {"finetune", "evaluate", "verdict"}
+    names = {stage: build.image_name(stage, "", "dev") for stage in STAGES}
+    assert Package.compile(free2ds).images == [name for stage, name in names.items() if stage not in after]
+    assert Package.compile(free2ds_loop).images == list(names.values())
 
 
 @pytest.mark.parametrize("stage", STAGES)
