@@ -1,6 +1,7 @@
 """The loop as a user runs it, on a small example data set and tiny models."""
 
 import json
+import re
 
 import pytest
 
@@ -46,9 +47,11 @@ def test_every_arm_was_trained_and_measured(results):
 
 
 def test_each_arm_learnt_from_its_own_records(results):
-    """A fifth of 40, and all of them."""
+    """A fifth of 40, and all of them; of which two steps of 4 learn from 8."""
+    log = (results / "run.log").read_text()
+    assert sorted(re.findall(r"(\d+) records \(\d+ with pictures", log)) == ["40", "8", "8"]
     records = json.loads((results / "comparison.json").read_text())["costs"]["records"]
-    assert records == {"selected": 8, "random": 8, "everything": 40}
+    assert records == {"selected": 8, "random": 8, "everything": 8}
 
 
 def test_the_costs_are_known(results):

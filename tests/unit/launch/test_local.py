@@ -167,7 +167,7 @@ def test_stopping_ends_grandchildren_too():
 def test_a_run_without_an_output_has_failed(tmp_path):
     outputs = {name: str(tmp_path / "work" / file) for name, (file, _) in RESULTS.items()}
     with pytest.raises(GraphFailed, match="the run ended without its output selected; perhaps a stage was killed"):
-        local._results(outputs)
+        local._results(outputs, RESULTS)
 
 
 def test_a_missing_data_set_leaves_earlier_results_alone(tmp_path, capsys):
