@@ -171,7 +171,7 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
     given = read_parameters(package, arguments.params_file, arguments.param)
     # A machine without a GPU takes longer and does the same; on a cluster it would be a step in the wrong place.
     # Small data sets are tried out here, for which the method's 1000 clusters are too many.
-    small = {"gpu_count": "0", "train_gpu_count": "0", "num_clusters": 0}
+    small: dict[str, Any] = {"gpu_count": "0", "train_gpu_count": "0", "num_clusters": 0}
     values = {name: value for name, value in small.items() if name in package.parameters}
     values |= with_absolute_paths(given)
     values["cache_uri"] = cache_of_run(values.get("cache_uri"), off=arguments.no_cache)

@@ -250,13 +250,15 @@ class ClusterCommands:
     def fetch(self, package: Package, arguments: argparse.Namespace) -> int:
         """Bring the results of a run from its store into a folder."""
         from free2ds_common.launch.kfp_api.fetch import fetch
-        from free2ds_common.launch.local import RESULTS
+        from free2ds_common.launch.local import LOOP_RESULTS, RESULTS
 
         backend, kube = connect(arguments)
         output_dir = Path(arguments.output_dir)
         fetch(backend, arguments.run_id, output_dir, arguments.pipeline_root, kube)
         print(f"Results of run {arguments.run_id} in {output_dir}:")
-        for file_name, meaning in RESULTS.values():
+        for file_name, meaning in [*RESULTS.values(), *LOOP_RESULTS.values()]:
+            if not (output_dir / file_name).exists():
+                continue
             print(f"  {file_name:<15} {meaning}")
         return 0
 

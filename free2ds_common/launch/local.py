@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,9 @@ LOOP_RESULTS = {
 }
 
 
-def results_of(package: Package) -> dict[str, tuple[str, str]]:
-    """File name and meaning of each result of a pipeline."""
-    outputs = package.spec["root"]["outputDefinitions"]["artifacts"]
-    return {name: told for name, told in (RESULTS | LOOP_RESULTS).items() if name in outputs}
+def results_of(outputs: Collection[str]) -> dict[str, tuple[str, str]]:
+    """File name and meaning of each result of a pipeline with these outputs: the selection's, and the loop's."""
+    return RESULTS | {name: told for name, told in LOOP_RESULTS.items() if name in outputs}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,7 @@ def run_locally(run: LocalRun) -> int:
     Raises:
         StageError: The folder cannot be written to or holds other files, or Docker does not answer.
     """
-    wanted = results_of(run.package)
+    wanted = results_of(run.package.spec["root"]["outputDefinitions"]["artifacts"])
     names = [file_name for file_name, _ in wanted.values()]
     start, facts = time.monotonic(), environment_of(time.time(), run.command)
     with OutputFolder(run.output_dir, names, keep_work=run.keep_work) as output:

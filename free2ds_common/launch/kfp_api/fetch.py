@@ -16,7 +16,7 @@ from free2ds_common.launch.kfp_api.kube import Kube
 from free2ds_common.launch.kfp_api.runs import get_run
 from free2ds_common.launch.kfp_api.steps import SUCCEEDED, step_names
 from free2ds_common.launch.kfp_api.versions import spec_of
-from free2ds_common.launch.local import RESULTS
+from free2ds_common.launch.local import RESULTS, results_of
 from free2ds_common.launch.output_folder import OutputFolder
 from free2ds_common.redact import redacted
 from free2ds_common.retry import StoreError, retried
@@ -50,9 +50,10 @@ def fetch(backend: Backend, run_id: str, output_dir: Path, pipeline_root: str, k
     missing = RESULTS.keys() - found.keys()
     if missing:
         raise StageError(f"run {run_id}: its pipeline has no output {', '.join(sorted(missing))}; another version's?")
-    with OutputFolder(output_dir.resolve(), [name for name, _ in RESULTS.values()]) as output:
-        results = {file: output.work / file for file, _ in RESULTS.values()}
-        for name, (file, _) in RESULTS.items():
+    wanted = results_of(found)
+    with OutputFolder(output_dir.resolve(), [name for name, _ in wanted.values()]) as output:
+        results = {file: output.work / file for file, _ in wanted.values()}
+        for name, (file, _) in wanted.items():
             download(found[name], results[file])
         open_dataset(results[RESULTS["scores"][0]], SCORES)
         with output.log_path.open("w", encoding="utf-8") as log:

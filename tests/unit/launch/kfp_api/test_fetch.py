@@ -69,6 +69,24 @@ def test_a_runs_results_look_like_a_local_runs(run, stub, free2ds, tmp_path):
     assert out.startswith(f"Results of run r1 in {tmp_path}/out:\n  selected.json ")
 
 
+def test_the_loops_verdict_is_brought_too(stub, free2ds, tmp_path):
+    config = api.V2beta1RuntimeConfig(parameters={}, pipeline_root=f"{tmp_path}/store")
+    spec = Package.compile(pipeline.free2ds_loop).spec
+    stub.add_run("r1", "SUCCEEDED", pipeline_spec=spec, runtime_config=config, display_name="mix")
+    put(tmp_path / "store")
+    (tmp_path / "store/free2ds").rename(tmp_path / "store/free2ds-loop")
+    compared = tmp_path / "store/free2ds-loop/r1/verdict/e3"
+    compared.mkdir(parents=True)
+    for name in ("comparison", "report"):
+        (compared / name).write_text(f"{name} of the loop")
+    code, out, err = free2ds("fetch", "r1", "--output-dir", str(tmp_path / "out"))
+    assert (code, err) == (0, "")
+    assert (tmp_path / "out/comparison.json").read_text() == "comparison of the loop"
+    assert (tmp_path / "out/verdict.html").read_text() == "report of the loop"
+    assert (tmp_path / "out/report.html").read_text() == "report of r1"
+    assert "  verdict.html    whether selecting helped" in out
+
+
 def test_a_second_fetch_replaces_the_first(run, free2ds, tmp_path):
     put(tmp_path / "store")
     options = ["--output-dir", str(tmp_path / "out")]
