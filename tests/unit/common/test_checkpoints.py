@@ -140,7 +140,9 @@ def test_fingerprint_is_of_every_file_that_decides_results(folder, file):
     assert len(found | {fingerprint(folder("none"))}) == 3
 
 
-@pytest.mark.parametrize("file", ["README.md", "picture.png", "model.safetensors.lock", ".gitattributes", "model.h5"])
+@pytest.mark.parametrize(
+    "file", ["README.md", "picture.png", "model.safetensors.lock", ".gitattributes", "model.h5", "training.json"]
+)
 def test_fingerprint_is_of_nothing_else(folder, file):
     assert fingerprint(folder("one", **{file: "words"})) == fingerprint(folder("two"))
 
