@@ -2,12 +2,13 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from components.verdict.config import ARMS, EVERYTHING, UNTUNED, VerdictConfig, split_arm
+from components.verdict.config import ARMS, EVERYTHING, RANDOM, SELECTED, UNTUNED, VerdictConfig, split_arm
 from components.verdict.differences import Findings, findings, sentence
 from components.verdict.page import write_page
 from free2ds_common.checkpoints import read_json_object
@@ -20,6 +21,10 @@ from free2ds_common.schemas import EVALUATION
 from free2ds_common.storage import atomic_writer
 
 logger = logging.getLogger(__name__)
+
+
+# From so many on, an interval's understatement is left unsaid.
+_FEW_SEEDS = 5
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,15 @@ def run(config: VerdictConfig) -> StageResult:
 def warnings(found: Findings) -> list[str]:
     """What a reader has to know before believing the sentence."""
     said = []
-    if min(found.seeds.values()) < 2:
+    fewest = min(found.seeds[SELECTED], found.seeds[RANDOM])
+    if fewest == 1:
         said.append(
-            "At least one arm was trained once: its interval knows of other questions, not of what another seed gives."
+            "Selected or random was trained once: the intervals know of other questions, not of what another seed gives."
         )
+    elif fewest < _FEW_SEEDS:
+        # A resample's variance is (n - 1) / n of what it stands for.
+        share = math.sqrt((fewest - 1) / fewest)
+        said.append(f"With {fewest} trainings the intervals show about {share:.0%} of the spread between seeds.")
     if len(found.differences) > 1:
         said.append(
             f"Of {len(found.differences)} comparisons at 95 %, {len(found.differences) / 20:.2g} come out by chance "

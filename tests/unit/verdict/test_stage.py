@@ -139,13 +139,19 @@ def test_means_are_over_seeds(verdict):
     assert found["seeds"] == {"selected": 2, "random": 1}
 
 
-def test_one_training_an_arm_is_warned_about(verdict):
+def test_few_trainings_are_warned_about(verdict):
     once, _ = verdict({"a": HALF}, selected_1={"a": HALF}, random_1={"a": HALF})
-    assert "trained once" in once["warnings"][0]
-    twice, _ = verdict(
-        {"a": HALF}, **{f"{arm}_{seed}": {"a": HALF} for arm in ("selected", "random") for seed in (1, 2)}
-    )
-    assert twice["warnings"] == []
+    assert once["warnings"] == [
+        "Selected or random was trained once: the intervals know of other questions, not of what another seed gives."
+    ]
+
+    def trained(seeds):
+        arms = {f"{arm}_{seed}": {"a": HALF} for arm in ("selected", "random") for seed in range(seeds)}
+        return verdict({"a": HALF}, everything_1={"a": HALF}, **arms)[0]["warnings"]
+
+    # The root of a half.
+    assert trained(2) == ["With 2 trainings the intervals show about 71% of the spread between seeds."]
+    assert trained(5) == []
 
 
 def test_chance_is_warned_about(verdict):
