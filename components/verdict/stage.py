@@ -92,9 +92,7 @@ def warnings(found: Findings) -> list[str]:
     said = []
     fewest = min(found.seeds[SELECTED], found.seeds[RANDOM])
     if fewest == 1:
-        said.append(
-            "Selected or random was trained once: the intervals know of other questions, not of what another seed gives."
-        )
+        said.append("Selected or random was trained once: the intervals know of other questions, not of another seed.")
     elif fewest < _FEW_SEEDS:
         # A resample's variance is (n - 1) / n of what it stands for.
         share = math.sqrt((fewest - 1) / fewest)

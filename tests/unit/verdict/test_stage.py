@@ -142,7 +142,7 @@ def test_means_are_over_seeds(verdict):
 def test_few_trainings_are_warned_about(verdict):
     once, _ = verdict({"a": HALF}, selected_1={"a": HALF}, random_1={"a": HALF})
     assert once["warnings"] == [
-        "Selected or random was trained once: the intervals know of other questions, not of what another seed gives."
+        "Selected or random was trained once: the intervals know of other questions, not of another seed."
     ]
 
     def trained(seeds):
