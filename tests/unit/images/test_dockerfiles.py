@@ -26,7 +26,9 @@ def test_every_stage_has_an_image_and_every_image_a_stage():
 
 
 def test_the_pipeline_names_the_images_that_are_built():
-    assert Package.compile(free2ds).images == [build.image_name(stage, "", "dev") for stage in STAGES]
+    # Of another pipeline.
+    here = [stage for stage in STAGES if stage != "evaluate"]
+    assert Package.compile(free2ds).images == [build.image_name(stage, "", "dev") for stage in here]
 
 
 @pytest.mark.parametrize("stage", STAGES)
