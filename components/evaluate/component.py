@@ -21,7 +21,6 @@ def evaluate(
     baseline_uri: str,
     resamples: int,
     seed: int,
-    harness: str,
     code_version: str,
     tuned: dsl.Input[dsl.Model] = None,
 ) -> None:
@@ -44,7 +43,6 @@ def evaluate(
         baseline_uri=baseline_uri,
         resamples=resamples,
         seed=seed,
-        harness=harness,
         evaluation=evaluation.path,
         metrics=metrics.path,
     )

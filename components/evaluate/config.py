@@ -8,8 +8,6 @@ from free2ds_common.errors import SettingError
 from free2ds_common.settings import ModelSettings, RejectSettings, SeedSettings, require_at_least, require_choice
 
 PROMPTS = ("v1", "chat")
-ENGINE, LMMS_EVAL = "engine", "lmms-eval"
-HARNESSES = (ENGINE, LMMS_EVAL)
 OFFICIAL = ("vqav2", "gqa", "vizwiz", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed")
 
 
@@ -27,7 +25,6 @@ class EvaluateSettings(SeedSettings, RejectSettings, ModelSettings):
         baseline_uri: Folder or URI of the evaluation that Rel. % is relative to; empty for none.
         resamples: Bootstrap resamples of the intervals; 0 for no intervals.
         seed: Seed of the bootstrap.
-        harness: engine (the project's own), or lmms-eval, which has to be in the image.
     """
 
     SEED_BITS: ClassVar[int] = 32
@@ -40,7 +37,6 @@ class EvaluateSettings(SeedSettings, RejectSettings, ModelSettings):
     max_reject_fraction: float = 0.0
     baseline_uri: str = ""
     resamples: int = 1000
-    harness: str = ENGINE
 
     @property
     def folders(self) -> list[str]:
@@ -56,7 +52,6 @@ class EvaluateSettings(SeedSettings, RejectSettings, ModelSettings):
         require_at_least("max_new_tokens", self.max_new_tokens, 1)
         require_at_least("batch_size", self.batch_size, 0)
         require_at_least("resamples", self.resamples, 0)
-        require_choice("harness", self.harness, HARNESSES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -195,7 +195,6 @@ def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path)
                 "baseline_uri": "",
                 "resamples": 10,
                 "seed": 42,
-                "harness": "engine",
             },
         ),
     ],
@@ -257,7 +256,6 @@ def test_a_tuned_model_takes_the_place_of_the_setting(artifact, tmp_path):
             baseline_uri="",
             resamples=10,
             seed=42,
-            harness="engine",
             code_version="",
             tuned=dsl.Model("tuned", uri="/nowhere/tuned"),
         )
