@@ -8,8 +8,6 @@ from free2ds_common.errors import SettingError
 from free2ds_common.settings import ModelSettings, RejectSettings, SeedSettings, require_at_least, require_choice
 
 PROMPTS = ("v1", "chat")
-ENGINE, LMMS_EVAL = "engine", "lmms-eval"
-HARNESSES = (ENGINE, LMMS_EVAL)
 OFFICIAL = ("vqav2", "gqa", "vizwiz", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed")
 
 
@@ -28,11 +26,10 @@ class EvaluateSettings(SeedSettings, RejectSettings, ModelSettings):
         resamples: Bootstrap resamples of the intervals; 0 for no intervals.
         seed: Seed of the bootstrap.
         label: What the model is in a verdict, such as selected:42: what it learnt from, a colon and a seed.
-        harness: engine (the project's own), or lmms-eval, which has to be in the image.
     """
 
     SEED_BITS: ClassVar[int] = 32
-    OPTIONS: ClassVar[tuple[str, ...]] = ("batch_size", "dtype", "harness", "max_new_tokens", "prompt", "revision")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("batch_size", "dtype", "max_new_tokens", "prompt", "revision")
 
     benchmarks: str
     model: str = "llava-hf/llava-1.5-7b-hf"
@@ -43,7 +40,6 @@ class EvaluateSettings(SeedSettings, RejectSettings, ModelSettings):
     baseline_uri: str = ""
     resamples: int = 1000
     label: str = ""
-    harness: str = ENGINE
 
     @property
     def folders(self) -> list[str]:
@@ -59,7 +55,6 @@ class EvaluateSettings(SeedSettings, RejectSettings, ModelSettings):
         require_at_least("max_new_tokens", self.max_new_tokens, 1)
         require_at_least("batch_size", self.batch_size, 0)
         require_at_least("resamples", self.resamples, 0)
-        require_choice("harness", self.harness, HARNESSES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -255,7 +255,7 @@ def read_seed(files: Sequence[Path]) -> Converted:
         questions.append(
             BenchmarkQuestion(
                 id=str(one["question_id"]),
-                image=one["data_id"] if Path(one["data_id"]).suffix else f"{one['data_id']}.jpg",
+                image=one["data_id"],
                 question=f"{one['question']}\n{_lettered(options)}\n{LETTER}",
                 answers=(one["answer"],),
                 options=tuple(options),

@@ -106,7 +106,6 @@ def _settings(config: EvaluateConfig, model: VisionLanguageModel) -> dict[str, A
         "max_new_tokens": config.max_new_tokens,
         "preprocessing": dict(model.preprocessing),
         "device": device_name(model.device),
-        "harness": config.harness,
     }
 
 

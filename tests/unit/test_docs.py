@@ -222,7 +222,7 @@ class TestPage:
 def test_options_of_a_stage_shown_are_known():
     """`python -m components.<stage>`, on every page."""
     for name in PAGES:
-        for stage, rest in re.findall(r"python -m components\.([a-z_]+) ((?!sweep)[^`]*?)(?:`|\n)", page(name)):
+        for stage, rest in re.findall(r"python -m components\.([a-z_]+) ((?!sweep|convert)[^`]*?)(?:`|\n)", page(name)):
             shown = {option[2:].replace("-", "_") for option in shlex.split(rest) if option.startswith("--")} - {"help"}
             module = importlib.import_module(f"components.{stage}.config")
             config = getattr(module, "".join(word.capitalize() for word in stage.split("_")) + "Config")

@@ -312,3 +312,27 @@ def test_too_many_rejects_reach_the_file_with_their_counts(artifact, tmp_path):
         )
     failure = json.loads((tmp_path / "task" / "error.json").read_text())
     assert failure["counts"] == {"read": 4, "written": 3, "dropped": 0, "rejected": 1}
+
+
+def test_a_tuned_model_takes_the_place_of_the_setting(artifact, tmp_path):
+    benchmark = tmp_path / "benchmark"
+    benchmark.mkdir()
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    (benchmark / "questions.json").write_text(json.dumps([{"id": "1", "conversations": turns}]))
+    described = {"schema": "benchmark/1", "name": "b", "metric": "gqa", "source": "s", "revision": "r"}
+    (benchmark / "benchmark.json").write_text(json.dumps({**described, "questions": "questions.json"}))
+    with pytest.raises(SystemExit):
+        evaluate.python_func(
+            evaluation=artifact("evaluation"),
+            metrics=artifact("metrics"),
+            benchmarks=str(benchmark),
+            model="m",
+            label="",
+            options="max_new_tokens=8",
+            resamples=10,
+            seed=42,
+            gpu_count="0",
+            tuned=dsl.Model("tuned", uri="/nowhere/tuned"),
+        )
+    failure = json.loads((tmp_path / "task" / "error.json").read_text())
+    assert failure["sentence"].startswith("model: /nowhere/tuned is no folder.")
