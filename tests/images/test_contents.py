@@ -21,6 +21,7 @@ BUDGET_MB = {
     "finetune": 1350,
     "llava_attention": 1300,
     "mgm_attention": 1300,
+    "verdict": 250,
 }
 # Everything but the base's own files and what the kernel provides.
 OURS = "find /opt /app"
