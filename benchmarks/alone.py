@@ -53,3 +53,9 @@ def resident_peak_mb(reset: bool = False) -> float:
         return resident_bytes() / 2**20
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
+
+
+def show(name: str, found: dict[str, float]) -> dict[str, float]:
+    """Print what was measured, and hand it on."""
+    print(f"{name}: " + ", ".join(f"{what} {value:.2f}" for what, value in found.items()), flush=True)
+    return found

@@ -18,7 +18,7 @@ from unittest import mock
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from benchmarks.alone import alone, resident_peak_mb
+from benchmarks.alone import alone, resident_peak_mb, show
 from benchmarks.bounds import Bounds
 from components.ingest.config import IngestConfig
 from components.ingest.stage import run as run_ingest
@@ -127,12 +127,6 @@ def split(folder: Path, num_shards: int) -> dict[str, float]:
         "processor_s": after - before,
         "peak_mb": resident_peak_mb(),
     }
-
-
-def show(name: str, found: dict[str, float]) -> dict[str, float]:
-    """Print what was measured, and hand it on."""
-    print(f"{name}: " + ", ".join(f"{what} {value:.1f}" for what, value in found.items()), flush=True)
-    return found
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from fsspec.implementations.local import LocalFileSystem
 
-from benchmarks.alone import alone, resident_peak_mb
+from benchmarks.alone import alone, resident_peak_mb, show
 from benchmarks.bounds import Bounds
 from components.ingest.config import IngestConfig
 from components.ingest.stage import run as run_ingest
@@ -123,12 +123,6 @@ def second_run(folder: Path) -> dict[str, float]:
         result = run_attention(attention, LLAVA_SYSTEM, lambda *_: model, logging.getLogger(__name__))
         found |= {f"{name}_s": time.monotonic() - began, f"{name}_computed": result.metrics["computed"]}
     return {"start": start, "end": time.monotonic(), **found}
-
-
-def show(name: str, found: dict[str, float]) -> dict[str, float]:
-    """Print what was measured, and hand it on."""
-    print(f"{name}: " + ", ".join(f"{what} {value:.2f}" for what, value in found.items()), flush=True)
-    return found
 
 
 def main() -> int:

@@ -21,16 +21,12 @@ from free2ds_common.storage import atomic_writer, room_on_disk
 
 MANIFEST = "_manifest.json"
 ROWS_PER_PART = 50_000
-_HASH_BLOCK = 1 << 20
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """Hex sha256 of a local file."""
-    digest = hashlib.sha256()
     with open(path, "rb") as handle:
-        while block := handle.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 class DatasetWriter:

@@ -4,6 +4,7 @@ One file of more than 300 lines: paths, reading and writing share what counts as
 """
 
 import errno
+import hashlib
 import os
 import posixpath
 import secrets
@@ -32,6 +33,7 @@ _S3 = ("s3://", "s3a://")
 # Of botocore's 10 the 11th reader would wait; the other stores' libraries have 100.
 _CONNECTIONS = 100
 _SKIPPED_BYTES = 4 << 20
+_HASHED_BYTES = 1 << 20
 # What stores call the things that change when a file does.
 _VERSION_ENTRIES = (
     *("etag", "ETag", "generation", "VersionId", "md5Hash", "crc32c", "content_md5", "Content-MD5", "Digest"),
@@ -302,6 +304,15 @@ class StoredFile:
         if self._handle is not None:
             self._handle.close()
             self._handle = None
+
+
+def sha256_of(uri: str) -> str:
+    """Hex sha256 of a file, read a block at a time; errors as `open_binary`."""
+    digest = hashlib.sha256()
+    with open_binary(uri) as source:
+        while block := source.read(_HASHED_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -13,11 +13,10 @@ from free2ds_common.datasets import sha256_of_file
 from free2ds_common.errors import StageError
 from free2ds_common.redact import redacted
 from free2ds_common.retry import retried
-from free2ds_common.storage import WEB, filesystem, open_binary, require_regular_file, version_of
+from free2ds_common.storage import WEB, filesystem, require_regular_file, sha256_of, version_of
 
 # What a store says of an object that is another for other bytes, the surest first.
 _TELLING = ("generation", "etag", "ETag", "VersionId", "md5Hash", "crc32c", "Content-MD5", "blob_id")
-_BLOCK = 1 << 20
 
 
 def file_version(uri: str) -> str:
@@ -38,11 +37,7 @@ def file_version(uri: str) -> str:
     for name in _TELLING:
         if info.get(name) is not None:
             return f"{name.lower()} {str(info[name]).strip(chr(34))}"
-    digest = hashlib.sha256()
-    with open_binary(uri) as handle:
-        while block := handle.read(_BLOCK):
-            digest.update(block)
-    return f"sha256 {digest.hexdigest()}"
+    return f"sha256 {sha256_of(uri)}"
 
 
 def folder_version(uri: str) -> str:

@@ -1,6 +1,5 @@
 """From a selection back to data set, models and images: as JSON, and as a tree that a person reads."""
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,9 +7,8 @@ from typing import Any
 from free2ds_common.errors import StageError
 from free2ds_common.launch.results import SELECTED, Results
 from free2ds_common.redact import redacted
-from free2ds_common.storage import open_binary
+from free2ds_common.storage import sha256_of
 
-_BLOCK = 1 << 20
 # Of a checksum; enough to tell two apart and to search for.
 _DIGITS = 12
 
@@ -34,7 +32,7 @@ def lineage_of(results: Results) -> dict[str, Any]:
     if not told:
         raise StageError(f"{results.title}: its summary has no lineage; an earlier version made it. Run again.")
     uri = results.uris[SELECTED]
-    sha256 = _sha256(uri)
+    sha256 = sha256_of(uri)
     if sha256 != told["outputs"][SELECTED]:
         raise StageError(
             f"{redacted(uri)}: is not the file that this run wrote (sha256 {sha256[:_DIGITS]}, wanted "
@@ -49,14 +47,6 @@ def lineage_of(results: Results) -> dict[str, Any]:
         "image": told["image"],
         "made_from": told["made_from"],
     }
-
-
-def _sha256(uri: str) -> str:
-    digest = hashlib.sha256()
-    with open_binary(uri) as source:
-        while block := source.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def tree(lineage: Mapping[str, Any]) -> list[str]:

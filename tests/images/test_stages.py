@@ -1,6 +1,7 @@
 """Every stage in its image, on a read-only root without network; and the whole pipeline through Docker."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -110,12 +111,15 @@ def test_outputs_belong_to_a_caller_who_is_not_root(parameters, by_processes, tm
 
 
 def test_a_stage_that_fails_in_its_container_is_one_sentence(parameters, tmp_path, capsys):
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken/config.json").write_text('{"architectures": ["Other"]}')
+    """One that no look beforehand finds: the model's weights are cut off."""
+    shutil.copytree(parameters["mgm_model"], tmp_path / "broken")
+    weights = next((tmp_path / "broken").glob("*.safetensors"))
+    os.truncate(weights, weights.stat().st_size // 2)
     parameters = {**parameters, "mgm_model": tmp_path / "broken"}
     assert run_pipeline(tmp_path / "out", parameters, "--runner", "docker") == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path}/broken: architecture Other, wanted MGMLlamaForCausalLM")
+    assert error.startswith(f"error: {weights}: ")
+    assert "Traceback" not in error
     assert running_containers() == ""
 
 

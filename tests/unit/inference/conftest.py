@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaModel
 
+from components.llava_attention.config import LlavaAttentionConfig
 from free2ds_common.datasets import DatasetWriter
 from free2ds_common.inference.capture import ATTENTION_NAME
 from free2ds_common.inference.model import VisionLanguageModel
@@ -21,6 +22,23 @@ class Letters:
 
     def encode(self, text):
         return [3 + ord(letter) % 60 for letter in text]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Of a stage whose model a test loads by itself; shard and pictures are the test's."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    return LlavaAttentionConfig(
+        shard="",
+        image_root_uri="",
+        model=str(model),
+        max_new_tokens=6,
+        batch_size=4,
+        attention=str(tmp_path / "attention"),
+    )
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from components.llava_attention.config import LlavaAttentionConfig
 from free2ds_common.datasets import open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.inference import attention_stage
@@ -33,20 +32,8 @@ ASKED = 4
 
 
 @pytest.fixture
-def config(tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    (model / "model.safetensors").write_bytes(b"weights")
-    return LlavaAttentionConfig(
-        shard="",
-        image_root_uri="",
-        model=str(model),
-        max_new_tokens=6,
-        batch_size=4,
-        cache_uri=str(tmp_path / "store"),
-        attention=str(tmp_path / "attention"),
-    )
+def config(config, tmp_path):
+    return dataclasses.replace(config, cache_uri=str(tmp_path / "store"))
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from components.llava_attention.config import LlavaAttentionConfig
 from free2ds_common.checkpoints import fingerprint
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
@@ -33,22 +32,6 @@ SAYS = (
     "grid",
     "capture_version",
 )
-
-
-@pytest.fixture
-def config(tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    (model / "model.safetensors").write_bytes(b"weights")
-    return LlavaAttentionConfig(
-        shard="",
-        image_root_uri="",
-        model=str(model),
-        max_new_tokens=6,
-        batch_size=4,
-        attention=str(tmp_path / "attention"),
-    )
 
 
 def rows_of(config):
