@@ -7,8 +7,6 @@ from pathlib import Path
 
 ATTENTION = {"llava-attention", "mgm-attention"}
 STAGES = {"ingest", "reuse", "split", "bert-features", "cluster-scoring", "joint-selection", *ATTENTION}
-# Of these a task for each model gets what is left over for it, so that the rest is in reuse's outputs.
-LEFT_OVER = {"split", *ATTENTION}
 COUNTS = ("read", "written", "dropped", "rejected")
 
 
@@ -38,6 +36,13 @@ def stage_counts(output_dir: Path) -> dict[str, list[tuple[int, int, int, int]]]
     return counts
 
 
+def finished_rows(output_dir: Path) -> dict[str, int]:
+    """Records whose outcome was known before any model was loaded, by model."""
+    (told,) = output_dir.glob("work-*/tasks/**/reuse/executor_output.json")
+    ports = json.loads(told.read_text())["artifacts"]
+    return {name: int(ports[f"{name}_finished"]["artifacts"][0]["metadata"]["rows"]) for name in ("llava", "mgm")}
+
+
 def main(output_dir: Path, num_records: int, ratio: float) -> None:
     """Stop with a sentence at the first number that is wrong."""
     counts = stage_counts(output_dir)
@@ -52,9 +57,14 @@ def main(output_dir: Path, num_records: int, ratio: float) -> None:
     assert read == num_records, f"ingest read {read} of {num_records} records"
     rejects = (output_dir / "rejects.jsonl").read_text().splitlines()
     assert len(rejects) == rejected, f"{len(rejects)} lines in rejects.jsonl, {rejected} rejected"
-    for stage in STAGES - {"ingest"}:
+    finished = finished_rows(output_dir)
+    # What is left over for each model is divided, and scored.
+    wanted_by_stage = {stage: usable for stage in STAGES - {"ingest"}}
+    wanted_by_stage |= {f"{name}-attention": usable - rows for name, rows in finished.items()}
+    wanted_by_stage["split"] = sum(usable - rows for rows in finished.values())
+    for stage, wanted in wanted_by_stage.items():
         total = sum(task[0] for task in counts[stage])
-        assert total == usable, f"{stage} read {total} records, ingest wrote {usable}"
+        assert total == wanted, f"{stage} read {total} records, wanted {wanted} of ingest's {usable}"
     selected = json.loads((output_dir / "selected.json").read_text())
     ((_, chosen, _, unusable_later),) = counts["joint-selection"]
     wanted = int((usable - unusable_later) * ratio)
