@@ -23,7 +23,7 @@ def reuse(
     on_gpu: bool,
     cache_uri: str,
 ) -> NamedTuple("New", [("llava_new", str), ("mgm_new", str)]):
-    """Take from the results store what both models said in earlier runs."""
+    """Divide the records, for each model, into those that earlier runs have scored and those that are left over."""
     from components.reuse.config import ReuseConfig
     from components.reuse.stage import outputs, run
     from free2ds_common.kfp_task import run_task

@@ -30,7 +30,7 @@ class ReuseSettings(PictureSettings, CacheSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ReuseConfig(ReuseSettings):
-    """Find the records that both models have scored in earlier runs, and those that are left over for each.
+    """Divide the records, for each model, into those that earlier runs have scored and those that are left over.
 
     Attributes:
         records: Input folder, records/2: ingest's.

@@ -3,12 +3,14 @@
 `<cache_uri>/attention_asked/<key>.json`: the key is over what is asked for, the file says what that came to. No torch.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from free2ds_common.errors import StageError, first_line
 from free2ds_common.redact import redacted
 from free2ds_common.results_store.key import canonical, settings_key
 from free2ds_common.results_store.parts import publish
-from free2ds_common.retry import StoreError
+from free2ds_common.retry import StoreError, retried
 from free2ds_common.settings import AUTO, AttentionSettings
 from free2ds_common.storage import filesystem, read_bytes
 from free2ds_common.versions import folder_version
@@ -113,6 +115,24 @@ def remember_settings(
         publish(fs, place.rstrip("/"), redacted(folder), name, json.dumps(content, indent=1).encode())
     except (StageError, StoreError, OSError) as error:
         logger.warning("%s: could not be written (%s); a later run loads the model", redacted(path), first_line(error))
+
+
+def forget_settings(cache_uri: str, key: str) -> None:
+    """Remove what was written down of a model whose results go.
+
+    Args:
+        cache_uri: The results store.
+        key: Of `deciding_key`: the name of the results' folder.
+
+    Raises:
+        StageError: The store refuses it.
+        StoreError: The store does not answer.
+    """
+    fs, root = filesystem(f"{cache_uri.rstrip('/')}/{FOLDER}")
+    for path in fs.ls(root, detail=False) if fs.isdir(root) else []:
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            if json.loads(read_bytes(fs, path, _MAX_BYTES, cache_uri))["settings_key"] == key:
+                retried(cache_uri, partial(fs.rm_file, path))
 
 
 def deciding_settings(config: AttentionSettings, settings: Mapping[str, Any]) -> dict[str, Any]:

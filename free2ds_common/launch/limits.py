@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from components.split.config import MAX_SHARDS
 from free2ds_common.errors import SettingError
 from free2ds_common.launch.package import Package
 
+# As many as the split stage makes.
+MAX_SHARDS = 64
 # Of one argument of a process: Linux starts none with a longer one.
 MAX_INPUT_BYTES = 128 << 10
 # Argo's, of the compressed nodes.
