@@ -121,8 +121,8 @@ GPU_STEP = {
     "selector": "gpu_node_selector",
     "tolerations": "gpu_tolerations",
 }
-# Of an attention step: as many as its model demands. Selector and tolerations are its graph's, which gets what the model
-# demands under the run's own names (test_spec).
+# Of an attention step: as many as its model demands. Selector and tolerations are its graph's, which gets those that the
+# model demands (test_spec).
 DEMANDED = {
     model: {
         "type": "gpu_type",
@@ -282,7 +282,7 @@ def test_paths_reach_the_ports(stage, tasks, values, run_component, tmp_path):
     for port in artifacts:
         path = str(tmp_path / port)
         # What is finished joins the shards' list.
-        name, found = port.replace("_finished", "_attention") if stage == "joint_selection" else port, path
+        name = port.replace("_finished", "_attention") if stage == "joint_selection" else port
         assert getattr(config, name) == path or path in getattr(config, name), port
 
 
