@@ -121,8 +121,8 @@ GPU_STEP = {
     "selector": "gpu_node_selector",
     "tolerations": "gpu_tolerations",
 }
-# Of an attention step: as many as its model demands. Selector and tolerations are its graph's, which gets those that the
-# model demands (test_spec).
+# Of an attention step: as many as its model demands. Selector and tolerations are its graph's, which gets those that
+# the model demands (test_spec).
 DEMANDED = {
     model: {
         "type": "gpu_type",

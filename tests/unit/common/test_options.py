@@ -43,7 +43,7 @@ def test_names_stand_in_order():
         ("sampler", "options: got 'sampler', wanted name=value, separated by blanks."),
         (
             "alpha=1",
-            "options: got 'alpha', wanted one of missing_iou, sampler, stratify, temperature, text_normalization, top_perc",
+            "options: got 'alpha', wanted one of missing_iou, sampler, stratify, temperature, text_",
         ),
         ("sampler=top sampler=top", "options: has sampler twice."),
         ('sampler="top', "options: got 'sampler=\"top', with a quote that does not end."),
