@@ -28,7 +28,7 @@ from free2ds_common.inference.unknown_words import UnknownWords
 from free2ds_common.left_over import LEFT_OVER, LeftOver
 from free2ds_common.lineage import MADE_FROM, made_from
 from free2ds_common.options import read_options
-from free2ds_common.ranges import ROWS_PER_RANGE, sorted_range, spill
+from free2ds_common.ranges import sorted_range, spill
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.results_store.pictures import Identity, picture_identities
 from free2ds_common.schemas import GRID, RECORDS, attention_schema
@@ -38,6 +38,8 @@ from free2ds_common.storage import require_folder
 logger = logging.getLogger(__name__)
 
 _COLUMNS = ["unique_id", "record_key", "image", "question"]
+# In memory at a time, with their maps of both models: some 300 MB.
+ROWS_PER_RANGE = 20_000
 _ROWS_PER_PART = 10_000
 
 

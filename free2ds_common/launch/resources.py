@@ -77,7 +77,7 @@ NEEDS: Mapping[str, StepNeeds] = {
         memory="4Gi",
         limited=True,
         hours=12,
-        why="50,000 records at a time, with their maps",
+        why="20,000 records at a time, with their maps",
         why_cached="resolve says which models and which pictures; an equal run has the same shards again",
     ),
     "demand": StepNeeds(
