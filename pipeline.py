@@ -27,6 +27,7 @@ from components.mgm_attention.component import mgm_attention
 from components.mgm_attention.config import MgmAttentionSettings
 from components.resolve.component import resolve
 from components.resolve.config import ResolveSettings
+from components.reuse.component import demand, reuse
 from components.split.component import split
 from components.split.config import SplitSettings
 from components.verdict.config import VerdictSettings
@@ -47,24 +48,14 @@ PARALLEL_SHARDS = 8
 ARMS = ["selected:42", "random:42"]
 
 
-class ShardMaps(NamedTuple):
-    """Both models' attention maps of one shard."""
-
-    llava: dsl.Dataset
-    mgm: dsl.Dataset
-
-
-@dsl.pipeline(name="score-shard", display_name="One shard")
-def score_shard(
+@dsl.pipeline(name="score-llava", display_name="One shard, LLaVA")
+def score_llava(
     shard_uri: str,
     image_root_uri: str,
     image_root_version: str,
-    llava_model: str,
-    llava_revision: str,
-    llava_options: str,
-    mgm_model: str,
-    mgm_revision: str,
-    mgm_options: str,
+    model: str,
+    revision: str,
+    options: str,
     cache_uri: str,
     gpu_type: str,
     gpu_count: str,
@@ -72,37 +63,61 @@ def score_shard(
     gpu_tolerations: list[dict[str, Any]],
     store_secret: str,
     store_config_map: str,
-) -> ShardMaps:
-    """One turn of the loop: both models over one shard. A pipeline of its own, because a loop's body must be one."""
+) -> dsl.Dataset:
+    """One turn of LLaVA's loop: a pipeline of its own, because a loop's body must be one."""
     shard = dsl.importer(
         artifact_uri=shard_uri, artifact_class=dsl.Dataset, reimport=False, metadata={"display_name": "shard"}
     )
-    llava = llava_attention(
+    shard.set_display_name("Shard")
+    scored = llava_attention(
         shard=shard.output,
         image_root_uri=image_root_uri,
         image_root_version=image_root_version,
-        model=llava_model,
-        revision=llava_revision,
-        options=llava_options,
-        cache_uri=cache_uri,
-        gpu_count=gpu_count,
-    )
-    mgm = mgm_attention(
-        shard=shard.output,
-        image_root_uri=image_root_uri,
-        image_root_version=image_root_version,
-        model=mgm_model,
-        revision=mgm_revision,
-        options=mgm_options,
+        model=model,
+        revision=revision,
+        options=options,
         cache_uri=cache_uri,
         gpu_count=gpu_count,
     )
     nodes = GpuNodes(type=gpu_type, count=gpu_count, selector=gpu_node_selector, tolerations=gpu_tolerations)
-    access = StoreAccess(secret=store_secret, config_map=store_config_map)
+    StoreAccess(secret=store_secret, config_map=store_config_map).give(nodes.ask(scored, "LLaVA-attention"))
+    return scored.outputs["attention"]
+
+
+@dsl.pipeline(name="score-mgm", display_name="One shard, MGM")
+def score_mgm(
+    shard_uri: str,
+    image_root_uri: str,
+    image_root_version: str,
+    model: str,
+    revision: str,
+    options: str,
+    cache_uri: str,
+    gpu_type: str,
+    gpu_count: str,
+    gpu_node_selector: dict[str, str],
+    gpu_tolerations: list[dict[str, Any]],
+    store_secret: str,
+    store_config_map: str,
+) -> dsl.Dataset:
+    """One turn of MGM's loop."""
+    shard = dsl.importer(
+        artifact_uri=shard_uri, artifact_class=dsl.Dataset, reimport=False, metadata={"display_name": "shard"}
+    )
     shard.set_display_name("Shard")
-    access.give(nodes.ask(llava, "LLaVA-attention"))
-    access.give(nodes.ask(mgm, "MGM-attention"))
-    return ShardMaps(llava=llava.outputs["attention"], mgm=mgm.outputs["attention"])
+    scored = mgm_attention(
+        shard=shard.output,
+        image_root_uri=image_root_uri,
+        image_root_version=image_root_version,
+        model=model,
+        revision=revision,
+        options=options,
+        cache_uri=cache_uri,
+        gpu_count=gpu_count,
+    )
+    nodes = GpuNodes(type=gpu_type, count=gpu_count, selector=gpu_node_selector, tolerations=gpu_tolerations)
+    StoreAccess(secret=store_secret, config_map=store_config_map).give(nodes.ask(scored, "MGM-attention"))
+    return scored.outputs["attention"]
 
 
 class Selected(NamedTuple):
@@ -118,8 +133,11 @@ class Selected(NamedTuple):
 
 @dsl.pipeline(name="score-and-select", display_name="Score all shards and select")
 def score_and_select(
-    shard_uris: list[str],
+    llava_shards: list[str],
+    mgm_shards: list[str],
     records: dsl.Input[dsl.Dataset],
+    llava_finished: dsl.Input[dsl.Dataset],
+    mgm_finished: dsl.Input[dsl.Dataset],
     text_scores: dsl.Input[dsl.Dataset],
     kmeans: dsl.Input[dsl.Dataset],
     image_root_uri: str,
@@ -127,54 +145,72 @@ def score_and_select(
     llava_model: str,
     llava_revision: str,
     llava_options: str,
+    llava_gpu_count: str,
+    llava_gpu_node_selector: dict[str, str],
+    llava_gpu_tolerations: list[dict[str, Any]],
     mgm_model: str,
     mgm_revision: str,
     mgm_options: str,
+    mgm_gpu_count: str,
+    mgm_gpu_node_selector: dict[str, str],
+    mgm_gpu_tolerations: list[dict[str, Any]],
     cache_uri: str,
     max_reject_fraction: float,
     ratio: float,
     num_samples: int,
     alpha: float,
-    temperature: float,
     seed: int,
     select_options: str,
     previous_selected_uri: str,
     previous_selected_version: str,
     gpu_type: str,
-    gpu_count: str,
-    gpu_node_selector: dict[str, str],
-    gpu_tolerations: list[dict[str, Any]],
     store_secret: str,
     store_config_map: str,
 ) -> Selected:
-    """The loop over the shards and what comes after it.
+    """Each model's loop over its shards, and what comes after both.
 
     A pipeline of its own: in a loop of the root the shard would, locally, replace what a task of the root hands on.
     """
-    with dsl.ParallelFor(shard_uris, name="shards", parallelism=PARALLEL_SHARDS) as shard_uri:
-        maps = score_shard(
+    with dsl.ParallelFor(llava_shards, name="llava-shards", parallelism=PARALLEL_SHARDS) as shard_uri:
+        llava = score_llava(
             shard_uri=shard_uri,
             image_root_uri=image_root_uri,
             image_root_version=image_root_version,
-            llava_model=llava_model,
-            llava_revision=llava_revision,
-            llava_options=llava_options,
-            mgm_model=mgm_model,
-            mgm_revision=mgm_revision,
-            mgm_options=mgm_options,
+            model=llava_model,
+            revision=llava_revision,
+            options=llava_options,
             cache_uri=cache_uri,
             gpu_type=gpu_type,
-            gpu_count=gpu_count,
-            gpu_node_selector=gpu_node_selector,
-            gpu_tolerations=gpu_tolerations,
+            gpu_count=llava_gpu_count,
+            gpu_node_selector=llava_gpu_node_selector,
+            gpu_tolerations=llava_gpu_tolerations,
             store_secret=store_secret,
             store_config_map=store_config_map,
         )
-        maps.set_display_name("One shard")
+        llava.set_display_name("One shard, LLaVA")
+    with dsl.ParallelFor(mgm_shards, name="mgm-shards", parallelism=PARALLEL_SHARDS) as shard_uri:
+        mgm = score_mgm(
+            shard_uri=shard_uri,
+            image_root_uri=image_root_uri,
+            image_root_version=image_root_version,
+            model=mgm_model,
+            revision=mgm_revision,
+            options=mgm_options,
+            cache_uri=cache_uri,
+            gpu_type=gpu_type,
+            gpu_count=mgm_gpu_count,
+            gpu_node_selector=mgm_gpu_node_selector,
+            gpu_tolerations=mgm_gpu_tolerations,
+            store_secret=store_secret,
+            store_config_map=store_config_map,
+        )
+        mgm.set_display_name("One shard, MGM")
     chosen = joint_selection(
         records=records,
-        llava_attention=dsl.Collected(maps.outputs["llava"]),
-        mgm_attention=dsl.Collected(maps.outputs["mgm"]),
+        llava_attention=dsl.Collected(llava.outputs["Output"]),
+        mgm_attention=dsl.Collected(mgm.outputs["Output"]),
+        llava_finished=llava_finished,
+        mgm_finished=mgm_finished,
         text_scores=text_scores,
         kmeans=kmeans,
         image_root_uri=image_root_uri,
@@ -182,7 +218,6 @@ def score_and_select(
         ratio=ratio,
         num_samples=num_samples,
         alpha=alpha,
-        temperature=temperature,
         max_reject_fraction=max_reject_fraction,
         seed=seed,
         options=select_options,
@@ -214,6 +249,7 @@ def select(
     image_root_uri: str,
     max_reject_fraction: float,
     num_shards: int,
+    records_per_shard: int,
     llava_model: str,
     llava_options: str,
     mgm_model: str,
@@ -225,7 +261,6 @@ def select(
     ratio: float,
     num_samples: int,
     alpha: float,
-    temperature: float,
     select_options: str,
     previous_selected_uri: str,
     seed: int,
@@ -245,6 +280,7 @@ def select(
         image_root_uri=image_root_uri,
         max_reject_fraction=max_reject_fraction,
         num_shards=num_shards,
+        records_per_shard=records_per_shard,
         llava_model=llava_model,
         llava_options=llava_options,
         mgm_model=mgm_model,
@@ -256,11 +292,11 @@ def select(
         ratio=ratio,
         num_samples=num_samples,
         alpha=alpha,
-        temperature=temperature,
         select_options=select_options,
         previous_selected_uri=previous_selected_uri,
         seed=seed,
         cache_uri=cache_uri,
+        gpu_count=gpu_count,
     )
     access.give(ask(found, "check-and-pin-versions"))
     ingested = ingest(
@@ -272,8 +308,34 @@ def select(
     )
     access.give(ask(ingested, "read-data-set"))
     records = ingested.outputs["records"]
-    shards = split(records=records, num_shards=num_shards)
-    ask(shards, "split-into-shards")
+    known = reuse(
+        records=records,
+        image_root_uri=image_root_uri,
+        image_root_version=found.outputs["image_root_version"],
+        llava_model=llava_model,
+        llava_revision=found.outputs["llava_revision"],
+        llava_options=found.outputs["llava_options"],
+        mgm_model=mgm_model,
+        mgm_revision=found.outputs["mgm_revision"],
+        mgm_options=found.outputs["mgm_options"],
+        on_gpu=found.outputs["on_gpu"],
+        cache_uri=cache_uri,
+    )
+    access.give(ask(known, "take-finished-results"))
+    needed = demand(
+        llava_new=known.outputs["llava_new"],
+        mgm_new=known.outputs["mgm_new"],
+        gpu_count=gpu_count,
+        gpu_node_selector=gpu_node_selector,
+        gpu_tolerations=gpu_tolerations,
+    )
+    ask(needed, "say-which-GPUs-are-needed")
+    llava_shards = split(
+        records=known.outputs["llava_missing"], num_shards=num_shards, records_per_shard=records_per_shard
+    )
+    ask(llava_shards, "split-for-LLaVA")
+    mgm_shards = split(records=known.outputs["mgm_missing"], num_shards=num_shards, records_per_shard=records_per_shard)
+    ask(mgm_shards, "split-for-MGM")
     features = bert_features(
         records=records,
         model=bert_model,
@@ -293,8 +355,11 @@ def select(
     )
     access.give(ask(text, "text-scores"))
     chosen = score_and_select(
-        shard_uris=shards.outputs["Output"],
+        llava_shards=llava_shards.outputs["Output"],
+        mgm_shards=mgm_shards.outputs["Output"],
         records=records,
+        llava_finished=known.outputs["llava_finished"],
+        mgm_finished=known.outputs["mgm_finished"],
         text_scores=text.outputs["scores"],
         kmeans=text.outputs["kmeans"],
         image_root_uri=image_root_uri,
@@ -302,23 +367,25 @@ def select(
         llava_model=llava_model,
         llava_revision=found.outputs["llava_revision"],
         llava_options=found.outputs["llava_options"],
+        llava_gpu_count=needed.outputs["llava_gpu_count"],
+        llava_gpu_node_selector=needed.outputs["llava_gpu_node_selector"],
+        llava_gpu_tolerations=needed.outputs["llava_gpu_tolerations"],
         mgm_model=mgm_model,
         mgm_revision=found.outputs["mgm_revision"],
         mgm_options=found.outputs["mgm_options"],
+        mgm_gpu_count=needed.outputs["mgm_gpu_count"],
+        mgm_gpu_node_selector=needed.outputs["mgm_gpu_node_selector"],
+        mgm_gpu_tolerations=needed.outputs["mgm_gpu_tolerations"],
         cache_uri=cache_uri,
         max_reject_fraction=max_reject_fraction,
         ratio=ratio,
         num_samples=num_samples,
         alpha=alpha,
-        temperature=temperature,
         seed=seed,
         select_options=found.outputs["select_options"],
         previous_selected_uri=previous_selected_uri,
         previous_selected_version=found.outputs["previous_selected_version"],
         gpu_type=gpu_type,
-        gpu_count=gpu_count,
-        gpu_node_selector=gpu_node_selector,
-        gpu_tolerations=gpu_tolerations,
         store_secret=store_secret,
         store_config_map=store_config_map,
     )
@@ -344,6 +411,7 @@ def free2ds(
     image_root_uri: str,
     max_reject_fraction: float = IngestSettings.max_reject_fraction,
     num_shards: int = SplitSettings.num_shards,
+    records_per_shard: int = SplitSettings.records_per_shard,
     llava_model: str = LlavaAttentionSettings.model,
     llava_options: str = ResolveSettings.llava_options,
     mgm_model: str = MgmAttentionSettings.model,
@@ -355,7 +423,6 @@ def free2ds(
     ratio: float = JointSelectionSettings.ratio,
     num_samples: int = JointSelectionSettings.num_samples,
     alpha: float = JointSelectionSettings.alpha,
-    temperature: float = JointSelectionSettings.temperature,
     select_options: str = ResolveSettings.select_options,
     previous_selected_uri: str = JointSelectionSettings.previous_selected_uri,
     seed: int = JointSelectionSettings.seed,
@@ -408,6 +475,7 @@ def free2ds_loop(
     image_root_uri: str,
     max_reject_fraction: float = IngestSettings.max_reject_fraction,
     num_shards: int = SplitSettings.num_shards,
+    records_per_shard: int = SplitSettings.records_per_shard,
     llava_model: str = LlavaAttentionSettings.model,
     llava_options: str = ResolveSettings.llava_options,
     mgm_model: str = MgmAttentionSettings.model,
@@ -419,7 +487,6 @@ def free2ds_loop(
     ratio: float = JointSelectionSettings.ratio,
     num_samples: int = JointSelectionSettings.num_samples,
     alpha: float = JointSelectionSettings.alpha,
-    temperature: float = JointSelectionSettings.temperature,
     select_options: str = ResolveSettings.select_options,
     previous_selected_uri: str = JointSelectionSettings.previous_selected_uri,
     seed: int = JointSelectionSettings.seed,
@@ -443,6 +510,7 @@ def free2ds_loop(
         image_root_uri=image_root_uri,
         max_reject_fraction=max_reject_fraction,
         num_shards=num_shards,
+        records_per_shard=records_per_shard,
         llava_model=llava_model,
         llava_options=llava_options,
         mgm_model=mgm_model,
@@ -454,7 +522,6 @@ def free2ds_loop(
         ratio=ratio,
         num_samples=num_samples,
         alpha=alpha,
-        temperature=temperature,
         select_options=select_options,
         previous_selected_uri=previous_selected_uri,
         seed=seed,

@@ -33,7 +33,7 @@ from components.joint_selection.report.page import write_report
 from components.joint_selection.selection import Candidates, Selection, select
 from components.joint_selection.stage import run
 from free2ds_common.datasets import DatasetWriter, open_dataset
-from free2ds_common.inference.attention_stage import CAPTURE_VERSION
+from free2ds_common.inference.asked import CAPTURE_VERSION
 from free2ds_common.schemas import RECORDS, TEXT_SCORES, attention_schema, kmeans_schema
 
 POSITIONS = 576

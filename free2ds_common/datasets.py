@@ -247,7 +247,8 @@ def open_parts(
     Args:
         folders: As for `open_dataset`; at least one.
         schema: The table that must be in each.
-        same: Manifest entries that must be the same in all.
+        same: Manifest entries that must be the same in all. A folder without rows that has none of them is of a run
+            that had nothing to put there, and is left out.
         label: Begins the message.
 
     Raises:
@@ -255,7 +256,10 @@ def open_parts(
     """
     if not folders:
         raise StageError(f"{label}: no {schema.name} folder given, wanted at least one.")
-    parts = [open_dataset(folder, schema) for folder in folders]
+    every = [open_dataset(folder, schema) for folder in folders]
+    parts = [part for part in every if part.num_rows or not same or any(name in part.manifest for name in same)]
+    if not parts:
+        raise StageError(f"{label}: all {schema.name} folders are empty, wanted one with rows or settings.")
     first = parts[0]
     for part in parts[1:]:
         if name := first_difference(part.manifest, first.manifest, same):

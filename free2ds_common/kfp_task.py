@@ -28,6 +28,7 @@ _TERMINATION_BYTES = 4096
 DISPLAY_NAMES: Mapping[str, Mapping[str, str]] = {
     "resolve": {"resolved": "pinned versions"},
     "ingest": {"rejects": "rejected records"},
+    "reuse": {"llava_missing": "records for LLaVA to score", "mgm_missing": "records for MGM to score"},
     "bert_features": {"features": "text features"},
     "cluster_scoring": {"scores": "text scores", "kmeans": "text clusters"},
     "finetune": {"tuned_model": "trained model", "adapter": "adapters", "training": "training in numbers"},
@@ -105,7 +106,8 @@ def _describe(stage: str, port: str, artifact: Artifact, result: StageResult, ve
     if not hasattr(artifact, "log_metric"):
         made_by = {"code_version": __version__, "image": image(), **versions}
         told = {**made_by, **result.metadata, **counts, **_content(artifact.path)}
-        artifact.metadata.update({"display_name": name, **(told if result.terse is None else result.terse)})
+        terse = result.terse_of.get(port, result.terse)
+        artifact.metadata.update({"display_name": name, **(told if terse is None else terse)})
         return
     artifact.metadata["display_name"] = name
     shown = result.highlights if result.highlights is not None else {**counts, **result.metrics}

@@ -11,10 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from free2ds_common.datasets import MANIFEST, Dataset
+from free2ds_common.left_over import LEFT_OVER
 
 MADE_FROM = "made_from"
 # Told by entries of an origin's own, or folders of a machine that is gone.
-_NO_FACTS = {"schema", "rows", "parts", "sha256", "code_version", "image", MADE_FROM, "records", "records_uri"}
+_NO_FACTS = {
+    "schema",
+    "rows",
+    "parts",
+    "sha256",
+    "code_version",
+    "image",
+    MADE_FROM,
+    "records",
+    "records_uri",
+    LEFT_OVER,
+}
 # A fact is read by people: longer lists are none.
 _LONGEST_FACT = 20
 
@@ -88,7 +100,10 @@ def merged(origins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "rows": sum(one["rows"] for one in origins) if len(checksums) > 1 else first["rows"],
         "sha256": checksums if len(checksums) > 1 else checksums[0],
         "facts": dict(facts),
-        MADE_FROM: {port: merged([one[MADE_FROM][port] for one in origins]) for port in first[MADE_FROM]},
+        MADE_FROM: {
+            port: merged([one[MADE_FROM][port] for one in origins if port in one[MADE_FROM]])
+            for port in dict.fromkeys(port for one in origins for port in one[MADE_FROM])
+        },
     }
 
 

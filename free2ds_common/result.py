@@ -45,6 +45,7 @@ class StageResult:
             URIs are taken out.
         terse: What artifacts carry in place of all that; None for all. Of a step in a loop, whose artifacts are
             collected: each brings what it carries into one input of at most 128 KiB.
+        terse_of: The same for single artifacts, by port.
         highlights: A dozen scalars that a metrics artifact shows in place of counts and `metrics`; None for all.
     """
 
@@ -52,6 +53,7 @@ class StageResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     terse: Mapping[str, str | int] | None = None
+    terse_of: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
     highlights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:

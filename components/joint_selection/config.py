@@ -85,7 +85,14 @@ class JointSelectionSettings(DrawSettings, RejectSettings, PictureSettings):
             and what dropped out, and why; empty for none.
     """
 
-    OPTIONS: ClassVar[tuple[str, ...]] = ("missing_iou", "sampler", "stratify", "text_normalization", "top_percent")
+    OPTIONS: ClassVar[tuple[str, ...]] = (
+        "missing_iou",
+        "sampler",
+        "stratify",
+        "temperature",
+        "text_normalization",
+        "top_percent",
+    )
 
     top_percent: float = 30.0
     previous_selected_uri: str = ""
@@ -104,8 +111,8 @@ class JointSelectionConfig(JointSelectionSettings):
 
     Attributes:
         records: Input folder, records/2.
-        llava_attention: Input folders, attention/1 by LLaVA, one per shard.
-        mgm_attention: Input folders, attention/1 by MGM, one per shard.
+        llava_attention: Input folders, attention/1 by LLaVA: one per shard, and one of what was finished before.
+        mgm_attention: Input folders, attention/1 by MGM: the same.
         text_scores: Input folder, text_scores/2.
         kmeans: Input folder, kmeans/1, for the report's section on clusters; empty for none.
         selected: Output file, LLaVA JSON: the chosen records in input order, untouched but for unique_id.

@@ -18,16 +18,17 @@ def resolve(
     bert_model: str,
     text_options: str,
     num_shards: int,
+    records_per_shard: int,
     num_clusters: int,
     kmeans_uri: str,
     alpha: float,
     num_samples: int,
     ratio: float,
-    temperature: float,
     seed: int,
     select_options: str,
     previous_selected_uri: str,
     cache_uri: str,
+    gpu_count: str,
 ) -> NamedTuple(
     "Versions",
     [
@@ -43,6 +44,7 @@ def resolve(
         ("kmeans_version", str),
         ("select_options", str),
         ("previous_selected_version", str),
+        ("on_gpu", bool),
     ],
 ):
     """Check what a run is asked for and find out which versions of it lie there now."""
@@ -61,16 +63,17 @@ def resolve(
         bert_model=bert_model,
         text_options=text_options,
         num_shards=num_shards,
+        records_per_shard=records_per_shard,
         num_clusters=num_clusters,
         kmeans_uri=kmeans_uri,
         alpha=alpha,
         num_samples=num_samples,
         ratio=ratio,
-        temperature=temperature,
         seed=seed,
         select_options=select_options,
         previous_selected_uri=previous_selected_uri,
         cache_uri=cache_uri,
+        on_gpu=gpu_count != "0",
         resolved=resolved.path,
     )
     result = run_task("resolve", lambda: run(config), {}, resolved=resolved)

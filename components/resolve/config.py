@@ -23,7 +23,8 @@ class ResolveSettings(Settings):
         mgm_options: The same for MGM, and vision_tower_aux.
         text_options: The same for the text side: batch_tokens, dtype and revision of the BERT model; num_iterations and
             order of k-means.
-        select_options: The same for the selection: missing_iou, sampler, stratify, text_normalization, top_percent.
+        select_options: The same for the selection: missing_iou, sampler, stratify, temperature, text_normalization,
+            top_percent.
     """
 
     dataset_uri: str
@@ -36,12 +37,12 @@ class ResolveSettings(Settings):
     bert_model: str = BertFeaturesSettings.model
     text_options: str = ""
     num_shards: int = SplitSettings.num_shards
+    records_per_shard: int = SplitSettings.records_per_shard
     num_clusters: int = ClusterScoringSettings.num_clusters
     kmeans_uri: str = ClusterScoringSettings.kmeans_uri
     alpha: float = JointSelectionSettings.alpha
     num_samples: int = JointSelectionSettings.num_samples
     ratio: float = JointSelectionSettings.ratio
-    temperature: float = JointSelectionSettings.temperature
     seed: int = JointSelectionSettings.seed
     select_options: str = ""
     previous_selected_uri: str = JointSelectionSettings.previous_selected_uri
@@ -59,6 +60,8 @@ class ResolveConfig(ResolveSettings):
 
     Attributes:
         resolved: Output file, JSON: every location with its version.
+        on_gpu: Whether the run has GPUs, handed on to who has to know before there is a model.
     """
 
     resolved: str
+    on_gpu: bool = False

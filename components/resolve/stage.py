@@ -83,6 +83,7 @@ def run(config: ResolveConfig) -> StageResult:
     for name, value in asdict(resolved).items():
         logger.info("%s: %s", name, value or "(empty)")
     found = asdict(resolved) | {"dataset_uri": config.dataset_uri, "image_root_uri": config.image_root_uri}
+    found["on_gpu"] = config.on_gpu
     found |= {WIRING[stage].sources["model"]: model.place for stage, model in models.items()}
     with atomic_writer(config.resolved, "w") as handle:
         json.dump(redacted_values(found), handle, indent=1, sort_keys=True)
@@ -287,4 +288,4 @@ def _look_at_dataset(uri: str, num_samples: int) -> None:
 
 def outputs(result: StageResult) -> dict[str, Any]:
     """What the Kubeflow task hands on."""
-    return {field.name: result.metadata[field.name] for field in fields(Resolved)}
+    return {name: result.metadata[name] for name in (*(field.name for field in fields(Resolved)), "on_gpu")}

@@ -1,34 +1,45 @@
 """Divides the records into shards; all records of one picture stay together."""
 
-import contextlib
 import logging
 import re
 import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-
-from components.split.config import SplitConfig
-from free2ds_common.datasets import Dataset, DatasetWriter, open_dataset
+from components.split.config import MAX_SHARDS, SplitConfig, SplitSettings
+from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
+from free2ds_common.left_over import LEFT_OVER, LeftOver
 from free2ds_common.lineage import MADE_FROM, made_from
-from free2ds_common.places import place
+from free2ds_common.ranges import ROWS_PER_RANGE, sorted_range, spill
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.schemas import RECORDS
 from free2ds_common.storage import room_on_disk
 
 logger = logging.getLogger(__name__)
 
-# Sorted in memory at a time: about 100 MB of LLaVA-665K.
-ROWS_PER_RANGE = 50_000
 _SHARD_NAME = re.compile(r"shard-\d{5}-of-\d{5}")
 
 
 def shard_names(num_shards: int) -> list[str]:
     """The shards' folder names in order."""
     return [f"shard-{shard:05d}-of-{num_shards:05d}" for shard in range(num_shards)]
+
+
+def number_of_shards(settings: SplitSettings, rows: int, asked: int) -> int:
+    """How many shards are made.
+
+    Args:
+        settings: With a number of shards, that many for all that the run asks about, and for a part of it in
+            proportion; without, as many as `records_per_shard` makes.
+        rows: Records to divide.
+        asked: Records that the run asks about, those with results of earlier runs too.
+    """
+    if settings.num_shards:
+        wanted = -(-rows * settings.num_shards // max(1, asked))
+    else:
+        wanted = -(-rows // settings.records_per_shard)
+    return min(max(1, wanted), MAX_SHARDS)
 
 
 def run(config: SplitConfig) -> StageResult:
@@ -51,26 +62,29 @@ def run(config: SplitConfig) -> StageResult:
     records = open_dataset(config.records, RECORDS)
     root = Path(config.shards)
     _remove_shards(root)
-    ranges_per_shard = max(1, -(-records.num_rows // (config.num_shards * ROWS_PER_RANGE)))
-    names = shard_names(config.num_shards)
+    num_shards = number_of_shards(config, records.num_rows, LeftOver.of(records.manifest, records.num_rows).asked)
+    ranges_per_shard = max(1, -(-records.num_rows // (num_shards * ROWS_PER_RANGE)))
+    names = shard_names(num_shards)
     sizes = []
     with room_on_disk(root), tempfile.TemporaryDirectory(dir=root, prefix=".ranges-") as scratch:
-        ranges = _spill(records, config.num_shards * ranges_per_shard, Path(scratch))
+        ranges = spill(records, num_shards * ranges_per_shard, Path(scratch))
         for shard, name in enumerate(names):
             rows = 0
             with DatasetWriter(root / name, RECORDS) as writer:
                 for path in ranges[shard * ranges_per_shard : (shard + 1) * ranges_per_shard]:
-                    table = _sorted_range(path)
+                    table = sorted_range(path)
                     writer.write(table)
                     rows += table.num_rows
-                writer.manifest.update({"shard": shard, "num_shards": config.num_shards})
+                writer.manifest.update({"shard": shard, "num_shards": num_shards})
+                if LEFT_OVER in records.manifest:
+                    writer.manifest[LEFT_OVER] = records.manifest[LEFT_OVER]
                 writer.manifest[MADE_FROM] = made_from(records=config.records)
             sizes.append(rows)
             logger.info("%s: %d records", name, rows)
     counts = Counts(read=records.num_rows, written=sum(sizes))
     return StageResult(
         counts=counts,
-        metrics={"num_shards": config.num_shards, "largest_shard": max(sizes), "smallest_shard": min(sizes)},
+        metrics={"num_shards": num_shards, "largest_shard": max(sizes), "smallest_shard": min(sizes)},
         metadata={"shards": names, "records_per_shard": sizes},
     )
 
@@ -85,28 +99,3 @@ def _remove_shards(root: Path) -> None:
     for folder in root.iterdir():
         if folder.is_dir() and _SHARD_NAME.fullmatch(folder.name):
             shutil.rmtree(folder)
-
-
-def _spill(records: Dataset, num_ranges: int, scratch: Path) -> list[Path]:
-    """Deal the records out to one file per range of places, in a single pass; returns the files in range order."""
-    paths = [scratch / f"{number}.arrow" for number in range(num_ranges)]
-    schema = RECORDS.arrow.insert(0, pa.field("place", pa.uint64()))
-    with contextlib.ExitStack() as files:
-        writers = [files.enter_context(pa.ipc.new_stream(path, schema)) for path in paths]
-        for batch in records.batches():
-            keys = zip(batch.column("image").to_pylist(), batch.column("record_key").to_pylist(), strict=True)
-            places = np.array([place(image, key) for image, key in keys], dtype=np.uint64)
-            # floor(place / 2**64 * num_ranges), on the upper 32 bits so that the product fits into 64.
-            numbers = (places >> np.uint64(32)) * np.uint64(num_ranges) >> np.uint64(32)
-            table = pa.Table.from_batches([batch]).cast(RECORDS.arrow).add_column(0, schema.field(0), pa.array(places))
-            for number in np.unique(numbers):
-                writers[number].write_table(table.take(np.flatnonzero(numbers == number)))
-    return paths
-
-
-def _sorted_range(path: Path) -> pa.Table:
-    """The records of a range in order; those that differ in unique_id alone, by unique_id."""
-    with pa.ipc.open_stream(path) as stream:
-        table = stream.read_all()
-    order = [(column, "ascending") for column in ("place", "image", "record_key", "unique_id")]
-    return table.sort_by(order).drop_columns("place")

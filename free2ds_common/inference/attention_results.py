@@ -2,8 +2,9 @@
 
 import contextlib
 import logging
+import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,28 +13,21 @@ import numpy as np
 import pyarrow as pa
 
 from free2ds_common import outcomes
+from free2ds_common.inference.asked import KIND, deciding_settings
 from free2ds_common.places import place
 from free2ds_common.results_store.found import Found
 from free2ds_common.results_store.key import bucket_of
-from free2ds_common.results_store.pictures import picture_identities
+from free2ds_common.results_store.pictures import Identity, picture_identities
 from free2ds_common.results_store.store import Kind, ResultsStore
 from free2ds_common.results_store.writer import PartWriter
-from free2ds_common.settings import AttentionConfig
+from free2ds_common.settings import AttentionConfig, AttentionSettings
 from free2ds_common.stopping import stop_requests
 
-# What a model says of a record and will say again. Not kept: what costs nothing (no picture, no question, too long a
-# prompt), and what may be another thing the next time (a picture that cannot be read, attention that is not finite).
-KEPT = (outcomes.OK, outcomes.EOS_ONLY)
-# Of what `settings` of the stage says: what decides a map. Not the device, and not the model's name or place.
-_DECIDING = (
-    "model_fingerprint",
-    "prompt",
-    "preprocessing",
-    "max_new_tokens",
-    "dtype",
-    "grid",
-    "capture_version",
-)
+# What a model says of a record and will say again. Not kept: what costs nothing (no picture, no question), and what may
+# be another thing the next time (a picture that cannot be read, attention that is not finite).
+KEPT = (outcomes.OK, outcomes.EOS_ONLY, outcomes.PROMPT_TOO_LONG)
+# Of them, those that the model has answered.
+ANSWERED = (outcomes.OK, outcomes.EOS_ONLY)
 
 
 def attention_kind(positions: int) -> Kind:
@@ -45,7 +39,7 @@ def attention_kind(positions: int) -> Kind:
         pa.field("unknown_tokens", pa.int32(), nullable=False),
         pa.field("map", pa.list_(pa.float32(), positions)),
     ]
-    return Kind("attention", pa.schema(columns))
+    return Kind(KIND, pa.schema(columns))
 
 
 class AttentionResults:
@@ -126,11 +120,10 @@ def open_results(
     if not config.cache_uri:
         yield AttentionResults({}, None, None, lambda: False)
         return
-    deciding = {name: settings[name] for name in _DECIDING} | {"model_type": config.model_type}
-    told = {"model": config.model, "revision": config.revision}
-    store = ResultsStore(config.cache_uri, attention_kind(settings["grid"] ** 2), deciding, told)
+    store = results_store(config, settings)
     log.info("looking %d records up in %s", len(records), store.uri)
-    keys = _keys(store, config.image_root_uri, records)
+    identities = picture_identities(config.image_root_uri, asked_images(records))
+    keys = result_keys(store, identities, records)
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="free2ds-results-"))
         wanted = {key for key, _ in keys.values()}
@@ -141,16 +134,58 @@ def open_results(
         yield results
 
 
-def _keys(
-    store: ResultsStore, image_root_uri: str, records: Sequence[Mapping[str, Any]]
+def results_store(config: AttentionSettings, settings: Mapping[str, Any]) -> ResultsStore:
+    """The results of a model with its settings.
+
+    Args:
+        config: Says where the store is, and how the model is called.
+        settings: As in the attention stage's manifest.
+
+    Raises:
+        StageError: `cache_uri` is no location of any store.
+    """
+    told = {"model": config.model, "revision": config.revision}
+    deciding = deciding_settings(config, settings)
+    return ResultsStore(config.cache_uri, attention_kind(settings["grid"] ** 2), deciding, told)
+
+
+def unasked(record: Mapping[str, Any]) -> str | None:
+    """The outcome of a record that no model is asked about; None for any other."""
+    if not record["image"]:
+        return outcomes.TEXT_ONLY
+    return outcomes.NO_QUESTION if record["question"] is None else None
+
+
+def asked_images(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The pictures of the records that a model is asked about."""
+    return (record["image"] for record in records if unasked(record) is None)
+
+
+def result_keys(
+    store: ResultsStore, identities: Mapping[str, Identity | None], records: Sequence[Mapping[str, Any]]
 ) -> dict[int, tuple[bytes, int]]:
-    """Key and bucket of every record that the model is asked about and whose picture can be told from others."""
-    asked = [index for index, record in enumerate(records) if record["image"] and record["question"] is not None]
-    identities = picture_identities(image_root_uri, (records[index]["image"] for index in asked))
+    """Key and bucket of every record that the model is asked about and whose picture can be told from others.
+
+    Args:
+        store: The model's results.
+        identities: Of the pictures of these records.
+        records: Rows of records/2: image, record_key, question.
+    """
     keys = {}
-    for index in asked:
-        record = records[index]
-        if (identity := identities[record["image"]]) is not None:
+    for index, record in enumerate(records):
+        if unasked(record) is None and (identity := identities[record["image"]]) is not None:
             key = store.key({"question": record["question"], "picture": list(identity)})
             keys[index] = (key, bucket_of(place(record["image"], record["record_key"])))
     return keys
+
+
+def terse_metadata(display_name: str, settings: Mapping[str, Any], rows: int) -> dict[str, str | int]:
+    """What an attention artifact carries: many of them come together; the manifest holds the rest.
+
+    Args:
+        display_name: What tells it from the others.
+        settings: As in its manifest; empty where none are known.
+        rows: Of it.
+    """
+    fingerprints = re.sub(r"([0-9a-f]{12})[0-9a-f]+", r"\1", settings.get("model_fingerprint", ""))
+    return {"display_name": display_name, "fingerprint": fingerprints, "rows": rows}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from free2ds_common.errors import StageError
+from free2ds_common.inference.asked import forget_settings
 from free2ds_common.launch.cache import user_cache
 from free2ds_common.results_store.upkeep import Shelf, StoredPart, broken_parts, compact, remove, shelves
 
@@ -37,7 +38,7 @@ def look_after(arguments: argparse.Namespace) -> int:
         return _verify(chosen)
     if arguments.action == "compact":
         return _compact(chosen, dry_run=arguments.dry_run)
-    return _delete(chosen, arguments)
+    return _delete(chosen, arguments, uri)
 
 
 def _list(chosen: Sequence[Shelf]) -> int:
@@ -88,7 +89,7 @@ def _compact(chosen: Sequence[Shelf], *, dry_run: bool) -> int:
     return 0
 
 
-def _delete(chosen: Sequence[Shelf], arguments: argparse.Namespace) -> int:
+def _delete(chosen: Sequence[Shelf], arguments: argparse.Namespace, cache_uri: str) -> int:
     """Delete parts.
 
     Raises:
@@ -104,6 +105,8 @@ def _delete(chosen: Sequence[Shelf], arguments: argparse.Namespace) -> int:
             parts = [part for part in parts if part.name in broken]
         if not arguments.dry_run:
             remove(shelf.fs, parts)
+            if len(parts) == len(shelf.parts):
+                forget_settings(cache_uri, shelf.folder.rpartition("/")[2])
         rows, size = sum(part.rows for part in parts), sum(part.size for part in parts)
         model = shelf.settings.get("model", "?")
         print(f"{shelf.kind} of {model}: {len(parts)} parts, {rows:,} results, {size / 1e6:,.1f} MB {verb}")

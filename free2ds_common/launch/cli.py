@@ -21,8 +21,8 @@ from free2ds_common.launch.cache import add_cache_options, cache_of_run
 from free2ds_common.launch.cluster_commands import ClusterCommands, cluster_options
 from free2ds_common.launch.containers import require_images
 from free2ds_common.launch.kubernetes_names import require_registry, require_tag
-from free2ds_common.launch.limits import MAX_INPUT_BYTES, MAX_WORKFLOW_BYTES
-from free2ds_common.launch.lint import MAX_SHARDS, largest, require_sound
+from free2ds_common.launch.limits import MAX_INPUT_BYTES, MAX_SHARDS, MAX_WORKFLOW_BYTES
+from free2ds_common.launch.lint import largest, require_sound
 from free2ds_common.launch.local import LocalRun, run_locally
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameter_page import parameter_page

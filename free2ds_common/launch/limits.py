@@ -15,14 +15,17 @@ from typing import Any
 from free2ds_common.errors import SettingError
 from free2ds_common.launch.package import Package
 
+# As many as the split stage makes.
+MAX_SHARDS = 64
 # Of one argument of a process: Linux starts none with a longer one.
 MAX_INPUT_BYTES = 128 << 10
 # Argo's, of the compressed nodes.
 MAX_WORKFLOW_BYTES = 1 << 20
 # What a step's input is meant to stay below.
 WANTED_INPUT_BYTES = 100 << 10
-# Of an artifact that is collected from a loop; `kfp_task` keeps to it.
+# Of an artifact that is collected from a loop, or goes with those; `kfp_task` keeps to it.
 COLLECTED_METADATA_BYTES = 150
+_AS_COLLECTED = {"llava_finished", "mgm_finished"}
 # Of any other artifact that a later step takes in.
 METADATA_BYTES = 2_000
 # Bytes of an artifact in an input beside its URI and metadata: its name, its type, what the launcher adds about the
@@ -76,7 +79,8 @@ def require_fits(package: Package, values: Mapping[str, Any]) -> None:
     Raises:
         SettingError: An input or the Workflow would be too large.
     """
-    shards = package.with_defaults(values)["num_shards"]
+    # Without a number: as many as there may be.
+    shards = package.with_defaults(values)["num_shards"] or MAX_SHARDS
     found = sizes(package, values, shards)
     if found.input_bytes > MAX_INPUT_BYTES:
         raise SettingError(
@@ -159,7 +163,7 @@ class _Graph:
             collected = definition.get("isArtifactList", False)
             source = task.get("inputs", {}).get("artifacts", {}).get(port, {}).get("taskOutputArtifact", {})
             count = known[_LOOPS].get(source.get("producerTask"), self._shards) if collected else 1
-            metadata = COLLECTED_METADATA_BYTES if collected else METADATA_BYTES
+            metadata = COLLECTED_METADATA_BYTES if collected or port in _AS_COLLECTED else METADATA_BYTES
             artifacts[port] = [_artifact("llava-attention", "attention", metadata)] * count
         outputs = component.get("outputDefinitions", {})
         return json.dumps(

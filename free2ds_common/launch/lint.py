@@ -13,12 +13,18 @@ from typing import Any
 import yaml
 
 from free2ds_common.errors import StageError
-from free2ds_common.launch.limits import MAX_INPUT_BYTES, MAX_WORKFLOW_BYTES, WANTED_INPUT_BYTES, Sizes, sizes
+from free2ds_common.launch.limits import (
+    MAX_INPUT_BYTES,
+    MAX_SHARDS,
+    MAX_WORKFLOW_BYTES,
+    WANTED_INPUT_BYTES,
+    Sizes,
+    sizes,
+)
 from free2ds_common.launch.package import Package
 
 # Of the compiled file.
 MAX_SPEC_BYTES = 300_000
-MAX_SHARDS = 64
 _REFERENCE = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
 # The only output of a component that returns one value.
 _SINGLE = "Output"

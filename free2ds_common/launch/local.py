@@ -53,7 +53,7 @@ class LocalRun:
     Attributes:
         package: The compiled pipeline, with the images that are to be used.
         values: The parameters that are not left at their defaults, paths absolute.
-        num_shards: Iterations of the loop.
+        num_shards: Iterations of each model's loop at most; 0 if nobody knows them yet.
         output_dir: Gets the results; what an earlier run left there stays until this one has succeeded.
         keep_work: Keep what the stages handed to each other, in a folder below `output_dir`.
         in_images: Run every stage in its image instead of as a process.
@@ -104,7 +104,7 @@ def _run_in(output: OutputFolder, run: LocalRun, facts: Mapping[str, str]) -> di
     """Run the graph in the work folder; returns the paths of its outputs by name."""
     work = output.work
     # More threads than cores make both shards slower.
-    threads = max(1, (os.cpu_count() or 1) // min(SIDE_BY_SIDE, run.num_shards))
+    threads = max(1, (os.cpu_count() or 1) // min(SIDE_BY_SIDE, run.num_shards or SIDE_BY_SIDE))
     # On one machine a failure repeats itself.
     run.package.without_retries().write(work / PIPELINE)
     (work / ARGUMENTS).write_text(json.dumps(dict(run.values)), encoding="utf-8")

@@ -54,6 +54,10 @@ class Parameter:
         return cls(kind, required, default, definition.get("description", ""))
 
 
+# Steps without a folder of their own in components/, with that of the stage whose image they run in.
+_FOLDERS = {"demand": "reuse"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Origin:
     """Where a task's parameter comes from: a run parameter, a constant, or a task's output; one of them."""
@@ -68,7 +72,7 @@ class StageTask:
     """A step of the graph, wherever it is nested.
 
     Attributes:
-        stage: Name of the folder in components/.
+        stage: Name of the function, and of its folder in components/ if it has one of its own.
         component: Its entry in the spec's `components`.
         sources: The stage's parameter to the run parameter that it comes from, where it comes from one.
         constants: The stage's parameter to the value that the graph gives it, where that is fixed.
@@ -90,8 +94,9 @@ class StageTask:
         return self._config("Config")
 
     def _config(self, suffix: str) -> type[Settings]:
+        folder = _FOLDERS.get(self.stage, self.stage)
         name = "".join(word.capitalize() for word in self.stage.split("_")) + suffix
-        found: type[Settings] = getattr(importlib.import_module(f"components.{self.stage}.config"), name)
+        found: type[Settings] = getattr(importlib.import_module(f"components.{folder}.config"), name)
         return found
 
 

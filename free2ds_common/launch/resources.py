@@ -5,6 +5,7 @@ gave a step more memory after it ran out of it would lose every finished one. `-
 `schedule` changes it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,6 +71,22 @@ NEEDS: Mapping[str, StepNeeds] = {
         hours=12,
         why="a stream of records, and 100 million pixels at a time: 0.2 to 1.2 GB",
         why_cached="resolve says which bytes lie at both URIs",
+    ),
+    "reuse": StepNeeds(
+        cpu="4",
+        memory="4Gi",
+        limited=True,
+        hours=12,
+        why="20,000 records at a time, with their maps",
+        why_cached="resolve says which models and which pictures; an equal run has the same shards again",
+    ),
+    "demand": StepNeeds(
+        cpu="1",
+        memory="512Mi",
+        limited=True,
+        hours=1,
+        why="reads nothing",
+        why_cached="its inputs are all that it reads",
     ),
     "split": StepNeeds(
         cpu="1",
@@ -203,7 +220,8 @@ def ask(task: dsl.PipelineTask, display_name: str) -> dsl.PipelineTask:
         task: A task of a stage.
         display_name: For people; without blanks, as the backend makes folders of it.
     """
-    needs = NEEDS[task.name.replace("-", "_")]
+    # The second task of a stage in one graph is "split-2".
+    needs = NEEDS[re.sub(r"-\d+$", "", task.name).replace("-", "_")]
     task.set_display_name(display_name)
     task.set_cpu_request(needs.cpu)
     task.set_memory_request(needs.memory)

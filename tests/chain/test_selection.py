@@ -66,6 +66,14 @@ def first(example, tmp_path_factory):
     return output_dir
 
 
+def metadata_of_tasks(output_dir):
+    """The name of each task and its artifacts' metadata by port; demand has no artifacts."""
+    for path in output_dir.glob("work-*/tasks/**/executor_output.json"):
+        ports = json.loads(path.read_text()).get("artifacts", {})
+        if ports:
+            yield path.parent.name, {port: made["artifacts"][0]["metadata"] for port, made in ports.items()}
+
+
 def test_the_selection_has_the_exact_size_and_the_records_are_untouched(example, first):
     selected = json.loads((first / "selected.json").read_text())
     records = json.loads((example / "dataset.json").read_text())
@@ -81,21 +89,27 @@ def test_every_record_is_accounted_for(first):
     assert [(reject["index"], reject["reason"], reject["record"]["id"]) for reject in rejects] == [
         (5, "image_missing", "broken")
     ]
-    counts = {}
-    for path in first.glob("work-*/tasks/**/executor_output.json"):
-        for artifact in json.loads(path.read_text())["artifacts"].values():
-            metadata = artifact["artifacts"][0]["metadata"]
-            if "rows" in metadata and "read" not in metadata:
-                # Of the loop, where it carries no more than it must.
-                numbers = [metadata["rows"], metadata["rows"], 0, 0]
-            elif "read" in metadata:
+    counts, finished = {}, {}
+    for task, outputs in metadata_of_tasks(first):
+        for port, metadata in outputs.items():
+            if "read" in metadata:
                 numbers = [metadata[name] for name in ("read", "written", "dropped", "rejected")]
+            elif port == "attention":
+                # Of a loop, where it carries no more than it must.
+                numbers = [metadata["rows"], metadata["rows"], 0, 0]
+            elif port.endswith("_finished"):
+                finished[port] = metadata["rows"]
+                continue
             assert numbers[0] == sum(numbers[1:])
-        counts.setdefault(path.parent.name, []).append(numbers)
+        counts.setdefault(task, []).append(numbers)
+    # Without a results store nothing is.
+    assert finished == {"llava_finished": 0, "mgm_finished": 0}
     assert {stage: [sum(column) for column in zip(*tasks, strict=True)] for stage, tasks in counts.items()} == {
         "resolve": [0, 0, 0, 0],
         "ingest": [21, 20, 0, 1],
+        "reuse": [20, 20, 0, 0],
         "split": [20, 20, 0, 0],
+        "split-2": [20, 20, 0, 0],
         "llava-attention": [20, 20, 0, 0],
         "mgm-attention": [20, 20, 0, 0],
         "bert-features": [20, 20, 0, 0],
@@ -123,36 +137,34 @@ def test_the_artifacts_carry_what_lineage_asks_for(example, first):
     assert metadata["code_version"] == "0.1.0"
     # No image: it ran as a process.
     assert metadata["image"] == ""
-    for path in first.glob("work-*/tasks/**/executor_output.json"):
-        for artifact in json.loads(path.read_text())["artifacts"].values():
-            assert artifact["artifacts"][0]["metadata"]["display_name"]
-            assert None not in artifact["artifacts"][0]["metadata"].values()
+    for _, outputs in metadata_of_tasks(first):
+        for metadata in outputs.values():
+            assert metadata["display_name"]
+            assert None not in metadata.values()
 
 
 def test_what_the_artifacts_carry_fits_into_a_step(first):
     """`launch.limits` counts on it."""
     sizes = {}
-    for path in first.glob("work-*/tasks/**/executor_output.json"):
-        for port, artifact in json.loads(path.read_text())["artifacts"].items():
-            metadata = artifact["artifacts"][0]["metadata"]
-            sizes.setdefault((path.parent.name, port), []).append(len(json.dumps(metadata)))
-    for stage in ("llava-attention", "mgm-attention"):
-        assert max(sizes[stage, "attention"]) <= COLLECTED_METADATA_BYTES
+    for task, outputs in metadata_of_tasks(first):
+        for port, metadata in outputs.items():
+            sizes.setdefault((task, port), []).append(len(json.dumps(metadata)))
+    for model in ("llava", "mgm"):
+        for output in ((f"{model}-attention", "attention"), ("reuse", f"{model}_finished")):
+            assert max(sizes[output]) <= COLLECTED_METADATA_BYTES, output
     for output in (("ingest", "records"), ("cluster-scoring", "scores"), ("cluster-scoring", "kmeans")):
         assert max(sizes[output]) <= METADATA_BYTES, output
 
 
 def test_artifacts_are_told_apart_by_their_names(first):
-    names = [
-        artifact["artifacts"][0]["metadata"]["display_name"]
-        for path in first.glob("work-*/tasks/**/executor_output.json")
-        for artifact in json.loads(path.read_text())["artifacts"].values()
-    ]
+    names = [metadata["display_name"] for _, outputs in metadata_of_tasks(first) for metadata in outputs.values()]
     assert sorted(names) == sorted(
         [
             *("pinned versions", "records", "rejected records", "shards", "text features", "text scores"),
             *("text clusters", "selected records", "scores of all records", "random control", "summary in numbers"),
-            *("report", "overview", "clusters and ranges for later runs"),
+            *("report", "overview", "clusters and ranges for later runs", "shards"),
+            *(f"{model} attention, from earlier runs" for model in ("LLaVA", "MGM")),
+            *(f"records for {model} to score" for model in ("LLaVA", "MGM")),
             *(f"{model} attention, shard {shard} of 2" for model in ("LLaVA", "MGM") for shard in (1, 2)),
         ]
     )

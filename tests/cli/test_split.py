@@ -21,7 +21,7 @@ def test_help_explains_every_port(capsys):
         main(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--records", "--num-shards", "--shards", "(default: 4)"):
+    for option in ("--records", "--num-shards", "--shards", "(default: 0)", "--records-per-shard"):
         assert option in text
 
 
@@ -37,6 +37,8 @@ def test_prints_the_shards_one_a_line_and_then_the_counts(records, tmp_path, cap
 
 def test_default_is_the_pipelines(records, tmp_path, capsys):
     assert main(["--records", records, "--shards", str(tmp_path / "shards")]) == 0
+    assert len(list((tmp_path / "shards").iterdir())) == 1
+    assert main(["--records", records, "--shards", str(tmp_path / "shards"), "--records-per-shard", "6"]) == 0
     assert len(list((tmp_path / "shards").iterdir())) == 4
 
 
@@ -44,6 +46,6 @@ def test_wrong_set_up_is_one_sentence_and_exit_code_2(records, tmp_path, capsys)
     assert main(["--records", records, "--num-shards", "65", "--shards", str(tmp_path / "shards")]) == 2
     assert main(["--records", str(tmp_path), "--shards", str(tmp_path / "shards")]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert errors[0] == "error: num_shards: got 65, wanted 1 to 64."
+    assert errors[0] == "error: num_shards: got 65, wanted 1 to 64, or 0 (by records_per_shard)."
     assert errors[1].startswith(f"error: {tmp_path}: no _manifest.json")
     assert len(errors) == 2

@@ -28,11 +28,13 @@ STAGES = {path.parent.name.replace("_", "-") for path in (REPOSITORY / "images")
     "verdict",
 }
 WITH_MODELS = {"llava-attention", "mgm-attention", "bert-features"}
+# A step of its own in the image of reuse.
+STEPS = STAGES | {"demand"}
 # Never taken from the cache: it looks whether anything has changed.
 NEVER_CACHED = {"resolve"}
-# A node bears the spec's name of its step, or the one for people.
+# A node bears the spec's name of its step, or the one for people; a stage's second step is "split-2".
 _NAMES = step_names(Package.compile(pipeline.free2ds).spec)
-_STAGE_OF = {text: name.key for name in _NAMES for text in (name.key, name.title)}
+_STAGE_OF = {text: re.sub(r"-\d+$", "", name.key) for name in _NAMES for text in (name.key, name.title)}
 _IMAGE = re.compile(r"(?:^|/)free2ds-([a-z-]+)[:@]")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from free2ds_common.launch.resources import GPU_NODE_SELECTOR, GPU_TOLERATIONS, NEEDS
 from tests.cluster import commands
-from tests.cluster.cluster import NEVER_CACHED, STAGES, WITH_MODELS, done, seconds, steps
+from tests.cluster.cluster import NEVER_CACHED, STAGES, STEPS, WITH_MODELS, done, seconds, steps
 from tests.cluster.settings import GROWN, NO_GPU, RECORDS, SMALL
 
 
@@ -24,11 +24,11 @@ class TestFirstRun:
         run, text = first
         assert f"{settings.ui_host.rstrip('/')}/#/runs/details/{run.run_id}" in text
 
-    def test_every_stage_did_its_work(self, first):
+    def test_every_step_did_its_work(self, first):
+        """Two shards for each model, and the division into them."""
         run, _ = first
-        assert {stage: done(run, stage) for stage in STAGES} == {
-            stage: 2 if stage in ("llava-attention", "mgm-attention") else 1 for stage in STAGES
-        }
+        twice = ("llava-attention", "mgm-attention", "split")
+        assert {step: done(run, step) for step in STEPS} == {step: 2 if step in twice else 1 for step in STEPS}
 
     def test_it_selects_byte_for_byte_what_this_machine_selects(self, first, fetched, selected_here):
         assert (fetched(first[0]) / "selected.json").read_bytes() == selected_here("dataset.json")
@@ -107,7 +107,7 @@ def test_an_equal_run_comes_from_the_cache(start, data):
     run = start("equal", data("dataset.json", "first.json"))
     assert run.state == "SUCCEEDED"
     assert {stage: set(states) for stage, states in steps(run).items() if stage not in NEVER_CACHED} == {
-        stage: {"SKIPPED"} for stage in STAGES - NEVER_CACHED
+        stage: {"SKIPPED"} for stage in STEPS - NEVER_CACHED
     }
 
 

@@ -9,6 +9,7 @@ import pipeline
 IMAGES = [
     "free2ds-resolve",
     "free2ds-ingest",
+    "free2ds-reuse",
     "free2ds-split",
     "free2ds-llava-attention",
     "free2ds-mgm-attention",
@@ -20,7 +21,7 @@ IMAGES = [
 
 def images_of(compiled):
     executors = compiled.spec["deploymentSpec"]["executors"].values()
-    return sorted(executor["container"]["image"] for executor in executors if "container" in executor)
+    return sorted({executor["container"]["image"] for executor in executors if "container" in executor})
 
 
 def test_registry_and_tag(compile_pipeline):

@@ -29,7 +29,7 @@ def test_has_the_images_of_every_stage(loop):
     executors = loop.spec["deploymentSpec"]["executors"].values()
     images = {executor["container"]["image"] for executor in executors if "container" in executor}
     stages = ("bert-features", "cluster-scoring", "evaluate", "finetune", "ingest", "joint-selection")
-    stages += ("llava-attention", "mgm-attention", "resolve", "split", "verdict")
+    stages += ("llava-attention", "mgm-attention", "resolve", "reuse", "split", "verdict")
     assert images == {f"registry.example/team/free2ds-{stage}:1.2.3" for stage in stages}
 
 

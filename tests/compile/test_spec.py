@@ -15,10 +15,10 @@ from free2ds_common.launch.resources import ResourceSettings
 from free2ds_common.settings import Versions as VersionSettings
 
 GPU_TASKS = ["llava-attention", "mgm-attention", "bert-features"]
-CPU_TASKS = ["resolve", "ingest", "split", "cluster-scoring", "joint-selection"]
+CPU_TASKS = ["resolve", "ingest", "reuse", "split", "cluster-scoring", "joint-selection"]
 TASKS = [*GPU_TASKS, *CPU_TASKS]
 # In which graph each step is.
-GRAPHS = {"llava-attention": "score-shard", "mgm-attention": "score-shard", "joint-selection": "score-and-select"}
+GRAPHS = {"llava-attention": "score-llava", "mgm-attention": "score-mgm", "joint-selection": "score-and-select"}
 VERSIONS = {field.name for field in dataclasses.fields(VersionSettings)}
 RESOURCES = {field.name for field in dataclasses.fields(ResourceSettings)}
 # What the compiler itself adds to a task whose resources are run parameters.
@@ -37,6 +37,7 @@ def resource(parameter):
 NEEDS = {
     "resolve": ("1", "2Gi", False, 1),
     "ingest": ("4", "4Gi", True, 12),
+    "reuse": ("4", "4Gi", True, 12),
     "split": ("1", "2Gi", True, 2),
     "llava-attention": ("4", "32Gi", False, 168),
     "mgm-attention": ("4", "32Gi", False, 168),
@@ -126,7 +127,8 @@ def test_a_lost_pod_is_tried_again_but_not_the_check_of_the_set_up(compiled, nam
 DISPLAY_NAMES = {
     "resolve": "check-and-pin-versions",
     "ingest": "read-data-set",
-    "split": "split-into-shards",
+    "reuse": "take-finished-results",
+    "split": "split-for-LLaVA",
     "llava-attention": "LLaVA-attention",
     "mgm-attention": "MGM-attention",
     "bert-features": "text-features",
@@ -145,9 +147,12 @@ def test_steps_have_names_for_people(compiled, name):
 
 def test_graphs_have_names_for_people(compiled):
     assert compiled.tasks("root")["score-and-select"]["taskInfo"]["name"] == "Score all shards and select"
-    assert compiled.tasks("score-and-select")["for-loop-1"]["taskInfo"]["name"] == "shards"
-    assert compiled.tasks("for-loop-1")["score-shard"]["taskInfo"]["name"] == "One shard"
-    assert compiled.tasks("score-shard")["importer"]["taskInfo"]["name"] == "Shard"
+    for number, model, name in ((1, "llava", "LLaVA"), (2, "mgm", "MGM")):
+        assert compiled.tasks("score-and-select")[f"for-loop-{number}"]["taskInfo"]["name"] == f"{model}-shards"
+        assert compiled.tasks(f"for-loop-{number}")[f"score-{model}"]["taskInfo"]["name"] == f"One shard, {name}"
+        assert compiled.tasks(f"score-{model}")["importer"]["taskInfo"]["name"] == "Shard"
+    assert compiled.tasks("root")["split-2"]["taskInfo"]["name"] == "split-for-MGM"
+    assert compiled.tasks("root")["demand"]["taskInfo"]["name"] == "say-which-GPUs-are-needed"
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -157,9 +162,35 @@ def test_every_step_runs_in_its_own_image_and_installs_nothing(compiled, name):
     assert "pip" not in " ".join(container["command"][:3])
 
 
-def test_there_is_nothing_but_the_eight_stages_and_the_importer(compiled):
+def test_there_is_nothing_but_the_stages_and_the_importers(compiled):
     executors = set(compiled.spec["deploymentSpec"]["executors"])
-    assert executors == {f"exec-{name}" for name in [*TASKS, "importer"]}
+    assert executors == {f"exec-{name}" for name in [*TASKS, "split-2", "demand", "importer", "importer-2"]}
+
+
+def test_what_says_which_gpus_are_needed(compiled):
+    """In the image of reuse, for its two answers; it reads nothing else."""
+    assert compiled.container("demand")["image"] == "free2ds-reuse:dev"
+    parameters = compiled.tasks("root")["demand"]["inputs"]["parameters"]
+    assert parameters == {
+        **{name: {"componentInputParameter": name} for name in ("gpu_count", "gpu_node_selector", "gpu_tolerations")},
+        **{
+            name: {"taskOutputParameter": {"outputParameterKey": name, "producerTask": "reuse"}}
+            for name in ("llava_new", "mgm_new")
+        },
+    }
+    assert compiled.kubernetes("demand") == {"activeDeadlineSeconds": "3600", **RESTRICTED}
+
+
+def test_each_model_has_its_own_shards(compiled):
+    for task, model in (("split", "llava"), ("split-2", "mgm")):
+        inputs = compiled.tasks("root")[task]["inputs"]
+        assert inputs["artifacts"]["records"]["taskOutputArtifact"] == {
+            "outputArtifactKey": f"{model}_missing",
+            "producerTask": "reuse",
+        }
+        assert inputs["parameters"] == {
+            name: {"componentInputParameter": name} for name in ("num_shards", "records_per_shard")
+        }
 
 
 def test_gpu_defaults_of_the_pipeline(compiled):
@@ -181,13 +212,18 @@ def test_only_the_two_locations_must_be_given_and_every_parameter_is_described(c
     assert all(definition["description"] for definition in inputs.values())
 
 
-def test_the_loop_runs_one_nested_pipeline_per_shard(compiled):
-    loop = compiled.tasks("score-and-select")["for-loop-1"]
-    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--shard_uris"}
-    assert loop["inputs"]["parameters"]["pipelinechannel--shard_uris"] == {"componentInputParameter": "shard_uris"}
-    assert loop["iteratorPolicy"] == {"parallelismLimit": 8}
-    assert list(compiled.tasks("for-loop-1")) == ["score-shard"]
-    assert set(compiled.tasks("score-shard")) == {"importer", "llava-attention", "mgm-attention"}
+MODELS = pytest.mark.parametrize(("loop", "model"), [("for-loop-1", "llava"), ("for-loop-2", "mgm")])
+
+
+@MODELS
+def test_the_loop_runs_one_nested_pipeline_per_shard(compiled, loop, model):
+    task = compiled.tasks("score-and-select")[loop]
+    channel = f"pipelinechannel--{model}_shards"
+    assert task["parameterIterator"]["items"] == {"inputParameter": channel}
+    assert task["inputs"]["parameters"][channel] == {"componentInputParameter": f"{model}_shards"}
+    assert task["iteratorPolicy"] == {"parallelismLimit": 8}
+    assert list(compiled.tasks(loop)) == [f"score-{model}"]
+    assert set(compiled.tasks(f"score-{model}")) == {"importer", f"{model}-attention"}
 
 
 def test_the_loops_graph_is_given_all_that_it_needs(compiled):
@@ -195,7 +231,8 @@ def test_the_loops_graph_is_given_all_that_it_needs(compiled):
     given = compiled.tasks("root")["score-and-select"]["inputs"]["parameters"]
     made = {name: source["taskOutputParameter"] for name, source in given.items() if "taskOutputParameter" in source}
     assert made == {
-        "shard_uris": {"outputParameterKey": "Output", "producerTask": "split"},
+        "llava_shards": {"outputParameterKey": "Output", "producerTask": "split"},
+        "mgm_shards": {"outputParameterKey": "Output", "producerTask": "split-2"},
         **{
             name: {"outputParameterKey": name, "producerTask": "resolve"}
             for name in (
@@ -203,46 +240,61 @@ def test_the_loops_graph_is_given_all_that_it_needs(compiled):
                 *("mgm_revision", "mgm_options", "select_options", "previous_selected_version"),
             )
         },
+        **{
+            name: {"outputParameterKey": name, "producerTask": "demand"}
+            for model in ("llava", "mgm")
+            for name in (f"{model}_gpu_count", f"{model}_gpu_node_selector", f"{model}_gpu_tolerations")
+        },
     }
 
 
-@pytest.mark.parametrize("name", ["gpu_node_selector", "gpu_tolerations", "store_secret", "store_config_map"])
-def test_what_only_kubernetes_reads_goes_through_the_loop_as_it_is(compiled, name):
+@MODELS
+@pytest.mark.parametrize("name", ["store_secret", "store_config_map", "gpu_type"])
+def test_what_only_kubernetes_reads_goes_through_the_loop_as_it_is(compiled, name, loop, model):
     root = compiled.tasks("root")["score-and-select"]["inputs"]["parameters"]
-    outer = compiled.tasks("score-and-select")["for-loop-1"]["inputs"]["parameters"]
-    inner = compiled.tasks("for-loop-1")["score-shard"]["inputs"]["parameters"]
+    outer = compiled.tasks("score-and-select")[loop]["inputs"]["parameters"]
+    inner = compiled.tasks(loop)[f"score-{model}"]["inputs"]["parameters"]
     assert root[name] == {"componentInputParameter": name}
     assert outer[f"pipelinechannel--{name}"] == {"componentInputParameter": name}
     assert inner[name] == {"componentInputParameter": f"pipelinechannel--{name}"}
 
 
-def test_each_shard_is_imported_by_its_uri_and_handed_to_both_models(compiled):
-    tasks = compiled.tasks("score-shard")
+@MODELS
+@pytest.mark.parametrize("name", ["gpu_count", "gpu_node_selector", "gpu_tolerations"])
+def test_each_loop_is_given_what_its_model_demands(compiled, name, loop, model):
+    outer = compiled.tasks("score-and-select")[loop]["inputs"]["parameters"]
+    inner = compiled.tasks(loop)[f"score-{model}"]["inputs"]["parameters"]
+    assert outer[f"pipelinechannel--{model}_{name}"] == {"componentInputParameter": f"{model}_{name}"}
+    assert inner[name] == {"componentInputParameter": f"pipelinechannel--{model}_{name}"}
+
+
+@MODELS
+def test_each_shard_is_imported_by_its_uri_and_handed_to_the_model(compiled, loop, model):
+    tasks = compiled.tasks(f"score-{model}")
     assert tasks["importer"]["inputs"]["parameters"]["uri"] == {"componentInputParameter": "shard_uri"}
-    importer = compiled.spec["deploymentSpec"]["executors"]["exec-importer"]["importer"]
+    label = "exec-importer" if model == "llava" else "exec-importer-2"
+    importer = compiled.spec["deploymentSpec"]["executors"][label]["importer"]
     assert importer["typeSchema"]["schemaTitle"] == "system.Dataset"
     assert importer["metadata"] == {"display_name": "shard"}
     assert "reimport" not in importer
-    for name in ("llava-attention", "mgm-attention"):
-        assert tasks[name]["inputs"]["artifacts"]["shard"]["taskOutputArtifact"]["producerTask"] == "importer"
+    source = tasks[f"{model}-attention"]["inputs"]["artifacts"]["shard"]["taskOutputArtifact"]
+    assert source["producerTask"] == "importer"
 
 
-def test_the_selection_collects_the_maps_of_all_shards(compiled):
+def test_the_selection_collects_the_maps_of_all_shards_and_takes_the_finished_ones(compiled):
     artifacts = compiled.tasks("score-and-select")["joint-selection"]["inputs"]["artifacts"]
+    finished = ("llava_finished", "mgm_finished")
     assert artifacts == {
-        "llava_attention": {
-            "taskOutputArtifact": {
-                "producerTask": "for-loop-1",
-                "outputArtifactKey": "pipelinechannel--score-shard-llava",
+        **{
+            f"{model}_attention": {
+                "taskOutputArtifact": {
+                    "producerTask": loop,
+                    "outputArtifactKey": f"pipelinechannel--score-{model}-Output",
+                }
             }
+            for loop, model in (("for-loop-1", "llava"), ("for-loop-2", "mgm"))
         },
-        "mgm_attention": {
-            "taskOutputArtifact": {
-                "producerTask": "for-loop-1",
-                "outputArtifactKey": "pipelinechannel--score-shard-mgm",
-            }
-        },
-        **{name: {"componentInputArtifact": name} for name in ("records", "text_scores", "kmeans")},
+        **{name: {"componentInputArtifact": name} for name in ("records", "text_scores", "kmeans", *finished)},
     }
     outer = compiled.tasks("root")["score-and-select"]["inputs"]["artifacts"]
     producers = {port: tuple(source["taskOutputArtifact"].values()) for port, source in outer.items()}
@@ -250,6 +302,7 @@ def test_the_selection_collects_the_maps_of_all_shards(compiled):
         "records": ("records", "ingest"),
         "text_scores": ("scores", "cluster-scoring"),
         "kmeans": ("kmeans", "cluster-scoring"),
+        **{name: (name, "reuse") for name in finished},
     }
     inputs = compiled.component("joint-selection")["inputDefinitions"]["artifacts"]
     assert inputs["llava_attention"]["isArtifactList"]
@@ -303,7 +356,8 @@ def test_the_form_is_short(compiled):
 
 def class_of(stage, kind):
     name = "".join(word.capitalize() for word in stage.split("_")) + kind
-    return getattr(importlib.import_module(f"components.{stage}.config"), name)
+    folder = "reuse" if stage == "demand" else stage
+    return getattr(importlib.import_module(f"components.{folder}.config"), name)
 
 
 def fields_of(stage, kind):
@@ -311,7 +365,9 @@ def fields_of(stage, kind):
 
 
 # The graph has one BERT step; from a shell several may share the work.
-SHELL_ONLY = {"bert_features": {"part"}}
+SHELL_ONLY = {"bert_features": {"part"}, "resolve": {"on_gpu"}}
+# Ports that become a part of another's list.
+LISTED = {"joint_selection": {"llava_finished", "mgm_finished"}}
 STAGES = [name.replace("-", "_") for name in TASKS]
 TYPES = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool}
 # Beside settings and versions: whether a step was given a GPU decides whether it must have one.
@@ -332,7 +388,7 @@ def test_a_components_signature_is_its_config(compiled, stage):
         if not name.startswith(RESOURCE_INPUTS) and name not in VERSIONS | GPU_ECHO | {"options"}
     }
     assert parameters == {name: field.type for name, field in settings.items() if name not in options | {"require_gpu"}}
-    ports = set(inputs.get("artifacts", {})) | set(outputs["artifacts"])
+    ports = (set(inputs.get("artifacts", {})) | set(outputs["artifacts"])) - LISTED.get(stage, set())
     assert ports == set(fields_of(stage, "Config")) - set(settings) - SHELL_ONLY.get(stage, set())
 
 
@@ -370,6 +426,9 @@ def test_the_pipelines_defaults_are_the_settings():
     assert set(wanted) == set(package.parameters)
     # Only the report's pictures need it in joint_selection, so a shell may leave it out.
     wanted["image_root_uri"].discard("")
+    # Of two models, reuse has no default of its own.
+    for name in ("llava_model", "mgm_model"):
+        wanted[name].discard(dataclasses.MISSING)
     for name, parameter in package.parameters.items():
         (default,) = wanted[name]
         given = json.dumps(parameter.default, sort_keys=True) if name in RESOURCES else parameter.default
@@ -385,7 +444,8 @@ def test_every_setting_of_every_step_comes_from_a_run_parameter_or_a_version():
 def test_resolve_checks_what_the_graph_hands_over():
     """The table that resolve checks settings by is the graph's wiring."""
     for task in Package.compile(pipeline.free2ds).stage_tasks:
-        if task.stage != "resolve":
+        # What reuse is given is checked as the attention stages'.
+        if task.stage not in ("resolve", "reuse", "demand"):
             given = {name: source for name, source in task.sources.items() if name in fields_of(task.stage, "Settings")}
             assert WIRING[task.stage].sources == given, task.stage
             assert bool(WIRING[task.stage].text) == ("options" in task.made), task.stage
@@ -408,8 +468,9 @@ def test_no_resource_refers_to_a_parameter_that_is_not_text(compiled):
             assert task_of(compiled, name)["inputs"]["parameters"][reference] == {"componentInputParameter": parameter}
             seen.add(parameter)
     assert seen == {"gpu_type", "gpu_count"}
-    nested = compiled.component("score-shard")["inputDefinitions"]["parameters"]
-    assert {nested[name]["parameterType"] for name in seen & set(nested)} == {"STRING"}
+    for model in ("llava", "mgm"):
+        nested = compiled.component(f"score-{model}")["inputDefinitions"]["parameters"]
+        assert {nested[name]["parameterType"] for name in seen} == {"STRING"}
 
 
 def test_the_pipelines_page_has_one_sentence(compiled):

@@ -20,9 +20,9 @@ SETTINGS = {
     "resolve": {
         name: name
         for name in (
-            *("dataset_uri", "image_root_uri", "max_reject_fraction", "num_shards"),
+            *("dataset_uri", "image_root_uri", "max_reject_fraction", "num_shards", "records_per_shard"),
             *("llava_model", "llava_options", "mgm_model", "mgm_options", "bert_model", "text_options"),
-            *("num_clusters", "ratio", "num_samples", "alpha", "temperature", "select_options", "seed"),
+            *("num_clusters", "ratio", "num_samples", "alpha", "select_options", "seed"),
             *("kmeans_uri", "previous_selected_uri", "cache_uri"),
         )
     },
@@ -31,7 +31,17 @@ SETTINGS = {
         "image_root_uri": "image_root_uri",
         "max_reject_fraction": "max_reject_fraction",
     },
-    "split": {"num_shards": "num_shards"},
+    "reuse": {
+        **ATTENTION,
+        "llava_model": "llava_model",
+        "llava_revision": "resolve.llava_revision",
+        "llava_options": "resolve.llava_options",
+        "mgm_model": "mgm_model",
+        "mgm_revision": "resolve.mgm_revision",
+        "mgm_options": "resolve.mgm_options",
+        "on_gpu": "resolve.on_gpu",
+    },
+    "split": {"num_shards": "num_shards", "records_per_shard": "records_per_shard"},
     "llava_attention": {"model": "llava_model", "revision": "resolve.llava_revision", **ATTENTION},
     "mgm_attention": {"model": "mgm_model", "revision": "resolve.mgm_revision", **ATTENTION},
     "bert_features": {"model": "bert_model", "revision": "resolve.bert_revision", "cache_uri": "cache_uri"},
@@ -39,7 +49,7 @@ SETTINGS = {
     "joint_selection": {
         name: name
         for name in (
-            *("ratio", "num_samples", "alpha", "temperature", "previous_selected_uri"),
+            *("ratio", "num_samples", "alpha", "previous_selected_uri"),
             *("max_reject_fraction", "seed", "image_root_uri"),
         )
     },
@@ -75,11 +85,12 @@ OPTIONS = {
     ),
     "joint_selection": (
         "resolve.select_options",
-        "missing_iou=text sampler=top stratify=source text_normalization=rank top_percent=12.5",
+        "missing_iou=text sampler=top stratify=source temperature=0.5 text_normalization=rank top_percent=12.5",
         {
             "missing_iou": "text",
             "sampler": "top",
             "stratify": "source",
+            "temperature": 0.5,
             "text_normalization": "rank",
             "top_percent": 12.5,
         },
@@ -92,6 +103,7 @@ VERSIONS = {
         "dataset_version": "resolve.dataset_version",
         "image_root_version": "resolve.image_root_version",
     },
+    "reuse": {"image_root_version": "resolve.image_root_version"},
     "split": {},
     "llava_attention": {"image_root_version": "resolve.image_root_version"},
     "mgm_attention": {"image_root_version": "resolve.image_root_version"},
@@ -109,13 +121,25 @@ GPU_STEP = {
     "selector": "gpu_node_selector",
     "tolerations": "gpu_tolerations",
 }
+# Of an attention step: as many as its model demands. Selector and tolerations are its graph's, which gets those that
+# the model demands (test_spec).
+DEMANDED = {
+    model: {
+        "type": "gpu_type",
+        "count": f"demand.{model}_gpu_count",
+        "selector": "gpu_node_selector",
+        "tolerations": "gpu_tolerations",
+    }
+    for model in ("llava", "mgm")
+}
 ACCESS = {"secret": "store_secret", "config_map": "store_config_map"}
 RESOURCES = {
     "resolve": ACCESS,
     "ingest": ACCESS,
+    "reuse": ACCESS,
     "split": {},
-    "llava_attention": {**GPU_STEP, **ACCESS},
-    "mgm_attention": {**GPU_STEP, **ACCESS},
+    "llava_attention": {**DEMANDED["llava"], **ACCESS},
+    "mgm_attention": {**DEMANDED["mgm"], **ACCESS},
     "bert_features": {**GPU_STEP, **ACCESS},
     "cluster_scoring": ACCESS,
     "joint_selection": ACCESS,
@@ -124,6 +148,7 @@ RESOURCES = {
 
 # Of the outputs.
 NO_ARTIFACTS = {"Output", *(source.removeprefix("resolve.") for source, _, _ in OPTIONS.values())}
+NO_ARTIFACTS |= {"on_gpu", "llava_new", "mgm_new"}
 NO_ARTIFACTS |= {f"{model}_revision" for model in ("llava", "mgm", "bert")}
 NO_ARTIFACTS |= {f"{name}_version" for name in ("dataset", "image_root", "kmeans", "previous_selected")}
 
@@ -151,8 +176,9 @@ def values(package):
         name: make[parameter.kind](number, name) if parameter.kind in make else {"its": name}
         for number, (name, parameter) in enumerate(package.parameters.items())
     } | {
-        f"resolve.{name}": "" if name.endswith("_options") else f"made {name}"
-        for name in package.spec["components"]["comp-resolve"]["outputDefinitions"]["parameters"]
+        f"{stage}.{name}": "" if name.endswith("_options") else f"made {name}"
+        for stage in ("resolve", "demand")
+        for name in package.spec["components"][f"comp-{stage}"]["outputDefinitions"]["parameters"]
     }
 
 
@@ -197,7 +223,7 @@ def handed_over(task, values):
     """What the graph hands to a task's component, resources apart; a GPU step is told how many GPUs it has."""
     names = {*SETTINGS[task.stage], *VERSIONS[task.stage]}
     names |= {"options"} if task.stage in OPTIONS else set()
-    names |= {"gpu_count"} if "type" in RESOURCES[task.stage] else set()
+    names |= {"gpu_count"} if "type" in RESOURCES[task.stage] or task.stage == "resolve" else set()
     sources = {name: values[source] for name, source in task.sources.items()}
     made = {name: values[source] for name, source in task.made.items()}
     return {name: value for name, value in {**task.constants, **sources, **made}.items() if name in names}
@@ -205,7 +231,7 @@ def handed_over(task, values):
 
 def test_the_tables_name_every_run_parameter(package):
     named = {source for table in (*SETTINGS.values(), *RESOURCES.values()) for source in table.values()}
-    assert {name for name in named if not name.startswith("resolve.")} == set(package.parameters)
+    assert {name for name in named if "." not in name} == set(package.parameters)
 
 
 def test_the_tables_name_every_output_of_resolve(package):
@@ -239,8 +265,15 @@ def test_every_option_is_tried(stage, tasks):
 @pytest.mark.parametrize("stage", ["llava_attention", "mgm_attention", "bert_features"])
 @pytest.mark.parametrize(("gpu_count", "required"), [("1", True), ("2", True), ("0", False)])
 def test_a_step_that_was_given_gpus_must_find_one(stage, gpu_count, required, tasks, values, run_component):
-    config, _ = run_component(stage, handed_over(tasks[stage], {**values, "gpu_count": gpu_count}))
+    source = RESOURCES[stage]["count"]
+    config, _ = run_component(stage, handed_over(tasks[stage], {**values, source: gpu_count}))
     assert config.require_gpu is required
+
+
+@pytest.mark.parametrize(("gpu_count", "on_gpu"), [("1", True), ("0", False)])
+def test_resolve_says_whether_there_are_gpus(gpu_count, on_gpu, tasks, values, run_component):
+    config, _ = run_component("resolve", handed_over(tasks["resolve"], {**values, "gpu_count": gpu_count}))
+    assert config.on_gpu is on_gpu
 
 
 @pytest.mark.parametrize("stage", SETTINGS)
@@ -248,7 +281,9 @@ def test_paths_reach_the_ports(stage, tasks, values, run_component, tmp_path):
     config, artifacts = run_component(stage, handed_over(tasks[stage], values))
     for port in artifacts:
         path = str(tmp_path / port)
-        assert getattr(config, port) in (path, [path]), port
+        # What is finished joins the shards' list.
+        name = port.replace("_finished", "_attention") if stage == "joint_selection" else port
+        assert getattr(config, name) == path or path in getattr(config, name), port
 
 
 @pytest.mark.parametrize("stage", VERSIONS)
@@ -265,7 +300,8 @@ def test_versions_are_kept_with_every_output(stage, tasks, values, run_component
 def test_steps_ask_for_what_the_run_says(stage, package, tasks):
     executor = f"exec-{stage.replace('_', '-')}"
     asked = package.spec["deploymentSpec"]["executors"][executor]["container"]["resources"]
-    inputs = {f"{{{{$.inputs.parameters['{name}']}}}}": source for name, source in tasks[stage].sources.items()}
+    sources = {**tasks[stage].sources, **tasks[stage].made}
+    inputs = {f"{{{{$.inputs.parameters['{name}']}}}}": source for name, source in sources.items()}
     platform = package.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][executor]
     named = {}
     for kind, entry, field in (
@@ -277,7 +313,7 @@ def test_steps_ask_for_what_the_run_says(stage, package, tasks):
         given = platform.get(entry, [])
         for one in given if isinstance(given, list) else [given]:
             named[kind] = one[field]["componentInputParameter"]
-    found = {kind: tasks[stage].sources.get(name, name) for kind, name in named.items()}
+    found = {kind: sources.get(name, name) for kind, name in named.items()}
     if "accelerator" in asked:
         found["type"] = inputs[asked["accelerator"]["resourceType"]]
         found["count"] = inputs[asked["accelerator"]["resourceCount"]]

@@ -9,7 +9,7 @@ from components.joint_selection.config import JointSelectionConfig
 from components.joint_selection.overlap import intersection_over_union, top_bits
 from components.joint_selection.stage import run
 from free2ds_common.datasets import DatasetWriter, open_dataset
-from free2ds_common.inference.attention_stage import CAPTURE_VERSION
+from free2ds_common.inference.asked import CAPTURE_VERSION
 from free2ds_common.schemas import RECORDS, SCORES, TEXT_SCORES, attention_schema
 from tests.support.selection import read_json
 

@@ -23,7 +23,12 @@ from tests.support.kfp_stub import KfpStub, read
 # The order in which the steps of a run come; the loop's have a turn for each shard.
 IN_LOOP = ("llava-attention", "mgm-attention")
 WITH_MODELS = (*IN_LOOP, "bert-features")
-STAGES = ("resolve", "ingest", "split", *WITH_MODELS, "cluster-scoring", "joint-selection")
+STAGES = (
+    *("resolve", "ingest", "reuse", "demand", "split", "split-2"),
+    *(*WITH_MODELS, "cluster-scoring", "joint-selection"),
+)
+# Those that run in the image of another.
+IMAGES = {"demand": "reuse", "split-2": "split"}
 GPU_LABELS = {"nvidia.com/gpu.present": "true"}
 
 
@@ -159,7 +164,7 @@ class ActingBackend(KfpStub):
         requests = {"cpu": asked["resourceCpuRequest"], "memory": asked["resourceMemoryRequest"]}
         container = {
             "name": "main",
-            "image": f"free2ds-{stage}:dev",
+            "image": f"free2ds-{IMAGES.get(stage, stage)}:dev",
             "resources": {"requests": requests, "limits": limits},
             "securityContext": {
                 "runAsUser": 0 if "root" in self.flaws else 10001,

@@ -45,6 +45,7 @@ def test_the_stages_are_there():
         "llava_attention",
         "mgm_attention",
         "resolve",
+        "reuse",
         "split",
         "verdict",
     ]

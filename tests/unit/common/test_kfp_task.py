@@ -14,6 +14,7 @@ from components.cluster_scoring.component import cluster_scoring
 from components.evaluate.component import evaluate
 from components.finetune.component import finetune
 from components.ingest.component import ingest
+from components.reuse.component import reuse
 from components.split.component import split
 from free2ds_common import __version__, kfp_task
 from free2ds_common.datasets import DatasetWriter, open_dataset
@@ -227,7 +228,24 @@ def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path,
                 "max_reject_fraction": 0.05,
             },
         ),
-        (split, ("records",), ("shards",), {"num_shards": 2}),
+        (split, ("records",), ("shards",), {"num_shards": 2, "records_per_shard": 10}),
+        (
+            reuse,
+            ("records",),
+            ("llava_finished", "mgm_finished", "llava_missing", "mgm_missing"),
+            {
+                "image_root_uri": "",
+                "image_root_version": "",
+                "llava_model": "m",
+                "llava_revision": "main",
+                "llava_options": "batch_size=2",
+                "mgm_model": "m",
+                "mgm_revision": "main",
+                "mgm_options": "",
+                "on_gpu": False,
+                "cache_uri": "",
+            },
+        ),
         (
             bert_features,
             ("records",),

@@ -41,7 +41,10 @@ def test_names_stand_in_order():
     ("text", "message"),
     [
         ("sampler", "options: got 'sampler', wanted name=value, separated by blanks."),
-        ("alpha=1", "options: got 'alpha', wanted one of missing_iou, sampler, stratify, text_normalization, top_perc"),
+        (
+            "alpha=1",
+            "options: got 'alpha', wanted one of missing_iou, sampler, stratify, temperature, text_",
+        ),
         ("sampler=top sampler=top", "options: has sampler twice."),
         ('sampler="top', "options: got 'sampler=\"top', with a quote that does not end."),
         ("top_percent=half", "options: top_percent: got 'half', wanted a number."),

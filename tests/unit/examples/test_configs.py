@@ -31,7 +31,8 @@ def test_the_pipeline_takes_it_for_a_cluster(path, package):
 
 def test_the_example_has_the_published_setting(package):
     values = package.with_defaults(read_parameters(package, str(CONFIGS[-1]), []))
-    published = {"ratio": 0.2, "temperature": 1.0, "alpha": 0.5, "num_clusters": 1000, "num_samples": 0}
+    # The temperature at its default: 1.
+    published = {"ratio": 0.2, "select_options": "", "alpha": 0.5, "num_clusters": 1000, "num_samples": 0}
     assert {name: values[name] for name in published} == published
 
 

@@ -7,12 +7,15 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from free2ds_common.datasets import open_dataset
 from free2ds_common.errors import StageError
 from free2ds_common.inference import attention_stage
+from free2ds_common.inference.asked import DECIDING
 from free2ds_common.inference.attention_stage import run_attention
+from free2ds_common.left_over import LeftOver
 from free2ds_common.schemas import attention_schema
 from free2ds_common.stopping import Stopped
 from tests.support.results import parts
@@ -203,6 +206,91 @@ def test_a_store_that_refuses_is_said_before_anything_is_computed(started, confi
     Path(config.cache_uri).write_text("a file")
     with pytest.raises(StageError, match="lies below a file, wanted a folder for results"):
         started()
+
+
+PINNED = "3 files " + "0" * 32
+
+
+def load_nothing(*arguments):
+    raise AssertionError("the model is loaded")
+
+
+class TestWithoutTheModel:
+    """Of a model with a version, an earlier run's settings are known before it is loaded."""
+
+    def test_a_second_run_loads_nothing_and_writes_the_same(self, started, config):
+        _, rows = started(revision=PINNED)
+        counts, same = started(load=load_nothing, draw=False, revision=PINNED)
+        assert counts == (ASKED, 0)
+        assert same == rows
+        manifest = open_dataset(config.attention, attention_schema()).manifest
+        assert (manifest["device"], manifest["dtype"]) == ("none, all results were there", "float32")
+
+    def test_new_records_need_it(self, started):
+        started(revision=PINNED)
+        grown = [*ROWS, ("c.png", "And this?")]
+        assert started(grown, draw=False, revision=PINNED)[0] == (ASKED, 1)
+
+    def test_a_branch_may_have_moved(self, started):
+        started()
+        with pytest.raises(AssertionError, match="the model is loaded"):
+            started(load=load_nothing, draw=False)
+
+    def test_what_is_known_may_be_wrong(self, started, load_tiny):
+        """Another processor under the same words: its own results are looked for, and kept."""
+        started(revision=PINNED)
+        other = changed(load_tiny, preprocessing={"size": 25})
+        grown = [*ROWS, ("c.png", "And this?")]
+        assert started(grown, draw=False, revision=PINNED, load=other)[0] == (0, ASKED + 1)
+        assert started(grown, draw=False, revision=PINNED, load=load_nothing)[0] == (ASKED + 1, 0)
+
+
+class TestLeftOver:
+    """Shards of what the reuse stage left over."""
+
+    @pytest.fixture
+    def promised(self, started, config):
+        """The settings of finished results."""
+        started(revision=PINNED)
+        manifest = open_dataset(config.attention, attention_schema()).manifest
+        return {name: manifest[name] for name in (*DECIDING, "model", "revision")}
+
+    @pytest.fixture
+    def left(self, started, monkeypatch, promised):
+        """Run the stage on rows that are left over."""
+
+        def start(rows, answered=4, settings=promised, **changes):
+            told = LeftOver(9, answered, settings)
+            monkeypatch.setattr(LeftOver, "of", classmethod(lambda cls, manifest, rows: told))
+            return started(rows, **{"revision": PINNED, "draw": False, **changes})
+
+        return start
+
+    def test_nothing_left_over_needs_no_model(self, left, config, promised):
+        assert left([], load=load_nothing) == ((0, 0), [])
+        manifest = open_dataset(config.attention, attention_schema()).manifest
+        assert {name: manifest[name] for name in promised} == promised
+
+    def test_a_model_with_other_settings_is_refused_before_it_scores(self, left, promised):
+        settings = {**promised, "dtype": "bfloat16"}
+        sentence = (
+            "has dtype 'float32' here, but the finished results of this run have 'bfloat16'. "
+            "Give the setting in the model's options, or another cache_uri."
+        )
+        with pytest.raises(StageError, match=sentence):
+            left([("a.png", "New?")], settings=settings)
+
+    def test_pictures_that_failed_before_may_be_all_there_is(self, left):
+        _, rows = left([("gone.png", "What?")])
+        assert rows[0]["outcome"] == "image_missing"
+        with pytest.raises(StageError, match="none of the 1 pictures of this shard can be used"):
+            left([("gone.png", "What?")], answered=0)
+
+    def test_maps_that_were_not_finite_before_may_be_all_there_is(self, left, load_tiny):
+        load = changed(load_tiny, encode_images=lambda pixels: torch.full((len(pixels["p"]), 576, 16), torch.nan))
+        assert left([("a.png", "New?")], load=load)[1][0]["outcome"] == "non_finite"
+        with pytest.raises(StageError, match="the attention of all 1 answers is NaN or infinite"):
+            left([("a.png", "New?")], load=load, answered=0)
 
 
 def stopping_after(load, count):

@@ -11,7 +11,7 @@ from PIL import Image
 from free2ds_common.checkpoints import fingerprint
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
-from free2ds_common.inference import attention_stage
+from free2ds_common.inference.attention_results import terse_metadata
 from free2ds_common.inference.attention_stage import run_attention
 from free2ds_common.inference.capture import KeyValueCache
 from free2ds_common.inference.device import device_name
@@ -97,11 +97,7 @@ class TestTerse:
     def test_is_short(self):
         """MGM has three folders; the last shard of the largest data set."""
         three = ", ".join(["sha256 " + "0" * 64] * 3)
-        terse = {
-            "display_name": "MGM attention, shard 64 of 64",
-            "fingerprint": attention_stage._shortened(three),
-            "rows": 665_298,
-        }
+        terse = terse_metadata("MGM attention, shard 64 of 64", {"model_fingerprint": three}, 665_298)
         assert len(json.dumps(terse)) <= COLLECTED_METADATA_BYTES
 
 
@@ -287,7 +283,7 @@ def test_progress_counts_answers_as_they_come(config, load_tiny, write_shard, mo
     shard, root = write_shard([(f"{number}.png", "why " * (9 - number)) for number in range(6)])
     counted, counted_at_write = [], []
     monkeypatch.setattr(
-        "free2ds_common.inference.attention_stage.Progress.add", lambda self, count=1: counted.append(count)
+        "free2ds_common.inference.attention_rows.Progress.add", lambda self, count=1: counted.append(count)
     )
     monkeypatch.setattr("free2ds_common.inference.attention_stage._ROWS_PER_WRITE", 4)
     write = DatasetWriter.write
@@ -392,7 +388,7 @@ def test_some_maps_that_are_not_finite(coloured, load_tiny, caplog, broken, warn
 
 
 def test_few_maps_that_are_not_finite_are_no_warning(coloured, load_tiny, caplog, monkeypatch):
-    monkeypatch.setattr("free2ds_common.inference.attention_stage.WARN_NON_FINITE_SHARE", 0.051)
+    monkeypatch.setattr("free2ds_common.inference.attention_checks.WARN_NON_FINITE_SHARE", 0.051)
     run_attention(coloured, "S", broken_for(load_tiny, [3]), LOGGER)
     assert not [message for message in caplog.messages if "NaN" in message]
 

@@ -96,10 +96,10 @@ def test_a_run_on_this_machine_may_ask_for_a_gpu(local_run, tmp_path):
     assert seen[0].values["gpu_count"] == "1"
 
 
-def test_the_number_of_shards_has_a_default(local_run, tmp_path):
+def test_the_number_of_shards_is_not_known_before(local_run, tmp_path):
     seen = local_run(lambda: 0)
     pipeline.main(["run", "--output-dir", str(tmp_path), *REQUIRED])
-    assert seen[0].num_shards == 4
+    assert seen[0].num_shards == 0
 
 
 @pytest.mark.parametrize("option", [["--registry", "r", "--tag", "1"], ["--network", "n"]])

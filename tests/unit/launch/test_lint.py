@@ -134,16 +134,16 @@ class TestLoop:
 
     def test_a_value_made_in_the_loop(self, package):
         body = tasks(package, "for-loop-1")
-        body["score-shard"]["inputs"]["parameters"]["gpu_count"] = {
-            "taskOutputParameter": {"producerTask": "score-shard", "outputParameterKey": "Output"}
+        body["score-llava"]["inputs"]["parameters"]["gpu_count"] = {
+            "taskOutputParameter": {"producerTask": "score-llava", "outputParameterKey": "Output"}
         }
-        wanted = "score-shard: input gpu_count is made in the loop, where the item replaces it (locally)."
+        wanted = "score-llava: input gpu_count is made in the loop, where the item replaces it (locally)."
         assert found(package) == wanted
 
     def test_a_loop_in_its_own_body(self, package):
         body = tasks(package, "for-loop-1")
-        body["score-shard"]["parameterIterator"] = {"itemInput": "shard_uri", "items": {"inputParameter": "x"}}
-        wanted = "score-shard: is a loop in a loop's own body, whose item replaces the outer one's."
+        body["score-llava"]["parameterIterator"] = {"itemInput": "shard_uri", "items": {"inputParameter": "x"}}
+        wanted = "score-llava: is a loop in a loop's own body, whose item replaces the outer one's."
         assert wanted in problems(package)
 
 
@@ -182,17 +182,16 @@ class TestArtifacts:
 
 class TestResources:
     def test_that_are_no_text(self, package):
-        package.spec["components"]["comp-score-shard"]["inputDefinitions"]["parameters"]["gpu_count"][
+        package.spec["components"]["comp-score-llava"]["inputDefinitions"]["parameters"]["gpu_count"][
             "parameterType"
         ] = "NUMBER_INTEGER"
         assert problems(package) == [
-            f"{task}: its resource gpu_count is a NUMBER_INTEGER; the driver passes over what is no text."
-            for task in ("llava-attention", "mgm-attention")
+            "llava-attention: its resource gpu_count is a NUMBER_INTEGER; the driver passes over what is no text."
         ]
 
     def test_in_a_loops_own_body(self, package):
         body = tasks(package, "for-loop-1")
-        body["llava-attention"] = copy.deepcopy(tasks(package, "score-shard")["llava-attention"])
+        body["llava-attention"] = copy.deepcopy(tasks(package, "score-llava")["llava-attention"])
         wanted = "llava-attention: its resources are parameters in a loop's own body, where the driver fails."
         assert wanted in problems(package)
 
@@ -202,7 +201,7 @@ class TestRest:
         tasks(package)["ingest"]["cachingOptions"] = {}
         assert problems(package) == [
             f"{task}: may be cached, but records comes from a step that is not, and is another each time."
-            for task in ("bert-features", "split")
+            for task in ("bert-features", "reuse")
         ]
 
     def test_a_name_that_is_no_folders(self, package):
@@ -246,7 +245,7 @@ class TestTooLarge:
             (
                 "WANTED_INPUT_BYTES",
                 90_000,
-                r"^joint-selection: its input would have 9\d{4} bytes with 64 shards, more than 90000; 131072 start",
+                r"^joint-selection: its input would have 10\d{4} bytes with 64 shards, more than 90000; 131072 start",
             ),
             ("MAX_WORKFLOW_BYTES", 1000, r"^the Workflow would have \d{6} bytes with 64 shards, more than 1000\.$"),
         ],

@@ -40,7 +40,7 @@ def test_images_are_named_otherwise(untouched):
 
 
 def test_no_task_is_tried_again(untouched):
-    assert retries(untouched) == 7
+    assert retries(untouched) == 10
     assert retries(untouched.without_retries()) == 0
 
 
@@ -55,11 +55,14 @@ def test_every_step_is_found_in_whatever_graph_it_is(package):
     assert sorted(task.stage for task in package.stage_tasks) == [
         "bert_features",
         "cluster_scoring",
+        "demand",
         "ingest",
         "joint_selection",
         "llava_attention",
         "mgm_attention",
         "resolve",
+        "reuse",
+        "split",
         "split",
     ]
 
@@ -149,5 +152,5 @@ def test_a_constant_of_the_graph_is_checked_too():
 
 def test_a_refused_setting_is_named_as_the_run_parameter():
     package = Package.compile(fixed)
-    with pytest.raises(SettingError, match="how_many: got 0, wanted 1 to 64"):
-        check_parameters(package, {"uri": "u", "how_many": 0})
+    with pytest.raises(SettingError, match="how_many: got -1, wanted 1 to 64, or 0"):
+        check_parameters(package, {"uri": "u", "how_many": -1})

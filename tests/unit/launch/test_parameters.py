@@ -115,7 +115,7 @@ def test_options_of_a_file_have_types_of_their_own(package, tmp_path):
         ([*REQUIRED, "--param", "gpu_tolerations=x"], "gpu_tolerations: got 'x', wanted a JSON list."),
         ([*REQUIRED, "--param", "ratio=0"], "ratio: got 0, wanted a number in (0, 1]."),
         ([*REQUIRED, "--param", "alpha=1.5"], "alpha: got 1.5, wanted a number in [0, 1]."),
-        ([*REQUIRED, "--param", "temperature=0"], "temperature: got 0, wanted a number above 0."),
+        ([*REQUIRED, "--param", "temperature=0"], "select_options: temperature: got 0, wanted a number above 0."),
         (
             [*REQUIRED, "--param", "num_samples=-1"],
             "num_samples: got -1, wanted 0 (use ratio) or the number to select.",
@@ -128,7 +128,7 @@ def test_options_of_a_file_have_types_of_their_own(package, tmp_path):
             [*REQUIRED, "--param", "missing_iou=zero"],
             "select_options: missing_iou: got 'zero', wanted one of calibrated, exclude, reference, text.",
         ),
-        ([*REQUIRED, "--param", "num_shards=65"], "num_shards: got 65, wanted 1 to 64."),
+        ([*REQUIRED, "--param", "num_shards=65"], "num_shards: got 65, wanted 1 to 64, or 0 (by records_per_shard)."),
         (
             [*REQUIRED, "--param", "max_new_tokens=0"],
             "llava_options: max_new_tokens: got 0, wanted a number of at least 1.",

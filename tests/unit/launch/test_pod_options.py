@@ -10,7 +10,7 @@ from tests.support.kfp_stub import KfpStub
 
 WITH_MODELS = ["exec-bert-features", "exec-llava-attention", "exec-mgm-attention"]
 # Before any of them loads one, it is looked at.
-LOOK_AT_MODELS = [*WITH_MODELS, "exec-resolve"]
+LOOK_AT_MODELS = [*WITH_MODELS, "exec-resolve", "exec-reuse"]
 REQUIRED = ["--param", "dataset_uri=gs://b/d.json", "--param", "image_root_uri=gs://b/i"]
 
 
@@ -33,7 +33,7 @@ def test_without_options_there_are_none(pods):
 
 def test_every_pod_pulls_with_the_secrets(pods):
     found = pods("--pull-secret", "one", "--pull-secret", "two")
-    assert len(found) == 8
+    assert len(found) == 11
     for pod in found.values():
         assert [secret["secretNameParameter"] for secret in pod["imagePullSecret"]] == [
             {"runtimeValue": {"constant": "one"}},
@@ -88,8 +88,8 @@ def test_a_limit_stays_a_limit(asked):
 def test_all_steps_may_need_less(asked):
     found = asked("--resource", "all.cpu=250m", "--resource", "all.memory=1Gi", "--resource", "split.memory=3Gi")
     memory = {name: one["resourceMemoryRequest"] for name, one in found.items()}
-    assert len(memory) == 8
-    assert memory == {name: "3Gi" if name == "exec-split" else "1Gi" for name in found}
+    assert len(memory) == 11
+    assert memory == {name: "3Gi" if name.startswith("exec-split") else "1Gi" for name in found}
     assert {one["resourceCpuRequest"] for one in found.values()} == {"250m"}
 
 
@@ -100,7 +100,7 @@ def test_all_steps_may_need_less(asked):
         ("split.disk=1Gi", "--resource: got 'split.disk=1Gi', wanted STAGE.cpu=... or STAGE.memory=..., such as 64Gi."),
         (
             "spilt.cpu=1",
-            "--resource: there is no step 'spilt', wanted all or one of bert_features, cluster_scoring, ingest",
+            "--resource: there is no step 'spilt', wanted all or one of bert_features, cluster_scoring, demand, ingest",
         ),
         ("split.cpu=1 GB", "--resource split.cpu: got '1 GB', wanted a Kubernetes quantity such as 500m, 2"),
     ],

@@ -173,7 +173,7 @@ class TestLook:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({"num_shards": 65}, r"^num_shards: got 65, wanted 1 to 64\."),
+            ({"num_shards": 65}, r"^num_shards: got 65, wanted 1 to 64, or 0"),
             ({"ratio": 0.0}, r"^ratio: got 0, wanted a number in \(0, 1\]\."),
             ({"seed": 2**31}, r"^seed: got 2147483648, wanted an integer from 0 to 2147483647\."),
             ({"mgm_model": ""}, r"^mgm_model: is empty"),
@@ -376,14 +376,14 @@ class TestRun:
     def test_hands_on_what_it_found(self, values, tmp_path):
         result = run(ResolveConfig(**values, resolved=str(tmp_path / "resolved.json")))
         found = json.loads((tmp_path / "resolved.json").read_text())
-        names = [field.name for field in dataclasses.fields(Resolved)]
+        names = [*(field.name for field in dataclasses.fields(Resolved)), "on_gpu"]
         assert outputs(result) == {name: found[name] for name in names}
         assert found["mgm_revision"] == COMMIT
         assert found["mgm_model"] == "owner/there"
 
     def test_outputs_stand_in_the_order_of_the_component(self):
         spec = Package.compile(pipeline.free2ds).spec["components"]["comp-resolve"]["outputDefinitions"]["parameters"]
-        assert set(spec) == {field.name for field in dataclasses.fields(Resolved)}
+        assert set(spec) == {*(field.name for field in dataclasses.fields(Resolved)), "on_gpu"}
 
     def test_keeps_no_credentials(self, values, tmp_path):
         place = "https://user:secret@host/images"

@@ -5,10 +5,12 @@ import itertools
 import pytest
 
 from components.split import stage
-from components.split.config import SplitConfig
-from components.split.stage import run, shard_names
+from components.split.config import SplitConfig, SplitSettings
+from components.split.stage import number_of_shards, run, shard_names
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
+from free2ds_common.left_over import LeftOver
+from free2ds_common.lineage import origin
 from free2ds_common.places import place
 from free2ds_common.result import Counts
 from free2ds_common.schemas import RECORDS
@@ -108,8 +110,8 @@ def test_empty_shards_are_sealed(tmp_path):
     result, shards = split(tmp_path, ROWS[:1], 4)
     assert sorted(len(shard) for shard in shards) == [0, 0, 0, 1]
     assert result.metrics == {"num_shards": 4, "largest_shard": 1, "smallest_shard": 0}
-    _, shards = split(tmp_path, [], 2)
-    assert shards == [[], []]
+    _, shards = split(tmp_path, [], 1)
+    assert shards == [[]]
 
 
 def test_shards_of_an_earlier_run_go_and_nothing_else(tmp_path):
@@ -128,10 +130,50 @@ def test_manifest(tmp_path):
     assert manifest["num_shards"] == 2
 
 
-@pytest.mark.parametrize("num_shards", [0, -1, 65])
+@pytest.mark.parametrize("num_shards", [-1, 65])
 def test_number_of_shards_out_of_range(tmp_path, num_shards):
-    with pytest.raises(StageError, match=f"num_shards: got {num_shards}, wanted 1 to 64"):
+    with pytest.raises(StageError, match=f"num_shards: got {num_shards}, wanted 1 to 64, or 0"):
         run(SplitConfig(records=str(tmp_path / "none"), num_shards=num_shards, shards=str(tmp_path / "shards")))
+
+
+def test_no_records_in_a_shard(tmp_path):
+    with pytest.raises(StageError, match="records_per_shard: got 0, wanted a number of at least 1"):
+        run(SplitConfig(records=str(tmp_path / "none"), records_per_shard=0, shards=str(tmp_path / "shards")))
+
+
+@pytest.mark.parametrize(
+    ("num_shards", "rows", "asked", "wanted"),
+    [
+        # By records_per_shard, 10 here.
+        (0, 0, 0, 1),
+        (0, 10, 10, 1),
+        (0, 11, 500, 2),
+        (0, 10_000, 10_000, 64),
+        # In proportion to what the run asks about.
+        (20, 500, 500, 20),
+        (20, 26, 500, 2),
+        (20, 25, 500, 1),
+        (20, 0, 500, 1),
+        (7, 20, 20, 7),
+        (64, 3, 3, 64),
+    ],
+)
+def test_number_of_shards(num_shards, rows, asked, wanted):
+    settings = SplitSettings(num_shards=num_shards, records_per_shard=10)
+    assert number_of_shards(settings, rows, asked) == wanted
+
+
+def test_shards_know_what_their_results_will_join(tmp_path):
+    told = LeftOver(asked=500, answered=3, settings={"dtype": "float32"})
+    with DatasetWriter(tmp_path / "records", RECORDS) as writer:
+        writer.write(ROWS)
+        writer.manifest["left_over"] = told.as_json()
+    result = run(SplitConfig(records=str(tmp_path / "records"), num_shards=10, shards=str(tmp_path / "shards")))
+    assert result.metadata["shards"] == shard_names(2)
+    for shard in shard_names(2):
+        manifest = open_dataset(tmp_path / "shards" / shard, RECORDS).manifest
+        assert LeftOver.of(manifest, rows=1) == told
+        assert "left_over" not in origin(manifest)["facts"]
 
 
 def test_no_records_folder(tmp_path):

@@ -52,7 +52,7 @@ def test_a_run_that_is_too_large_never_reaches_the_backend(stub, free2ds, monkey
     monkeypatch.setattr(limits, "MAX_INPUT_BYTES", 1000)
     code, _, err = free2ds(*command, *REQUIRED, *IMAGES)
     assert code == 2
-    assert err.startswith("error: num_shards: got 4, with which the input of joint-selection would have ")
+    assert err.startswith("error: num_shards: got 64, with which the input of joint-selection would have ")
     assert stub.versions == {}
 
 
