@@ -317,7 +317,8 @@ class TestArchitecture:
         files = [name for name in TRACKED if name.startswith("free2ds_common/") and name.endswith(".py")]
         found = {(file, name) for file in files for name in imported(file) if name.startswith("components")}
         assert {name for _, name in found} == {
-            *("components.resolve.config", "components.resolve.stage", "components.resolve.wiring")
+            *("components.resolve.config", "components.resolve.models"),
+            *("components.resolve.stage", "components.resolve.wiring"),
         }
         assert {file.rpartition("/")[0] for file, _ in found} == {"free2ds_common/launch"}
 
