@@ -68,7 +68,10 @@ class ClusterCommands:
         )
         schedule = command("schedule", self.schedule, "pipeline", "parameters", "images", "pods", "cluster")
         schedule.add_argument(
-            "--cron", required=True, help="six fields in UTC, seconds first: '0 0 3 * * 1' is Mondays at 03:00"
+            "--cron", required=True, help="six fields, seconds first: '0 0 3 * * 1' is Mondays at 03:00"
+        )
+        schedule.add_argument(
+            "--time-zone", default="", metavar="NAME", help="of the cron, such as Europe/Berlin; empty for UTC"
         )
         schedule.add_argument("--max-concurrency", type=int, default=1, help="runs at the same time, 1 to 10")
         schedule.add_argument("--name", "--run-name", default=NAME, help="one of the same name is replaced")
@@ -159,10 +162,14 @@ class ClusterCommands:
         from free2ds_common.launch.kfp_api.cluster_check import check_cluster
         from free2ds_common.launch.kfp_api.cron import next_time
         from free2ds_common.launch.kfp_api.schedules import Schedules, Wanted, check
+        from free2ds_common.launch.kfp_api.time_zones import in_utc
         from free2ds_common.launch.kfp_api.versions import upload
 
         check(arguments.cron, arguments.max_concurrency)
-        first = next_time(arguments.cron, datetime.now(UTC))
+        now = datetime.now(UTC)
+        zoned = in_utc(arguments.cron, arguments.time_zone, now) if arguments.time_zone else None
+        cron = zoned.cron if zoned else arguments.cron
+        first = next_time(cron, now)
         released, values = self._prepared(package, arguments)
         backend, kube = connect(arguments)
         # Its first run may be weeks away: what nodes there are then is not known.
@@ -173,13 +180,16 @@ class ClusterCommands:
             name=arguments.name,
             version=upload(backend, released),
             values=values,
-            cron=arguments.cron,
+            cron=cron,
             max_concurrency=arguments.max_concurrency,
             experiment=arguments.experiment,
+            description=f"{arguments.cron} in {arguments.time_zone}" if zoned else "",
         )
         made = Schedules(backend, arguments.experiment, print).replace(wanted, arguments.running)
-        print(f"scheduled {made} ({arguments.name}: {arguments.cron}, UTC) in experiment {arguments.experiment}")
+        print(f"scheduled {made} ({arguments.name}: {cron}, UTC) in experiment {arguments.experiment}")
         print(f"The first run starts at {first:%Y-%m-%d %H:%M:%S} UTC, {first.astimezone():%Y-%m-%d %H:%M:%S %Z} here.")
+        if zoned and zoned.shift:
+            print(zoned.shift)
         at_once = "a run" if arguments.max_concurrency == 1 else f"{arguments.max_concurrency} runs"
         print(f"Times are UTC. A trigger while {at_once} of it goes on is skipped; missed ones are not made up for.")
         return 0
@@ -196,7 +206,7 @@ class ClusterCommands:
                 (
                     schedule.display_name,
                     "enabled" if is_enabled(schedule) else "paused",
-                    cron.cron if cron else "",
+                    f"{cron.cron if cron else ''} {f'({given})' if (given := schedule.description) else ''}".strip(),
                     str(schedule.max_concurrency or ""),
                     minute(schedule.created_at),
                     schedule.recurring_run_id,
