@@ -116,7 +116,8 @@ def command_line(package: Package, pipelines: Sequence[str] = ("select", "loop")
         help="write Pipeline and PipelineVersion objects, for kubectl apply",
     )
     compiled.add_argument("--namespace", default="", help="of those objects; empty leaves it to kubectl")
-    command("parameters", _parameters, "pipeline")
+    parameters = command("parameters", _parameters, "pipeline")
+    parameters.add_argument("--picture", default="", metavar="FILE", help="draw the run form as PNG; needs Chromium")
     command("lint", _lint, "pipeline")
     ClusterCommands(_for_cluster).add(command)
     result_commands.add(command)
@@ -233,8 +234,13 @@ def _compile(package: Package, arguments: argparse.Namespace) -> int:
 
 
 def _parameters(package: Package, arguments: argparse.Namespace) -> int:
-    """Print every parameter with its default and meaning, as Markdown."""
-    print(parameter_page(package))
+    """Print every parameter with its default and meaning, as Markdown; or draw the run form."""
+    if arguments.picture:
+        from free2ds_common.launch.form_picture import draw_form
+
+        draw_form(package, Path(arguments.picture))
+    else:
+        print(parameter_page(package))
     return 0
 
 
