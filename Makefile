@@ -105,11 +105,13 @@ test-cluster: $(READY)
 	@HOST="$(HOST)" UI_HOST="$(UI_HOST)" STORE="$(STORE)" REGISTRY="$(REGISTRY)" TAG="$(TAG)" GPU="$(GPU)" SHARDS="$(SHARDS)" \
 	    $(BIN)/python -m pytest -v tests/cluster
 
-# The page of parameters, and the compiled file that the tests compare with, from the pipeline itself.
+# The page of parameters, the compiled file that the tests compare with, and a picture of the run form (which takes Chromium
+# when the form has changed), from the pipeline itself.
 docs: $(READY)
 	@{ sed '/^| parameter/,$$d' docs/parameters.md; $(BIN)/python pipeline.py parameters; } > docs/parameters.new
 	@mv docs/parameters.new docs/parameters.md
 	@$(BIN)/python pipeline.py compile --output tests/compile/free2ds.yaml
+	@$(BIN)/python pipeline.py parameters --picture docs/run-form.png
 
 # constraints.txt, the lock of everything, and from it what is installed in each image, with hashes. Run it after a change of
 # pyproject.toml; pins that still fit stay, UPGRADE=--upgrade takes the latest releases. Not after the set-up, which the old

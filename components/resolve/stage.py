@@ -270,16 +270,26 @@ def _look_at_results(uri: str) -> None:
         retried(uri, lambda: fs.ls(root, detail=False))
 
 
+def count_records(uri: str) -> int:
+    """How many records a data set has, unusable ones too.
+
+    Raises:
+        StageError: It cannot be read.
+    """
+    with open_records(uri) as reader:
+        return sum(1 for _ in reader)
+
+
 def _look_at_dataset(uri: str, num_samples: int) -> None:
     """Open the data set; count its records where a number of them is asked for.
 
     Raises:
         StageError: It cannot be read, or has too few records.
     """
-    with open_records(uri) as reader:
-        if not num_samples:
+    if not num_samples:
+        with open_records(uri):
             return
-        records = sum(1 for _ in reader)
+    records = count_records(uri)
     if records < num_samples:
         raise SettingError(
             "num_samples", f"got {num_samples}, but {redacted(uri)} has only {records} records. Ask for fewer."

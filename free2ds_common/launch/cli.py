@@ -105,6 +105,9 @@ def command_line(package: Package, pipelines: Sequence[str] = ("select", "loop")
     run.add_argument("--network", default="", help="Docker network of the stages (--runner docker)")
     run.add_argument("--keep-work", action="store_true", help="keep what the stages hand to each other")
     run.add_argument("--no-cache", action="store_true", help="take no results of earlier runs and keep none")
+    planned = command("plan", _plan, "pipeline", "parameters", "images", "pods")
+    planned.add_argument("--count-records", action="store_true", help="also of a data set in a store; reads all of it")
+    planned.add_argument("--json", action="store_true", help="print JSON instead of text")
     compiled = command("compile", _compile, "pipeline", "images", "pods")
     compiled.add_argument("--output", default="free2ds.yaml", help="the file to write")
     compiled.add_argument(
@@ -113,7 +116,8 @@ def command_line(package: Package, pipelines: Sequence[str] = ("select", "loop")
         help="write Pipeline and PipelineVersion objects, for kubectl apply",
     )
     compiled.add_argument("--namespace", default="", help="of those objects; empty leaves it to kubectl")
-    command("parameters", _parameters, "pipeline")
+    parameters = command("parameters", _parameters, "pipeline")
+    parameters.add_argument("--picture", default="", metavar="FILE", help="draw the run form as PNG; needs Chromium")
     command("lint", _lint, "pipeline")
     ClusterCommands(_for_cluster).add(command)
     result_commands.add(command)
@@ -200,6 +204,17 @@ def _run(package: Package, arguments: argparse.Namespace) -> int:
     return run_locally(run)
 
 
+def _plan(package: Package, arguments: argparse.Namespace) -> int:
+    """Print what a run would do, and start nothing: versions, models, records, what steps ask of a cluster."""
+    values = with_absolute_paths(read_parameters(package, arguments.params_file, arguments.param))
+    # Here, not at the top: no other command needs these packages.
+    from free2ds_common.launch.plan import lines, plan
+
+    found = plan(_for_cluster(package, arguments), values, read_all=arguments.count_records)
+    print(json.dumps(found.as_json(), indent=1) if arguments.json else "\n".join(lines(found)))
+    return 0
+
+
 def _compile(package: Package, arguments: argparse.Namespace) -> int:
     """Write the file that a cluster runs."""
     released = _for_cluster(package, arguments)
@@ -219,8 +234,13 @@ def _compile(package: Package, arguments: argparse.Namespace) -> int:
 
 
 def _parameters(package: Package, arguments: argparse.Namespace) -> int:
-    """Print every parameter with its default and meaning, as Markdown."""
-    print(parameter_page(package))
+    """Print every parameter with its default and meaning, as Markdown; or draw the run form."""
+    if arguments.picture:
+        from free2ds_common.launch.form_picture import draw_form
+
+        draw_form(package, Path(arguments.picture))
+    else:
+        print(parameter_page(package))
     return 0
 
 

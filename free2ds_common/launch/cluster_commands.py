@@ -13,6 +13,7 @@ from free2ds_common.launch.limits import require_fits
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameters import read_parameters, refuse_local_paths
 from free2ds_common.launch.pod_options import PodOptions
+from free2ds_common.launch.step_requests import step_requests
 from free2ds_common.launch.tables import minute, print_rows, took
 
 if TYPE_CHECKING:
@@ -62,9 +63,15 @@ class ClusterCommands:
         submit.add_argument("--wait", action="store_true", help="follow the run to its end; exit code 1 if it fails")
         submit.add_argument("--check", action="store_true", help="look whether everything is there, and start nothing")
         self._add_root(submit)
+        submit.add_argument(
+            "--ignore-nodes", action="store_true", help="submit although no node can take some step now"
+        )
         schedule = command("schedule", self.schedule, "pipeline", "parameters", "images", "pods", "cluster")
         schedule.add_argument(
-            "--cron", required=True, help="six fields in UTC, seconds first: '0 0 3 * * 1' is Mondays at 03:00"
+            "--cron", required=True, help="six fields, seconds first: '0 0 3 * * 1' is Mondays at 03:00"
+        )
+        schedule.add_argument(
+            "--time-zone", default="", metavar="NAME", help="of the cron, such as Europe/Berlin; empty for UTC"
         )
         schedule.add_argument("--max-concurrency", type=int, default=1, help="runs at the same time, 1 to 10")
         schedule.add_argument("--name", "--run-name", default=NAME, help="one of the same name is replaced")
@@ -102,7 +109,7 @@ class ClusterCommands:
 
     def submit(self, package: Package, arguments: argparse.Namespace) -> int:
         """Start one run on a cluster."""
-        from free2ds_common.launch.kfp_api.nodes import node_warnings
+        from free2ds_common.launch.kfp_api.cluster_check import check_cluster
         from free2ds_common.launch.kfp_api.runs import run_name, start
         from free2ds_common.launch.kfp_api.versions import upload
 
@@ -112,9 +119,12 @@ class ClusterCommands:
 
             check_inputs(package, values)
         backend, kube = connect(arguments)
-        for warning in node_warnings(package.with_defaults(values), kube.nodes() if kube else []):
+        found = check_cluster(kube, step_requests(released, values), PodOptions.of(arguments), arguments.ignore_nodes)
+        for warning in found.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if arguments.check:
+            if found.to_pull:
+                print(f"to be pulled: {', '.join(found.to_pull)}")
             print(
                 f"all of it is there, as far as this machine can tell, and {backend.host} answers; nothing was started"
             )
@@ -149,25 +159,37 @@ class ClusterCommands:
 
     def schedule(self, package: Package, arguments: argparse.Namespace) -> int:
         """Start a run on a cluster again and again; a schedule of the same name is replaced."""
+        from free2ds_common.launch.kfp_api.cluster_check import check_cluster
         from free2ds_common.launch.kfp_api.cron import next_time
         from free2ds_common.launch.kfp_api.schedules import Schedules, Wanted, check
+        from free2ds_common.launch.kfp_api.time_zones import in_utc
         from free2ds_common.launch.kfp_api.versions import upload
 
         check(arguments.cron, arguments.max_concurrency)
-        first = next_time(arguments.cron, datetime.now(UTC))
+        now = datetime.now(UTC)
+        zoned = in_utc(arguments.cron, arguments.time_zone, now) if arguments.time_zone else None
+        cron = zoned.cron if zoned else arguments.cron
+        first = next_time(cron, now)
         released, values = self._prepared(package, arguments)
-        backend, _ = connect(arguments)
+        backend, kube = connect(arguments)
+        # Its first run may be weeks away: what nodes there are then is not known.
+        found = check_cluster(kube, step_requests(released, values), PodOptions.of(arguments), ignore_nodes=True)
+        for warning in found.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         wanted = Wanted(
             name=arguments.name,
             version=upload(backend, released),
             values=values,
-            cron=arguments.cron,
+            cron=cron,
             max_concurrency=arguments.max_concurrency,
             experiment=arguments.experiment,
+            description=f"{arguments.cron} in {arguments.time_zone}" if zoned else "",
         )
         made = Schedules(backend, arguments.experiment, print).replace(wanted, arguments.running)
-        print(f"scheduled {made} ({arguments.name}: {arguments.cron}, UTC) in experiment {arguments.experiment}")
+        print(f"scheduled {made} ({arguments.name}: {cron}, UTC) in experiment {arguments.experiment}")
         print(f"The first run starts at {first:%Y-%m-%d %H:%M:%S} UTC, {first.astimezone():%Y-%m-%d %H:%M:%S %Z} here.")
+        if zoned and zoned.shift:
+            print(zoned.shift)
         at_once = "a run" if arguments.max_concurrency == 1 else f"{arguments.max_concurrency} runs"
         print(f"Times are UTC. A trigger while {at_once} of it goes on is skipped; missed ones are not made up for.")
         return 0
@@ -184,7 +206,7 @@ class ClusterCommands:
                 (
                     schedule.display_name,
                     "enabled" if is_enabled(schedule) else "paused",
-                    cron.cron if cron else "",
+                    f"{cron.cron if cron else ''} {f'({given})' if (given := schedule.description) else ''}".strip(),
                     str(schedule.max_concurrency or ""),
                     minute(schedule.created_at),
                     schedule.recurring_run_id,

@@ -21,5 +21,15 @@ def check_inputs(package: Package, values: Mapping[str, Any], *, only_local: boo
         StageError: Something is not there or cannot be read.
         StoreError: A store does not answer.
     """
+    look(resolve_settings(package, values), only_local=only_local)
+
+
+def resolve_settings(package: Package, values: Mapping[str, Any]) -> ResolveSettings:
+    """What the first step of a run is given.
+
+    Args:
+        package: The pipeline.
+        values: The parameters that are not left at their defaults.
+    """
     every = package.with_defaults(values)
-    look(ResolveSettings(**{field.name: every[field.name] for field in fields(ResolveSettings)}), only_local=only_local)
+    return ResolveSettings(**{field.name: every[field.name] for field in fields(ResolveSettings)})

@@ -1,6 +1,6 @@
-"""What lists of runs and schedules look like."""
+"""What lists look like."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 
@@ -12,12 +12,13 @@ def print_rows(rows: Iterable[tuple[str, ...]], nothing: str) -> None:
         nothing: Printed where there is no other row.
     """
     head, *body = rows
-    if not body:
-        print(nothing)
-        return
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    for row in (head, *body):
-        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(table([head, *body])) if body else nothing)
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows as lines, their columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def minute(time: datetime | None) -> str:

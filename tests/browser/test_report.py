@@ -1,28 +1,19 @@
 """The report in a browser: no errors, no network, pictures there, nothing wider than the screen, light and dark."""
 
 import os
-import shutil
 
 import pytest
 
 from components.joint_selection.stage import run
+from free2ds_common.launch.form_picture import CHROMIUM_ARGUMENTS, find_chromium
 from tests.support.selection import Inputs
 
 pytestmark = pytest.mark.browser
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
 def browser():
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    executable = find_chromium()
     if executable is None:
         if os.environ.get("CI"):
             pytest.fail("no Chromium here; .ci/run installs it")
@@ -30,7 +21,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
+        opened = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_ARGUMENTS)
         yield opened
         opened.close()
 

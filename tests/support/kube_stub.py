@@ -20,6 +20,9 @@ class KubeStub(HttpStub):
         pods: By run id.
         nodes: All of them.
         launcher: The launcher's settings.
+        secrets: Names of Secrets.
+        claims: Names of PersistentVolumeClaims.
+        autoscaler: "cluster-autoscaler" or "karpenter", if there is one.
     """
 
     def __init__(self) -> None:
@@ -28,6 +31,9 @@ class KubeStub(HttpStub):
         self.pods: dict[str, list[client.V1Pod]] = {}
         self.nodes: list[client.V1Node] = []
         self.launcher: dict[str, str] = {}
+        self.secrets: set[str] = set()
+        self.claims: set[str] = set()
+        self.autoscaler = ""
         where = f"/namespaces/{NAMESPACE}"
         self.route(f"GET /apis/argoproj.io/v1alpha1{where}/workflows", self._list("workflows"))
         self.route(f"GET /api/v1{where}/pods", self._list("pods"))
@@ -36,6 +42,13 @@ class KubeStub(HttpStub):
             f"GET /api/v1{where}/configmaps/kfp-launcher",
             lambda call: Reply(body=json.dumps({"data": self.launcher}).encode()),
         )
+        self.route(f"GET /api/v1{where}/secrets/(.*)", lambda call, name: _there(name in self.secrets))
+        self.route(f"GET /api/v1{where}/persistentvolumeclaims/(.*)", lambda call, name: _there(name in self.claims))
+        self.route(
+            "GET /api/v1/namespaces/kube-system/configmaps/cluster-autoscaler-status",
+            lambda call: _there(self.autoscaler == "cluster-autoscaler"),
+        )
+        self.route("GET /apis/karpenter.sh/v1/nodepools", lambda call: _there(self.autoscaler == "karpenter"))
 
     def kubeconfig(self, path: Path) -> str:
         """Write a kubeconfig that leads here."""
@@ -55,6 +68,10 @@ class KubeStub(HttpStub):
             return _items(getattr(self, kind).get(run_id, []))
 
         return answer
+
+
+def _there(found: bool) -> Reply:
+    return Reply() if found else Reply(404)
 
 
 def _items(entries) -> Reply:
@@ -79,11 +96,28 @@ def pod(name: str, node_name: str, conditions=(), waiting=None, ended=None) -> c
     )
 
 
-def node(labels: dict[str, str], taints=(), **allocatable: str) -> client.V1Node:
-    """A node; a double underscore in a resource's name stands for a slash, a single one for a point."""
+def node(
+    labels: dict[str, str], taints=(), name="node-1", platform="linux/amd64", images=(), **allocatable: str
+) -> client.V1Node:
+    """A node; a double underscore in a resource's name stands for a slash, a single one for a point.
+
+    Args:
+        labels: Its labels.
+        taints: V1Taint.
+        name: Its name.
+        platform: Operating system and architecture.
+        images: Names of those that are there.
+        allocatable: What it may give away.
+    """
     resources = {name.replace("__", "/").replace("_", "."): count for name, count in allocatable.items()}
+    system, architecture = platform.split("/")
+    info = {name: "" for name in client.V1NodeSystemInfo.attribute_map}
     return client.V1Node(
-        metadata=client.V1ObjectMeta(labels=labels),
+        metadata=client.V1ObjectMeta(name=name, labels=labels),
         spec=client.V1NodeSpec(taints=list(taints)),
-        status=client.V1NodeStatus(allocatable=resources),
+        status=client.V1NodeStatus(
+            allocatable=resources,
+            images=[client.V1ContainerImage(names=[image]) for image in images],
+            node_info=client.V1NodeSystemInfo(**{**info, "operating_system": system, "architecture": architecture}),
+        ),
     )

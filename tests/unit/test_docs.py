@@ -40,6 +40,8 @@ STAGES = sorted(path.parent.name for path in (REPOSITORY / "components").glob("*
 # Folders of which the README's tree names every module.
 WITH_MODULES = ("components", "free2ds_common", "images", "benchmarks", "examples")
 FILE_NAME = re.compile(r"(?<![\w./-])(?:[\w.-]+\.(?:py|md|toml|lock|yml|yaml|cff|txt)|LICENSE|\.\w+ignore)(?![\w/])")
+# Pages whose options, wherever they are named, are those of `free2ds`.
+OF_COMMANDS = ("README.md", "docs/commands.md", "docs/parameters.md", "docs/loop.md", "manifests/README.md")
 # A line of code is whole; between backticks a command may be named without all that it needs.
 COMMAND_LINE = re.compile(r"^ {4}(?:\.venv/bin/)?(?:python pipeline\.py|free2ds) (\w.*)", re.MULTILINE)
 COMMAND_NAMED = re.compile(r"`(?:\.venv/bin/)?(?:python pipeline\.py|free2ds) (\w+)([^`]*)`")
@@ -145,6 +147,16 @@ class TestReadme:
     @pytest.mark.parametrize("thing", ["stage", "sampler", "model", "image"])
     def test_its_tree_says_where_to_add(self, thing):
         assert f"(a new {thing} " in README.partition("## The repository")[2]
+
+
+@pytest.mark.parametrize("name", OF_COMMANDS)
+def test_options_that_a_page_names_are_those_of_a_command(name, package, capsys):
+    parser = command_line(package)
+    commands = re.search(r"\{([\w,]+)\}", parser.format_help())[1].split(",")
+    assert all(accepts(parser, [command, "--help"]) for command in commands)
+    known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^ {4}.*", "", page(name), flags=re.MULTILINE))
+    assert {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][\w-]+", span)} - known == set()
 
 
 def test_a_tree_is_read_as_it_is_drawn():
@@ -319,7 +331,8 @@ class TestArchitecture:
         files = [name for name in TRACKED if name.startswith("free2ds_common/") and name.endswith(".py")]
         found = {(file, name) for file in files for name in imported(file) if name.startswith("components")}
         assert {name for _, name in found} == {
-            *("components.resolve.config", "components.resolve.stage", "components.resolve.wiring")
+            *("components.resolve.config", "components.resolve.models"),
+            *("components.resolve.stage", "components.resolve.wiring"),
         }
         assert {file.rpartition("/")[0] for file, _ in found} == {"free2ds_common/launch"}
 

@@ -75,7 +75,7 @@ def test_every_command_is_looked_at():
 @pytest.mark.parametrize("page", ["README.md", "manifests/README.md"])
 def test_what_is_applied_is_there(page):
     text = (REPOSITORY / page).read_text(encoding="utf-8")
-    (command,) = re.findall(r"^ {4}(kubectl apply .*)$", text, re.MULTILINE)
+    (command,) = re.findall(r"^ {4}(kubectl apply [^#\n]*[^#\s])", text, re.MULTILINE)
     assert command == "kubectl apply --server-side --force-conflicts -k manifests/overlays/gke"
     assert build("overlays/gke")
 

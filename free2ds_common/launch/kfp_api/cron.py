@@ -1,7 +1,8 @@
 """The cron of Kubeflow Pipelines: six fields, seconds first, in UTC."""
 
 import re
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
 
 from free2ds_common.errors import StageError
 
@@ -39,8 +40,8 @@ def check_cron(cron: str) -> None:
             raise StageError(f"--cron: {field!r} in {cron!r} is no cron field; wanted six, {example}.")
     if not (fields[0].isdigit() and int(fields[0]) < 60):
         raise StageError(f"--cron: the first field of {cron!r} is the second, wanted a number from 0 to 59, {example}.")
-    for field, (name, least, most, names) in zip(fields, _FIELDS, strict=True):
-        if not _values(field, least, most, names):
+    for field, found, (name, least, most, _) in zip(fields, numbers(cron), _FIELDS, strict=True):
+        if not found:
             raise StageError(
                 f"--cron: {field!r} in {cron!r} is no {name}, wanted numbers from {least} to {most}, {example}."
             )
@@ -56,21 +57,36 @@ def next_time(cron: str, after: datetime) -> datetime:
     Raises:
         StageError: Never within the four years in which every date comes up, such as on 30 February.
     """
-    second, minute, hour, day, month, weekday = (
-        _values(field, least, most, names) for field, (_, least, most, names) in zip(cron.split(), _FIELDS, strict=True)
-    )
-    day_field, weekday_field = cron.split()[3], cron.split()[5]
-    # A day fits if either fits, where both are given; as the backend's library has it.
-    either = not day_field.startswith(_ANY) and not weekday_field.startswith(_ANY)
-    date = after.replace(hour=0, minute=0, second=0, microsecond=0)
+    (second, minute, hour, *_), is_day = numbers(cron), days_of(cron)
+    day = after.replace(hour=0, minute=0, second=0, microsecond=0)
     for _ in range(_FOUR_YEARS):
-        fits = (date.day in day, date.isoweekday() % 7 in weekday)
-        if date.month in month and (any(fits) if either else all(fits)):
-            times = (date.replace(hour=h, minute=m, second=s) for h in hour for m in minute for s in second)
+        if is_day(day):
+            times = (day.replace(hour=h, minute=m, second=s) for h in hour for m in minute for s in second)
             if found := next((time for time in times if time > after), None):
                 return found
-        date += timedelta(days=1)
+        day += timedelta(days=1)
     raise StageError(f"--cron: {cron!r} never comes up. Give days that its months have.")
+
+
+def numbers(cron: str) -> list[list[int]]:
+    """The numbers of each of the six fields, ascending; none for a field with one that is out of range."""
+    return [
+        _values(field, least, most, names) for field, (_, least, most, names) in zip(cron.split(), _FIELDS, strict=True)
+    ]
+
+
+def days_of(cron: str) -> Callable[[date], bool]:
+    """Whether a schedule starts a run on a day."""
+    _, _, _, days, months, weekdays = numbers(cron)
+    _, _, _, day_field, _, weekday_field = cron.split()
+    # A day fits if either fits, where both are given; as the backend's library has it.
+    either = not day_field.startswith(_ANY) and not weekday_field.startswith(_ANY)
+
+    def fits(day: date) -> bool:
+        found = (day.day in days, day.isoweekday() % 7 in weekdays)
+        return day.month in months and (any(found) if either else all(found))
+
+    return fits
 
 
 def _values(field: str, least: int, most: int, names: str) -> list[int]:
@@ -87,12 +103,12 @@ def _values(field: str, least: int, most: int, names: str) -> list[int]:
     for part in field.split(","):
         whole, _, step = part.partition("/")
         first, _, last = whole.partition("-")
-        numbers = [spelled.get(text.upper(), int(text) if text.isdecimal() else -1) for text in (first, last or first)]
+        ends = [spelled.get(text.upper(), int(text) if text.isdecimal() else -1) for text in (first, last or first)]
         if first in _ANY:
-            numbers = [least, most]
+            ends = [least, most]
         elif step and not last:
-            numbers[1] = most
-        if not least <= numbers[0] <= numbers[1] <= most or (step and not int(step)):
+            ends[1] = most
+        if not least <= ends[0] <= ends[1] <= most or (step and not int(step)):
             return []
-        found.update(range(numbers[0], numbers[1] + 1, int(step or 1)))
+        found.update(range(ends[0], ends[1] + 1, int(step or 1)))
     return sorted(found)

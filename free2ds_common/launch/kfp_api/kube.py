@@ -5,7 +5,7 @@ import gzip
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +46,18 @@ class Note:
 
 
 class Kube:
-    """The Kubernetes API, where a kubeconfig leads to one."""
+    """The Kubernetes API, where a kubeconfig leads to one.
+
+    Attributes:
+        namespace: Of the pods.
+    """
 
     def __init__(self, client: kubernetes.client.ApiClient, namespace: str) -> None:
         """Keep both."""
         self._pods = kubernetes.client.CoreV1Api(client)
         self._objects = kubernetes.client.CustomObjectsApi(client)
-        self._namespace = namespace
+        self._client = client
+        self.namespace = namespace
         self._answers = True
 
     @classmethod
@@ -92,11 +97,11 @@ class Kube:
             return []
         try:
             workflows = self._objects.list_namespaced_custom_object(
-                "argoproj.io", "v1alpha1", self._namespace, "workflows", **options
+                "argoproj.io", "v1alpha1", self.namespace, "workflows", **options
             )
             for workflow in workflows["items"]:
                 notes |= {note.pod or note.step: note for note in _of_workflow(workflow)}
-            for pod in self._pods.list_namespaced_pod(self._namespace, **options).items:
+            for pod in self._pods.list_namespaced_pod(self.namespace, **options).items:
                 notes |= {note.pod: note for note in _of_pod(pod)}
         except _UNKNOWN as error:
             # It is an extra: what the API of Kubeflow Pipelines knows is said all the same. Where nothing answers it is
@@ -111,15 +116,63 @@ class Kube:
         except _UNKNOWN:
             return []
 
+    def may_grow(self) -> bool:
+        """Whether something adds nodes when steps wait for them, or that cannot be told.
+
+        The Cluster Autoscaler, also as GKE and AKS have it, says so in a ConfigMap; Karpenter, also as EKS has it, is
+        known by its node pools.
+        """
+        reads: list[Callable[[], Any]] = [
+            lambda: self._pods.read_namespaced_config_map(
+                "cluster-autoscaler-status", "kube-system", _request_timeout=TIMEOUT_S
+            ),
+            lambda: self._objects.list_cluster_custom_object(
+                "karpenter.sh", "v1", "nodepools", limit=1, _request_timeout=TIMEOUT_S
+            ),
+        ]
+        return not all(_is_absent(read) for read in reads)
+
+    def lacks(self, kind: str, name: str) -> bool:
+        """Whether the namespace has no object of a name, as far as can be told.
+
+        Args:
+            kind: As in a path of the API: secrets, persistentvolumeclaims.
+            name: Of the object.
+        """
+        # The object's name and labels alone: what is in a Secret stays where it is.
+        header = {"Accept": "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"}
+        path = f"/api/v1/namespaces/{self.namespace}/{kind}/{name}"
+        return _is_absent(
+            lambda: self._client.call_api(
+                path,
+                "GET",
+                header_params=header,
+                auth_settings=["BearerToken"],
+                response_type="object",
+                _request_timeout=TIMEOUT_S,
+            )
+        )
+
     def pipeline_root(self) -> str:
         """Where the installation keeps artifacts, as its launcher's settings say; empty where they do not."""
         try:
             found = self._pods.read_namespaced_config_map(
-                "kfp-launcher", self._namespace, _request_timeout=TIMEOUT_S
+                "kfp-launcher", self.namespace, _request_timeout=TIMEOUT_S
             ).data
         except _UNKNOWN:
             return ""
         return str((found or {}).get("defaultPipelineRoot", ""))
+
+
+def _is_absent(read: Callable[[], Any]) -> bool:
+    """Whether the API says that what is read is not there; a refusal says nothing."""
+    try:
+        read()
+    except kubernetes.client.ApiException as error:
+        return bool(error.status == 404)
+    except _UNKNOWN:
+        return False
+    return False
 
 
 def said_by(message: str | None) -> str:

@@ -37,6 +37,7 @@ class Wanted:
         cron: As `check_cron` wants it.
         max_concurrency: Runs at the same time, 1 to 10.
         experiment: Groups its runs in the UI.
+        description: For people; empty for none.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Wanted:
     cron: str
     max_concurrency: int
     experiment: str
+    description: str = ""
 
 
 class Schedules:
@@ -158,6 +160,7 @@ class Schedules:
         recurring = V2beta1RecurringRun(
             experiment_id=experiment_id(self._backend, wanted.experiment, make=True),
             display_name=wanted.name,
+            description=wanted.description or None,
             mode=kfp_server_api.RecurringRunMode.ENABLE,
             pipeline_version_reference=wanted.version.reference,
             runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters=dict(wanted.values)),

@@ -6,6 +6,7 @@ import pytest
 import pipeline
 from free2ds_common.launch.kfp_api import backend, schedules, watch
 from tests.support.kfp_stub import KfpStub
+from tests.support.kube_stub import KubeStub
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +23,12 @@ def _no_cluster_of_this_machine(monkeypatch, tmp_path):
 @pytest.fixture
 def stub():
     with KfpStub() as running:
+        yield running
+
+
+@pytest.fixture
+def kube():
+    with KubeStub() as running:
         yield running
 
 

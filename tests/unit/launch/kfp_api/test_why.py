@@ -15,16 +15,10 @@ from free2ds_common.launch.kfp_api.steps import step_names, steps_of
 from free2ds_common.launch.kfp_api.why import sentence_in
 from free2ds_common.launch.package import Package
 from tests.support.kfp_stub import V2
-from tests.support.kube_stub import KubeStub, node, pod
+from tests.support.kube_stub import pod
 
 SPEC = Package.compile(pipeline.free2ds).spec
 WORKFLOW = "free2ds-x7k2p"
-
-
-@pytest.fixture
-def kube():
-    with KubeStub() as running:
-        yield running
 
 
 @pytest.fixture
@@ -319,10 +313,6 @@ def test_steps_of_a_run(tasks):
     ]
 
 
-GPU = {"nvidia.com/gpu.present": "true"}
-TAINT = client.V1Taint(key="nvidia.com/gpu", effect="NoSchedule")
-
-
 def test_steps_with_names_for_people(tasks):
     """Nodes may bear the spec's own name or the one for people: both are the step."""
     spec = json.loads(json.dumps(SPEC))
@@ -335,50 +325,3 @@ def test_steps_with_names_for_people(tasks):
         ("Read the data set", "ingest", "RUNNING"),
         ("Read the data set", "ingest", "FAILED"),
     ]
-
-
-class TestNodes:
-    """submit looks at the nodes, where a kubeconfig leads to them."""
-
-    @pytest.mark.parametrize(
-        ("nodes", "parameters", "warning"),
-        [
-            ([], [], ""),
-            ([node(GPU, [TAINT], nvidia_com__gpu="4")], [], ""),
-            ([node({})], ["gpu_count=0"], ""),
-            (
-                [node({}), node({"a": "b"})],
-                [],
-                "gpu_node_selector: none of the 2 nodes has nvidia.com/gpu.present=true; steps wait until one has.",
-            ),
-            (
-                [node(GPU, [client.V1Taint(key="k", value="v", effect="NoExecute")], nvidia_com__gpu="4")],
-                [],
-                "gpu_tolerations: each of the 1 nodes with the labels of gpu_node_selector has a taint that is not "
-                "tolerated, such as k=v:NoExecute.",
-            ),
-            (
-                [node(GPU, nvidia_com__gpu="1"), node(GPU)],
-                ["gpu_count=2"],
-                "gpu_count: none of the 2 nodes that may be used has 2 nvidia.com/gpu.",
-            ),
-            (
-                [node(GPU, [client.V1Taint(key="k", value="v", effect="NoSchedule")], nvidia_com__gpu="1")],
-                ['gpu_tolerations=[{"key": "k", "operator": "Equal", "value": "v"}]'],
-                "",
-            ),
-            (
-                [node(GPU, [client.V1Taint(key="nvidia.com/gpu", effect="NoExecute")], nvidia_com__gpu="4")],
-                [],
-                "gpu_tolerations: each of the 1 nodes with the labels of gpu_node_selector has a taint that is not "
-                "tolerated, such as nvidia.com/gpu=:NoExecute.",
-            ),
-            ([node(GPU, [client.V1Taint(key="k", effect="PreferNoSchedule")], nvidia_com__gpu="1")], [], ""),
-        ],
-    )
-    def test_a_step_that_no_node_takes(self, free2ds, kube, tmp_path, nodes, parameters, warning):
-        kube.nodes = nodes
-        given = [part for parameter in parameters for part in ("--param", parameter)]
-        required = ["--param", "dataset_uri=gs://b/d.json", "--param", "image_root_uri="]
-        code, _, err = free2ds("submit", *required, *given, "--kubeconfig", kube.kubeconfig(tmp_path / "kubeconfig"))
-        assert (code, err) == (0, f"warning: {warning}\n" if warning else "")
