@@ -176,6 +176,9 @@ class StepRecorder(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Publish the checkpoint, once all processes have written their part."""
         self._trainer.accelerator.wait_for_everyone()
+        if state.is_local_process_zero and not state.is_world_process_zero:
+            self._checkpoints.contribute(state.global_step)
+        self._trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             self._checkpoints.publish(state.global_step)
         self._last = time.monotonic()
