@@ -7,26 +7,15 @@ import pytest
 from kubeflow_trainer_api import models
 from kubernetes import client
 
-from components.finetune import train_job
 from components.finetune.config import FinetuneConfig
 from components.finetune.train_job import TrainJob
 from free2ds_common.errors import StageError
 from free2ds_common.stopping import Stopped
-from tests.support.trainer_stub import OWN_POD, RUNTIME, TrainerStub, ended, node_pod
+from tests.support.trainer_stub import OWN_POD, RUNTIME, ended, node_pod
 
 NAME = "free2ds-1"
 COMMAND = ["python", "-m", "components.finetune.node", "--job", "s3://b/job"]
 RUNNING = {"running": client.V1ContainerStateRunning()}
-
-
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_job, "POLL_S", 0.01)
-    monkeypatch.setattr(train_job, "PATIENCE_S", 0.2)
-    monkeypatch.setenv("KFP_POD_NAME", OWN_POD)
-    with TrainerStub() as stub:
-        monkeypatch.setenv("KUBECONFIG", stub.kubeconfig(tmp_path / "kubeconfig"))
-        yield stub
 
 
 @pytest.fixture
@@ -106,7 +95,9 @@ class TestCreate:
         assert "resourcesPerNode" not in cluster.job["spec"]["trainer"]
 
     def test_no_such_runtime(self, create):
-        with pytest.raises(StageError, match=r"runtime: Kubernetes knows no TrainingRuntime other in namespace default"):
+        with pytest.raises(
+            StageError, match=r"runtime: Kubernetes knows no TrainingRuntime other in namespace default"
+        ):
             create(runtime="other")
 
     def test_a_runtime_with_a_trainer_of_its_own(self, create, cluster):
@@ -195,7 +186,11 @@ class TestFollow:
         ("state", "why", "told"),
         [
             ({}, "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", "0/3 nodes are available"),
-            ({"waiting": client.V1ContainerStateWaiting(reason="ErrImagePull", message="gone")}, "", "ErrImagePull: gone"),
+            (
+                {"waiting": client.V1ContainerStateWaiting(reason="ErrImagePull", message="gone")},
+                "",
+                "ErrImagePull: gone",
+            ),
         ],
     )
     def test_what_a_node_waits_for_is_said_once(self, create, cluster, caplog, state, why, told):
