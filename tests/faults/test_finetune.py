@@ -34,12 +34,16 @@ def command(made, out, **changes):
     return [sys.executable, "-m", "components.finetune", *options]
 
 
-def test_killed_at_random_points_the_losses_are_the_same(made, tmp_path):
-    subprocess.run(command(made, "whole"), check=True, capture_output=True)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_random_points_the_losses_are_the_same(made, tmp_path, processes):
+    """With two, torchrun's launcher is killed; what it started ends with it, or it would go on training beside us."""
+    together = {"num_processes": processes}
+    subprocess.run(command(made, f"whole{processes}", **together), check=True, capture_output=True)
     chance = random.Random(5)
     for number in range(KILLS):
         cache, after = tmp_path / f"cache{number}", chance.randrange(1, STEPS - 1)
-        again = command(made, f"killed{number}", cache_uri=str(cache), checkpoint_steps=1)
+        out = f"killed{processes}-{number}"
+        again = command(made, out, cache_uri=str(cache), checkpoint_steps=1, **together)
         process = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not list(cache.glob(f"finetune/*/checkpoint-{after}/{COMPLETE}")):
             assert process.poll() is None
@@ -48,7 +52,7 @@ def test_killed_at_random_points_the_losses_are_the_same(made, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         subprocess.run(again, check=True, capture_output=True)
-        assert losses(made[0], f"killed{number}") == losses(made[0], "whole")
+        assert losses(made[0], out) == losses(made[0], f"whole{processes}")
 
 
 def test_two_processes_learn_as_one_does(made, tmp_path):

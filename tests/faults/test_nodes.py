@@ -16,6 +16,7 @@ from components.finetune.checkpoints import COMPLETE, Checkpoints
 from components.finetune.stage import run
 from components.finetune.training import Work, train_in_processes
 from free2ds_common.errors import StageError
+from tests.faults.conftest import FULL
 from tests.support.buckets import BUCKET
 from tests.support.trainer_stub import OWN_POD, TrainerStub, ended, node_pod
 from tests.support.training import history, small_llava, training, write_records
@@ -134,6 +135,7 @@ def test_two_nodes_one_of_which_is_killed(made, cluster, s3, tmp_path):
     assert [path for method, path in s3.asked if path.endswith("/outputs/report.html") and method == "PUT"] != []
 
 
+@pytest.mark.skipif(not FULL, reason="slow: make faults")
 def test_what_a_node_cannot_do_is_its_own_sentence(made, cluster, tmp_path):
     Nodes(cluster, tmp_path)
     with pytest.raises(StageError, match=r"node \d: .* has no module connector \(projector\)"):
