@@ -16,6 +16,7 @@ from typing import Any
 
 from components.finetune.checkpoints import KIND
 from components.finetune.config import FinetuneConfig
+from components.finetune.samples import records_sha256
 from components.finetune.train_job import TrainJob
 from components.finetune.transfer import put_folder, remove_folder
 from free2ds_common.downloads import local_folder
@@ -37,14 +38,13 @@ _KEY_LETTERS = 32
 _NAME_LETTERS = 12
 
 
-def train_on_nodes(config: FinetuneConfig, records_sha256: str) -> StageResult:
+def train_on_nodes(config: FinetuneConfig) -> StageResult:
     """Let a TrainJob train; its outputs are those of a training in this process.
 
     A run that finds the TrainJob of an earlier one, which was killed, follows it.
 
     Args:
         config: Settings and ports.
-        records_sha256: Of what to learn from.
 
     Raises:
         StageError: There is no cluster, no such runtime, or a node failed; with the node's own sentence.
@@ -52,7 +52,9 @@ def train_on_nodes(config: FinetuneConfig, records_sha256: str) -> StageResult:
         Stopped: The system asked for the end; the TrainJob is removed, its checkpoints stay.
     """
     decided = {name: value for name, value in asdict(config).items() if name not in (*_PORTS, "selected")}
-    key = sha256(json.dumps([decided, records_sha256], sort_keys=True).encode()).hexdigest()[:_KEY_LETTERS]
+    key = sha256(json.dumps([decided, records_sha256(config.selected)], sort_keys=True).encode()).hexdigest()[
+        :_KEY_LETTERS
+    ]
     uri = f"{config.cache_uri.rstrip('/')}/{KIND}/{key}"
     job = TrainJob(f"free2ds-{key[:_NAME_LETTERS]}")
     with stop_requests() as stop_requested:

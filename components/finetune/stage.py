@@ -60,10 +60,7 @@ def run(config: FinetuneConfig) -> StageResult:
         Stopped: The system asked the training to end; a checkpoint is kept.
     """
     config.check()
-    sha256 = records_sha256(config.selected)
-    if config.nodes > 1:
-        return train_on_nodes(config, sha256)
-    return train_and_tell(config)
+    return train_on_nodes(config) if config.nodes > 1 else train_and_tell(config)
 
 
 def train_and_tell(config: FinetuneConfig, launch: LaunchConfig | None = None) -> StageResult:
