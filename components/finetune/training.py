@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import PrinterCallback, TrainingArguments, set_seed
@@ -107,6 +108,9 @@ def train_in_processes(work: Work, launch: LaunchConfig | None = None) -> Outcom
         outcomes: dict[int, Outcome] = elastic_launch(launch, _train_as_told)(work)
     except ChildFailedError as error:
         raise _meant_by(error) from error
+    except SignalException:
+        # The processes were told too, and given time for a checkpoint.
+        raise Stopped("stopped as asked to: run again to go on") from None
     return outcomes[min(outcomes)]
 
 

@@ -13,6 +13,7 @@ import pytest
 from components.finetune.checkpoints import COMPLETE, Checkpoints
 from components.finetune.training import Work, train_in_processes
 from free2ds_common.errors import StageError
+from free2ds_common.failure import EXIT_STOPPED
 from tests.faults.conftest import FULL
 from tests.support.training import losses, small_llava, training, write_records
 
@@ -53,6 +54,19 @@ def test_killed_at_random_points_the_losses_are_the_same(made, tmp_path, process
         process.wait()
         subprocess.run(again, check=True, capture_output=True)
         assert losses(made[0], out) == losses(made[0], f"whole{processes}")
+
+
+def test_several_processes_end_after_the_same_step_when_asked_to(made, tmp_path):
+    again = command(made, "stopped", cache_uri=str(tmp_path), checkpoint_steps=1000, num_processes=2, max_steps=500)
+    process = subprocess.Popen(again, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for _ in range(2):  # each process says it when it can be asked
+        while "500 steps of" not in process.stdout.readline():
+            assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate()
+    assert process.returncode == EXIT_STOPPED
+    assert "error: stopped as asked to" in said
+    assert len(list(tmp_path.glob(f"finetune/*/checkpoint-*/{COMPLETE}"))) == 1
 
 
 def test_two_processes_learn_as_one_does(made, tmp_path):
