@@ -163,14 +163,14 @@ def train(work: Work) -> Outcome:
         require_folder("image_root_uri", config.image_root_uri)
     plan = schedule(config, len(samples), work.processes, device)
     check_rejects(config, samples, plan, [])
-    logger.info(
-        "%d records (%d with pictures, %d cut off), %d steps of %d x %d x %d records",
-        *(len(samples), samples.has_picture.sum(), samples.truncated),
-        *(plan.steps, plan.processes, plan.accumulation, plan.micro_batch_size),
-    )
     args.per_device_train_batch_size, args.gradient_accumulation_steps = plan.micro_batch_size, plan.accumulation
     stopping = stop_requests() if config.cache_uri else nullcontext(lambda: False)
     with stopping as stop_requested, room_on_disk(work.checkpoints.folder):
+        logger.info(
+            "%d records (%d with pictures, %d cut off), %d steps of %d x %d x %d records",
+            *(len(samples), samples.has_picture.sum(), samples.truncated),
+            *(plan.steps, plan.processes, plan.accumulation, plan.micro_batch_size),
+        )
         return _trained(work, trained, samples, plan, args, stop_requested)
 
 
