@@ -87,11 +87,16 @@ def run_task(
 
 
 def _told(failure: Failure, folder: Path) -> int:
-    """Leave a failure where people and programs look for it; returns the exit code.
+    """Leave a failure where people and programs look for it; returns the exit code."""
+    failure.write(folder / ERROR_FILE)
+    return tell(failure)
+
+
+def tell(failure: Failure) -> int:
+    """Say a failure as the last words of a container; returns the exit code.
 
     The launcher of Kubeflow prints lines of its own after the stage's: empty ones set the sentence apart.
     """
-    failure.write(folder / ERROR_FILE)
     if TERMINATION_LOG.is_file():
         # Kubernetes keeps no more.
         TERMINATION_LOG.write_bytes(f"error: {failure.sentence}".encode()[:_TERMINATION_BYTES])

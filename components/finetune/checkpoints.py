@@ -10,8 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fsspec import AbstractFileSystem
-
+from components.finetune.transfer import put_folder
 from free2ds_common.downloads import local_folder
 from free2ds_common.redact import redacted
 from free2ds_common.retry import retried
@@ -109,17 +108,21 @@ class Checkpoints:
             json.dump({"step": step}, handle)
         if not self._stored:
             return
+        put_folder(self.folder / name, f"{self._uri}/{name}", last=COMPLETE)
         fs, root = filesystem(self._uri)
-        files = sorted((self.folder / name).rglob("*"), key=lambda path: (path.name == COMPLETE, path))
-        for path in files:
-            if path.is_file():
-                place = f"{root.rstrip('/')}/{name}/{path.relative_to(self.folder / name).as_posix()}"
-                retried(self._uri, partial(_put, fs, path, place))
         for old in sorted(self._steps_in_store())[:-KEPT]:
             retried(self._uri, partial(fs.rm, f"{root.rstrip('/')}/checkpoint-{old}", recursive=True))
         logger.info("checkpoint of step %d is in %s", step, self.uri)
 
+    def contribute(self, step: int) -> None:
+        """Copy what another machine than the first has of a checkpoint: the states of its random numbers.
 
-def _put(fs: AbstractFileSystem, path: Path, place: str) -> None:
-    fs.makedirs(place.rpartition("/")[0], exist_ok=True)
-    fs.put_file(str(path), place)
+        Args:
+            step: Whose checkpoint it is; the first machine publishes it later.
+
+        Raises:
+            StageError: The store refuses it.
+            StoreError: The store does not answer.
+        """
+        if self._stored:
+            put_folder(self.folder / f"checkpoint-{step}", f"{self._uri}/checkpoint-{step}")

@@ -49,7 +49,11 @@ class FinetuneSettings(ModelSettings, PictureSettings, CacheSettings, RejectSett
         max_length: Longest conversation in tokens, the picture's included; what is beyond is cut off.
         gradient_checkpointing: Compute activations twice instead of keeping them.
         checkpoint_steps: Steps between two checkpoints.
-        num_processes: Processes, each with a GPU of its own; 0: as many as there are GPUs here.
+        num_processes: Processes of a node, each with a GPU of its own; 0: as many as there are GPUs here.
+        nodes: Machines. More than one: the step itself trains nothing and follows a TrainJob of Kubeflow Trainer, whose
+            nodes share pictures, model and cache_uri by object stores alone.
+        runtime: Name of the TrainingRuntime, or ClusterTrainingRuntime, that such a TrainJob is made from.
+        node_resources: What each of its nodes is given, as name=quantity with commas between.
         picture_workers: Processes that load pictures, for each GPU; 0: 4 on a GPU, on a CPU none but the trainer's.
         cache_uri: Folder or URI below which checkpoints are kept, in finetune/; a run with the same inputs and settings
             goes on from the last one. Empty: a run that ends early is lost.
@@ -60,8 +64,8 @@ class FinetuneSettings(ModelSettings, PictureSettings, CacheSettings, RejectSett
     OPTIONS: ClassVar[tuple[str, ...]] = (
         *("batch_size", "checkpoint_steps", "dtype", "gradient_checkpointing", "learning_rate", "lora_alpha"),
         *("lora_dropout", "lora_rank", "lora_targets", "max_length", "max_steps", "micro_batch_size", "model_type"),
-        *("num_epochs", "num_processes", "picture_workers", "pictures", "projector", "projector_learning_rate"),
-        *("revision", "warmup_fraction"),
+        *("node_resources", "nodes", "num_epochs", "num_processes", "picture_workers", "pictures", "projector"),
+        *("projector_learning_rate", "revision", "runtime", "warmup_fraction"),
     )
 
     model: str = "llava-hf/llava-1.5-7b-hf"
@@ -83,6 +87,9 @@ class FinetuneSettings(ModelSettings, PictureSettings, CacheSettings, RejectSett
     gradient_checkpointing: bool = True
     checkpoint_steps: int = 50
     num_processes: int = 0
+    nodes: int = 1
+    runtime: str = "torch-distributed"
+    node_resources: str = "nvidia.com/gpu=1"
     picture_workers: int = 0
 
     def check(self) -> None:
@@ -91,7 +98,7 @@ class FinetuneSettings(ModelSettings, PictureSettings, CacheSettings, RejectSett
         require_choice("model_type", self.model_type, (LLAVA, AUTO))
         require_choice("dtype", self.dtype, TRAINED_DTYPES)
         require_choice("pictures", self.pictures, (AUTO, PAD, STORED))
-        for name in ("lora_rank", "lora_alpha", "num_epochs", "batch_size", "max_length", "checkpoint_steps"):
+        for name in ("lora_rank", "lora_alpha", "num_epochs", "batch_size", "max_length", "checkpoint_steps", "nodes"):
             require_at_least(name, getattr(self, name), 1)
         for name in ("max_steps", "micro_batch_size", "num_processes", "picture_workers"):
             require_at_least(name, getattr(self, name), 0)
@@ -103,6 +110,47 @@ class FinetuneSettings(ModelSettings, PictureSettings, CacheSettings, RejectSett
                 raise SettingError(name, "got 1, wanted a number in [0, 1).")
         if not self.projector:
             raise SettingError("projector", "is empty, wanted the name of a module.")
+        self._check_nodes()
+
+    def _check_nodes(self) -> None:
+        """What several machines need.
+
+        Raises:
+            SettingError: It is not there.
+        """
+        given = self.given_per_node
+        if self.nodes == 1:
+            return
+        # Without pictures there is no image_root_uri.
+        places = {"cache_uri": self.cache_uri or "nothing", "image_root_uri": self.image_root_uri}
+        for name, place in places.items():
+            if place and ("://" not in place or place.startswith("file:")):
+                raise SettingError(name, f"got {place}, wanted an object store: {self.nodes} nodes share nothing else.")
+        if not self.runtime:
+            raise SettingError("runtime", "is empty, wanted the name of a TrainingRuntime.")
+        if self.require_gpu:
+            raise SettingError(
+                "nodes",
+                f"got {self.nodes} and an accelerator for the step itself, which trains nothing then. Set "
+                f"train_gpu_count to 0; each node gets {', '.join(given) or 'nothing'} (node_resources).",
+            )
+
+    @property
+    def given_per_node(self) -> dict[str, str]:
+        """Resource to quantity, of each of several nodes.
+
+        Raises:
+            SettingError: `node_resources` is written otherwise.
+        """
+        given: dict[str, str] = {}
+        for entry in filter(None, self.node_resources.split(",")):
+            name, equals, quantity = (part.strip() for part in entry.partition("="))
+            if not name or not equals or not quantity or name in given:
+                raise SettingError(
+                    "node_resources", f"got {entry!r}, wanted name=quantity once each, such as nvidia.com/gpu=8,cpu=16."
+                )
+            given[name] = quantity
+        return given
 
     @property
     def pads_pictures(self) -> bool:

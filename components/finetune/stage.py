@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.launcher.api import LaunchConfig
 
 from components.finetune.checkpoints import Checkpoints
 from components.finetune.config import FinetuneConfig
+from components.finetune.nodes import train_on_nodes
 from components.finetune.report import write_report
 from components.finetune.samples import records_sha256
 from components.finetune.training import Outcome, Work, train_in_processes
@@ -36,7 +38,10 @@ _PLACES = (
     "report",
     "cache_uri",
     "checkpoint_steps",
+    "node_resources",
+    "nodes",
     "picture_workers",
+    "runtime",
     "require_gpu",
     "max_reject_fraction",
     "model",
@@ -55,11 +60,26 @@ def run(config: FinetuneConfig) -> StageResult:
         Stopped: The system asked the training to end; a checkpoint is kept.
     """
     config.check()
+    return train_on_nodes(config) if config.nodes > 1 else train_and_tell(config)
+
+
+def train_and_tell(config: FinetuneConfig, launch: LaunchConfig | None = None) -> StageResult:
+    """Train, merge, and write what came of it, on this machine or as one of several nodes.
+
+    Args:
+        config: Settings and ports.
+        launch: How the processes of several nodes find each other; the first node alone writes. None for one machine.
+
+    Raises:
+        StageError: As of `run`.
+        StoreError: A store does not answer.
+        Stopped: The system asked the training to end; a checkpoint is kept.
+    """
     device = choose_device(config.require_gpu)
-    processes = config.num_processes or max(1, torch.cuda.device_count())
-    sha256 = records_sha256(config.selected)
+    per_node = launch.nproc_per_node if launch else config.num_processes or max(1, torch.cuda.device_count())
+    processes = per_node * config.nodes
     folder = Path(resolve_model(config.model, config.revision))
-    settings = _settings(config, folder, device, sha256, processes)
+    settings = _settings(config, folder, device, records_sha256(config.selected), processes)
     logger.info("%s learns from %s on: %s, %d processes", config.model, config.selected, settings["device"], processes)
     for output in (config.tuned_model, config.adapter):
         _empty(Path(output))
@@ -67,7 +87,7 @@ def run(config: FinetuneConfig) -> StageResult:
         checkpoints = Checkpoints(config.cache_uri, _deciding(config, settings), Path(scratch))
         if last := checkpoints.latest():
             logger.info("goes on from %s of %s", last.name, checkpoints.uri)
-        outcome = train_in_processes(Work(config, folder, device.type, processes, checkpoints, last))
+        outcome = train_in_processes(Work(config, folder, device.type, processes, checkpoints, last), launch)
     content = _content(outcome, settings)
     told = {**content, "records": outcome.counts.written, "history": outcome.history}
     for output in (config.adapter, config.tuned_model):
@@ -89,6 +109,7 @@ def _settings(
         "image_root_uri": config.image_root_uri,
         "dtype": dtype_name(torch_dtype(config.dtype, device)),
         "device": device_name(device),
+        "nodes": config.nodes,
         "processes": processes,
         "parameters": {name: value for name, value in asdict(config).items() if name not in _PLACES},
         "versions": {name: version(name) for name in _PACKAGES},

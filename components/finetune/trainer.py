@@ -91,15 +91,23 @@ class LoraTrainer(Trainer):
         self.step_loss = self.step_loss.to(loss.device) + loss
         return loss
 
-    def take_step(self) -> dict[str, Any]:
-        """What is known of the step that ends, over all processes; begins the next."""
-        told = [self.step_loss.double(), *(torch.tensor(float(count)) for count in self._counts())]
+    def take_step(self, stop_requested: bool) -> tuple[dict[str, Any], bool]:
+        """What is known of the step that ends, over all processes; begins the next.
+
+        Args:
+            stop_requested: Whether this process was asked to end.
+
+        Returns:
+            Loss, tokens and unusable pictures of the step; and whether any process was asked to end: all have to do so
+            after the same step, or they wait for each other.
+        """
+        told = [self.step_loss.double(), *(torch.tensor(float(count)) for count in (stop_requested, *self._counts()))]
         sums = torch.stack([value.to(self.args.device) for value in told])
         gathered = self.accelerator.gather(sums[None])
-        loss, (tokens, *problems) = gathered[:, 0].mean().item(), gathered[:, 1:].sum(0).tolist()
+        loss, (stops, tokens, *problems) = gathered[:, 0].mean().item(), gathered[:, 1:].sum(0).tolist()
         self.step_loss, self.step_tokens, self.step_problems = torch.zeros(()), 0, Counter()
         unusable = {reason: int(count) for reason, count in zip(IMAGE_FAILURES, problems, strict=True) if count}
-        return {"loss": loss, "tokens": int(tokens), "unusable": unusable}
+        return {"loss": loss, "tokens": int(tokens), "unusable": unusable}, stops > 0
 
     def _counts(self) -> list[int]:
         return [self.step_tokens, *(self.step_problems[reason] for reason in IMAGE_FAILURES)]
@@ -158,7 +166,7 @@ class StepRecorder(TrainerCallback):
         Raises:
             StageError: It is no number, or too many pictures could not be used.
         """
-        step = self._trainer.take_step()
+        step, stop = self._trainer.take_step(self._stop_requested())
         now = time.monotonic()
         seconds, self._last = now - self._last, now
         entry = {"step": state.global_step, **step, "learning_rates": self._rates, "seconds": seconds}
@@ -170,11 +178,14 @@ class StepRecorder(TrainerCallback):
         check_rejects(self._trainer.config, self._trainer.samples, self._plan, state.log_history)
         if self._progress is not None:
             self._progress.add()
-        if self._stop_requested():
+        if stop:
             control.should_save = control.should_training_stop = self.stopped = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Publish the checkpoint, once all processes have written their part."""
+        self._trainer.accelerator.wait_for_everyone()
+        if state.is_local_process_zero and not state.is_world_process_zero:
+            self._checkpoints.contribute(state.global_step)
         self._trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             self._checkpoints.publish(state.global_step)

@@ -2,13 +2,15 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
@@ -19,10 +21,11 @@ from components.finetune.model import TrainedModel, load_trained, write_merged
 from components.finetune.samples import Samples, read_samples
 from components.finetune.schedule import Schedule, check_rejects, counted, schedule, unusable
 from components.finetune.trainer import LoraTrainer, StepRecorder
-from free2ds_common.errors import StageError
+from free2ds_common.errors import StageError, first_line
 from free2ds_common.inference.device import torch_dtype
 from free2ds_common.redact import redacted
 from free2ds_common.result import Counts
+from free2ds_common.retry import StoreError
 from free2ds_common.runlog import configure_logging
 from free2ds_common.stopping import Stopped, stop_requests
 from free2ds_common.storage import require_folder, room_on_disk
@@ -30,6 +33,13 @@ from free2ds_common.storage import require_folder, room_on_disk
 logger = logging.getLogger(__name__)
 
 _GPU_PICTURE_WORKERS = 4
+# Errors that are one sentence, by the names that torchrun's launcher hands on.
+_OURS: Mapping[str, type[Exception]] = {
+    "StageError": StageError,
+    "SettingError": StageError,
+    "StoreError": StoreError,
+    "Stopped": Stopped,
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class Work:
         config: Settings and ports.
         folder: The model's.
         device_type: "cuda" or "cpu".
-        processes: That train.
+        processes: That train, on all machines.
         checkpoints: Where they go.
         last: The checkpoint to go on from; None to begin.
     """
@@ -74,12 +84,17 @@ class Outcome:
     peak_gpu_gib: float
 
 
-def train_in_processes(work: Work) -> Outcome:
-    """Train, and write adapter and merged model; raises as `train`."""
+def train_in_processes(work: Work, launch: LaunchConfig | None = None) -> Outcome:
+    """Train, and write adapter and merged model; raises as `train`.
+
+    Args:
+        work: What to do.
+        launch: How the processes of several machines find each other; None for one machine.
+    """
     if work.processes == 1:
         return train(work)
-    # torchrun on one machine, with a function in place of a script.
-    launch = LaunchConfig(
+    # torchrun, with a function in place of a script.
+    launch = launch or LaunchConfig(
         run_id="finetune",
         min_nodes=1,
         max_nodes=1,
@@ -89,20 +104,37 @@ def train_in_processes(work: Work) -> Outcome:
         max_restarts=0,
         monitor_interval=1,
     )
-    outcomes = elastic_launch(launch, _trained_or_why_not)(work)
-    first: Outcome | StageError | Stopped = outcomes[0]
-    if isinstance(first, Exception):
-        raise first
-    return first
-
-
-def _trained_or_why_not(work: Work) -> Outcome | StageError | Stopped:
-    """`train`, whose sentence reaches the process that started this one."""
-    configure_logging()
     try:
-        return train(work)
-    except (StageError, Stopped) as error:
-        return error
+        outcomes: dict[int, Outcome] = elastic_launch(launch, _train_as_told)(work)
+    except ChildFailedError as error:
+        raise _meant_by(error) from error
+    except SignalException:
+        # The processes were told too, and given time for a checkpoint.
+        raise Stopped("stopped as asked to: run again to go on") from None
+    return outcomes[min(outcomes)]
+
+
+def _train_as_told(work: Work) -> Outcome:
+    """`train` in a process of its own; what it raises ends the others, which would wait for this one."""
+    configure_logging()
+    return train(work)
+
+
+def _meant_by(error: ChildFailedError) -> Exception:
+    """What a process that failed had to say: the others fail with it, and have less to say."""
+    in_time = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+    said = {rank: str(_words(failure.message)) for rank, failure in in_time}
+    for text in said.values():
+        name, _, sentence = text.partition(": ")
+        if name in _OURS:
+            return _OURS[name](sentence)
+    rank, text = next(iter(said.items()))
+    return RuntimeError(f"process {rank} ended: {first_line(RuntimeError(text))}")
+
+
+def _words(message: object) -> object:
+    """Of a process that failed: an object with the error's text, or a text of torch's own."""
+    return message["message"] if isinstance(message, dict) else message
 
 
 def train(work: Work) -> Outcome:
@@ -131,14 +163,14 @@ def train(work: Work) -> Outcome:
         require_folder("image_root_uri", config.image_root_uri)
     plan = schedule(config, len(samples), work.processes, device)
     check_rejects(config, samples, plan, [])
-    logger.info(
-        "%d records (%d with pictures, %d cut off), %d steps of %d x %d x %d records",
-        *(len(samples), samples.has_picture.sum(), samples.truncated),
-        *(plan.steps, plan.processes, plan.accumulation, plan.micro_batch_size),
-    )
     args.per_device_train_batch_size, args.gradient_accumulation_steps = plan.micro_batch_size, plan.accumulation
     stopping = stop_requests() if config.cache_uri else nullcontext(lambda: False)
     with stopping as stop_requested, room_on_disk(work.checkpoints.folder):
+        logger.info(
+            "%d records (%d with pictures, %d cut off), %d steps of %d x %d x %d records",
+            *(len(samples), samples.has_picture.sum(), samples.truncated),
+            *(plan.steps, plan.processes, plan.accumulation, plan.micro_batch_size),
+        )
         return _trained(work, trained, samples, plan, args, stop_requested)
 
 

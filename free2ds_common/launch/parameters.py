@@ -146,6 +146,9 @@ def check_parameters(package: Package, values: Mapping[str, Any]) -> None:
     for task in package.stage_tasks:
         known = dict(task.constants) | {name: every[source] for name, source in task.sources.items()}
         settings = task.settings_class()
+        # A step's task makes this setting of its number of accelerators.
+        if count := task.sources.get("gpu_count", ""):
+            known["require_gpu"] = every[count] != "0"
         # Where resolve hands them over, it checks them.
         if text := task.sources.get("options", ""):
             known |= typed_options(text, settings, split_options(text, every[text], settings.OPTIONS))

@@ -131,6 +131,11 @@ def test_every_parameter_is_described(package):
         ({"arms": ["selected:1"]}, "arms: got selected:1, wanted random among them"),
         ({"train_options": "lora_rank=0"}, "train_options: lora_rank: got 0, wanted a number of at least 1"),
         ({"train_options": "rank=1"}, "train_options: got 'rank', wanted one of batch_size, "),
+        (
+            {"train_options": "nodes=2", "cache_uri": "s3://b/c"},
+            "train_options: nodes: got 2 and an accelerator for the step itself",
+        ),
+        ({"train_options": "nodes=2", "train_gpu_count": "0"}, "cache_uri: got nothing, wanted an object store"),
         ({"evaluate_options": "prompt=v2"}, "evaluate_options: prompt: got 'v2'"),
         ({"benchmark_uris": " "}, "benchmark_uris: is empty"),
         ({"train_gpu_count": "many"}, "train_gpu_count: got 'many'"),

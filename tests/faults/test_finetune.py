@@ -13,6 +13,7 @@ import pytest
 from components.finetune.checkpoints import COMPLETE, Checkpoints
 from components.finetune.training import Work, train_in_processes
 from free2ds_common.errors import StageError
+from free2ds_common.failure import EXIT_STOPPED
 from tests.faults.conftest import FULL
 from tests.support.training import losses, small_llava, training, write_records
 
@@ -34,12 +35,16 @@ def command(made, out, **changes):
     return [sys.executable, "-m", "components.finetune", *options]
 
 
-def test_killed_at_random_points_the_losses_are_the_same(made, tmp_path):
-    subprocess.run(command(made, "whole"), check=True, capture_output=True)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_random_points_the_losses_are_the_same(made, tmp_path, processes):
+    """With two, torchrun's launcher is killed; what it started ends with it, or it would go on training beside us."""
+    together = {"num_processes": processes}
+    subprocess.run(command(made, f"whole{processes}", **together), check=True, capture_output=True)
     chance = random.Random(5)
     for number in range(KILLS):
         cache, after = tmp_path / f"cache{number}", chance.randrange(1, STEPS - 1)
-        again = command(made, f"killed{number}", cache_uri=str(cache), checkpoint_steps=1)
+        out = f"killed{processes}-{number}"
+        again = command(made, out, cache_uri=str(cache), checkpoint_steps=1, **together)
         process = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not list(cache.glob(f"finetune/*/checkpoint-{after}/{COMPLETE}")):
             assert process.poll() is None
@@ -48,7 +53,20 @@ def test_killed_at_random_points_the_losses_are_the_same(made, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         subprocess.run(again, check=True, capture_output=True)
-        assert losses(made[0], f"killed{number}") == losses(made[0], "whole")
+        assert losses(made[0], out) == losses(made[0], f"whole{processes}")
+
+
+def test_several_processes_end_after_the_same_step_when_asked_to(made, tmp_path):
+    again = command(made, "stopped", cache_uri=str(tmp_path), checkpoint_steps=1000, num_processes=2, max_steps=500)
+    process = subprocess.Popen(again, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for _ in range(2):  # each process says it when it can be asked
+        while "500 steps of" not in process.stdout.readline():
+            assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate()
+    assert process.returncode == EXIT_STOPPED
+    assert "error: stopped as asked to" in said
+    assert len(list(tmp_path.glob(f"finetune/*/checkpoint-*/{COMPLETE}"))) == 1
 
 
 def test_two_processes_learn_as_one_does(made, tmp_path):

@@ -12,7 +12,7 @@ import yaml
 from tests.support.manifests import MANIFESTS, build, findings, kubectl, read
 
 OVERLAYS = ["overlays/gke", "overlays/eks", "overlays/on-prem", "overlays/kind"]
-COMPONENTS = ["components/kueue", "components/priority", "components/narrow-runner"]
+COMPONENTS = ["components/kueue", "components/priority", "components/narrow-runner", "components/trainer"]
 OF_BASE = {
     ("ServiceAccount", "pipeline-runner"),
     ("Role", "free2ds-runner"),
@@ -37,6 +37,17 @@ EXCEPTIONS = {
     ("Job", "image without tag or digest"): "a placeholder: whoever applies it names the image",
     ("ResourceFlavor", "is in no namespace"): "of the whole cluster, by Kueue's own definition",
     ("ClusterQueue", "is in no namespace"): "of the whole cluster, by Kueue's own definition",
+    ("Role", "trainjobs: names no objects"): "a TrainJob is called by what it trains",
+    ("Role", "trainingruntimes: names no objects"): "a run names its runtime",
+    ("Role", "pods: names no objects"): "pods' names are made up when they are made",
+    ("Role", "pods/log: names no objects"): "pods' names are made up when they are made",
+    (
+        "ClusterRole",
+        "reaches beyond the namespace",
+    ): "runtimes of Kubeflow Trainer are the whole cluster's; they are read",
+    ("ClusterRole", "is in no namespace"): "of the whole cluster, by Kubernetes' own definition",
+    ("ClusterRoleBinding", "reaches beyond the namespace"): "runtimes of Kubeflow Trainer are the whole cluster's",
+    ("ClusterRoleBinding", "is in no namespace"): "of the whole cluster, by Kubernetes' own definition",
     ("PriorityClass", "is in no namespace"): "of the whole cluster, by Kubernetes' own definition",
 }
 
@@ -281,6 +292,23 @@ def test_the_narrow_role_takes_the_place_of_kubeflows(built):
     assert ("Role", "free2ds-runner") not in narrow
     assert narrow["Role", "pipeline-runner"]["rules"] == base["Role", "free2ds-runner"]["rules"]
     assert narrow["RoleBinding", "pipeline-runner-binding"]["roleRef"]["name"] == "pipeline-runner"
+
+
+def test_the_step_may_do_what_a_training_on_several_nodes_asks_for(built):
+    """By Kubeflow's SDK; see tests/support/trainer_stub.py, which answers nothing else."""
+    objects = built["components/trainer"]
+    rules = [rule for kind in ("Role", "ClusterRole") for rule in objects[kind, "free2ds-trainer"]["rules"]]
+    assert {rule["resources"][0]: set(rule["verbs"]) for rule in rules} == {
+        "trainjobs": {"create", "get", "delete"},
+        "trainingruntimes": {"get"},
+        "clustertrainingruntimes": {"get"},
+        "pods": {"get", "list"},
+        "pods/log": {"get"},
+    }
+    for kind in ("RoleBinding", "ClusterRoleBinding"):
+        binding = objects[kind, "free2ds-trainer"]
+        assert [subject["name"] for subject in binding["subjects"]] == ["pipeline-runner"]
+        assert binding["roleRef"]["name"] == "free2ds-trainer"
 
 
 def test_the_role_reads_the_secrets_that_the_launcher_may_name(built):

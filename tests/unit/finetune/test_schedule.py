@@ -34,11 +34,40 @@ class TestSettings:
             ("warmup_fraction", 1.0),
             ("projector", ""),
             ("seed", 2**31),
+            ("nodes", 0),
         ],
     )
     def test_what_is_out_of_range_is_refused(self, name, value):
         with pytest.raises(SettingError, match=f"^{name}: "):
             config(**{name: value}).check()
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"cache_uri": ""}, "cache_uri: got nothing, wanted an object store: 2 nodes share nothing else"),
+            ({"cache_uri": "/cache"}, "cache_uri: got /cache, wanted an object store"),
+            ({"cache_uri": "file:///cache"}, "cache_uri: got file:///cache, wanted an object store"),
+            ({"image_root_uri": "images"}, "image_root_uri: got images, wanted an object store"),
+            ({"runtime": ""}, "runtime: is empty, wanted the name of a TrainingRuntime"),
+            (
+                {"require_gpu": True, "node_resources": "nvidia.com/gpu=8,cpu=4"},
+                "nodes: got 2 and an accelerator for the step itself, which trains nothing then. Set train_gpu_count "
+                r"to 0; each node gets nvidia.com/gpu, cpu \(node_resources\)",
+            ),
+            ({"node_resources": "gpu"}, "node_resources: got 'gpu', wanted name=quantity once each"),
+            ({"node_resources": "cpu=1,cpu=2"}, "node_resources: got 'cpu=2', wanted name=quantity once each"),
+        ],
+    )
+    def test_what_several_nodes_need(self, changes, message):
+        several = {"nodes": 2, "cache_uri": "s3://b/cache", "image_root_uri": "s3://b/images"}
+        with pytest.raises(SettingError, match=f"^{message}"):
+            config(**{**several, **changes}).check()
+
+    def test_several_nodes_may_have_text_alone_and_no_gpu(self):
+        config(nodes=2, cache_uri="s3://b/cache", image_root_uri="", node_resources="").check()
+
+    def test_what_a_node_is_given(self):
+        assert config(node_resources=" cpu=4 , memory=8Gi,").given_per_node == {"cpu": "4", "memory": "8Gi"}
 
     def test_the_defaults_are_llavas_recipe(self):
         found = config()

@@ -39,6 +39,14 @@ def test_losses_are_those_of_a_loop_written_apart(finetune, config):
     assert losses == pytest.approx(wanted, abs=1e-5)
 
 
+def test_rates_rise_and_then_fall_as_a_cosine(finetune, tmp_path):
+    """Two of five steps rise, from nothing; the projector's rate does as the adapters' does."""
+    finetune(batch_size=2, warmup_fraction=0.4, learning_rate=2e-4, projector_learning_rate=2e-5)
+    found = [step["learning_rates"] for step in history(tmp_path)]
+    shares = [0.0, 0.5, 1.0, 0.75, 0.25]
+    assert found == [pytest.approx([2e-4 * share, 2e-5 * share]) for share in shares]
+
+
 def test_gradient_checkpointing_changes_no_loss(finetune):
     _, plain = finetune("plain")
     _, checkpointed = finetune("checkpointed", gradient_checkpointing=True)
