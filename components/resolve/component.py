@@ -28,6 +28,12 @@ def resolve(
     select_options: str,
     previous_selected_uri: str,
     cache_uri: str,
+    arms: list[str],
+    train_model: str,
+    train_options: str,
+    benchmark_uris: str,
+    evaluate_options: str,
+    resamples: int,
 ) -> NamedTuple(
     "Versions",
     [
@@ -43,6 +49,8 @@ def resolve(
         ("kmeans_version", str),
         ("select_options", str),
         ("previous_selected_version", str),
+        ("train_revision", str),
+        ("benchmark_versions", str),
     ],
 ):
     """Check what a run is asked for and find out which versions of it lie there now."""
@@ -71,6 +79,12 @@ def resolve(
         select_options=select_options,
         previous_selected_uri=previous_selected_uri,
         cache_uri=cache_uri,
+        arms=arms,
+        train_model=train_model,
+        train_options=train_options,
+        benchmark_uris=benchmark_uris,
+        evaluate_options=evaluate_options,
+        resamples=resamples,
         resolved=resolved.path,
     )
     result = run_task("resolve", lambda: run(config), {}, resolved=resolved)

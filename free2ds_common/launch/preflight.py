@@ -22,4 +22,6 @@ def check_inputs(package: Package, values: Mapping[str, Any], *, only_local: boo
         StoreError: A store does not answer.
     """
     every = package.with_defaults(values)
-    look(ResolveSettings(**{field.name: every[field.name] for field in fields(ResolveSettings)}), only_local=only_local)
+    # A selection has no parameters of the loop.
+    known = {field.name: every[field.name] for field in fields(ResolveSettings) if field.name in every}
+    look(ResolveSettings(**known), only_local=only_local)
