@@ -33,6 +33,7 @@ class Costs:
 
     Attributes:
         selecting_hours: From the start of the selection's run to its end.
+        selecting_device_hours: By model ("llava", "mgm", "text") the hours of this run's devices; of what was computed.
         computed: Results that its models computed.
         reused: Results that it took from a results store.
         training_device_hours: Arm to the hours of all its trainings, times their devices; None where one is not known.
@@ -40,6 +41,7 @@ class Costs:
     """
 
     selecting_hours: float
+    selecting_device_hours: Mapping[str, float]
     computed: int
     reused: int
     training_device_hours: Mapping[str, float | None]
@@ -137,6 +139,8 @@ def _costs(config: VerdictConfig, tuned: Mapping[tuple[str, int], Dataset]) -> C
         summary: dict[str, Any] = read_json_object(Path(config.summary))
         selecting = summary["run"]["seconds"] / 3600
         reuse = summary["reuse"].values()
+        # Summaries of earlier versions do not say.
+        seconds = summary.get("device_seconds", {})
     except (FileNotFoundError, KeyError):
         raise StageError(f"{config.summary}: is no summary of a selection. Give its run's summary.json.") from None
     hours: dict[str, float | None] = {}
@@ -150,6 +154,7 @@ def _costs(config: VerdictConfig, tuned: Mapping[tuple[str, int], Dataset]) -> C
             records[name] = sum(counted) / len(told) if len(counted) == len(told) else None
     return Costs(
         selecting_hours=selecting,
+        selecting_device_hours={model: one / 3600 for model, one in seconds.items()},
         computed=sum(one["computed"] for one in reuse),
         reused=sum(one["reused"] for one in reuse),
         training_device_hours=hours,

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -177,6 +178,7 @@ def _write(
     """Answer the records and write attention/1; returns how many had which outcome, and the tokens generated."""
     by_outcome: Counter[str] = Counter()
     num_steps = 0
+    started = time.monotonic()
     with DatasetWriter(config.attention, attention_schema(model.num_vision_tokens), _ROWS_PER_PART) as writer:
         writer.manifest[MADE_FROM] = made_from(shard=config.shard)
         progress = Progress(len(records) - len(results.reused), "records", log)
@@ -201,6 +203,8 @@ def _write(
         _require_a_finite_map(config, by_outcome, settings["dtype"], log)
         counts = {"reused": len(results.reused), "computed": _answered_by_model(by_outcome) - len(results.reused)}
         writer.manifest.update(settings, outcomes=dict(by_outcome), **counts)
+        # What it cost, on one device: no part of the content, nor of what decides it.
+        writer.manifest["device_seconds"] = round(time.monotonic() - started, 3)
     return by_outcome, num_steps
 
 

@@ -57,7 +57,10 @@ def verdict(evaluation, tmp_path):
     def decide(untuned, training=TRAINING, **by_label):
         arms = {name.replace("_", ":"): benchmarks for name, benchmarks in by_label.items()}
         (tmp_path / "summary.json").write_text(
-            json.dumps({"run": {"seconds": 7200.0}, "reuse": {"llava": {"computed": 5, "reused": 2}}})
+            json.dumps(
+                {"run": {"seconds": 7200.0}, "reuse": {"llava": {"computed": 5, "reused": 2}}}
+                | {"device_seconds": {"llava": 5400.0, "text": 900.0}}
+            )
         )
         config = VerdictConfig(
             arms=list(arms),
@@ -217,11 +220,18 @@ class TestCosts:
         found, _ = verdict({"a": HALF}, selected_1={"a": GOOD}, selected_2={"a": GOOD}, random_1={"a": BAD})
         assert found["costs"] == {
             "selecting_hours": 2.0,
+            "selecting_device_hours": {"llava": 1.5, "text": 0.25},
             "computed": 5,
             "reused": 2,
             "training_device_hours": {"selected": 3.0, "random": 1.5},
             "records": {"selected": 10.0, "random": 10.0},
         }
+
+    def test_the_page_has_them(self, verdict, tmp_path):
+        verdict({"a": HALF}, selected_1={"a": GOOD}, random_1={"a": BAD})
+        page = (tmp_path / "verdict.html").read_text()
+        assert "1.75 hours of devices (LLaVA 1.5, text model 0.25); 2 h from start to end; 5 results computed" in page
+        assert "1.5 hours of devices, all trainings together" in page
 
     def test_are_not_known_of_models_from_elsewhere(self, verdict, tmp_path):
         found, _ = verdict({"a": HALF}, training={}, selected_1={"a": GOOD}, random_1={"a": BAD})
