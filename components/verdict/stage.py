@@ -57,6 +57,7 @@ def run(config: VerdictConfig) -> StageResult:
     config.check()
     tuned = _labelled(config)
     untuned = open_dataset(config.untuned, EVALUATION)
+    _require_alike(untuned, tuned)
     every: dict[str, dict[int, Mapping[str, Answers]]] = {UNTUNED: {0: read_answers(untuned)}}
     for name in ARMS:
         for (arm, seed), one in sorted(tuned.items()):
@@ -127,6 +128,32 @@ def _labelled(config: VerdictConfig) -> dict[tuple[str, int], Dataset]:
     if missing := [arm for arm in config.arms if split_arm(arm) not in found]:
         raise StageError(f"evaluations: none of {', '.join(missing)}. Evaluate every arm, or leave it out of arms.")
     return found
+
+
+def _require_alike(untuned: Dataset, tuned: Mapping[tuple[str, int], Dataset]) -> None:
+    """Refuse what cannot be compared: models that began from another one, or were asked other files' questions.
+
+    Raises:
+        StageError: Something is known to differ.
+    """
+    first = untuned.manifest
+    for one in tuned.values():
+        label, began_from = one.manifest["label"], one.manifest.get("training", {}).get("model_fingerprint")
+        if began_from not in (None, first["model_fingerprint"]):
+            raise StageError(
+                f"evaluations: {label} began from another model ({began_from}) than the untuned one "
+                f"({first['model_fingerprint']}). Train and evaluate all from the same."
+            )
+        if one.manifest["benchmarks"] != first["benchmarks"]:
+            names = sorted(
+                name
+                for name in {*one.manifest["benchmarks"], *first["benchmarks"]}
+                if one.manifest["benchmarks"].get(name) != first["benchmarks"].get(name)
+            )
+            raise StageError(
+                f"evaluations: {label} was asked other files of {', '.join(names)} than the untuned model. Evaluate "
+                "every model on the same."
+            )
 
 
 def _costs(config: VerdictConfig, tuned: Mapping[tuple[str, int], Dataset]) -> Costs:
