@@ -88,6 +88,8 @@ def run(config: ResolveConfig) -> StageResult:
     for name, value in asdict(resolved).items():
         logger.info("%s: %s", name, value or "(empty)")
     found = asdict(resolved) | {"dataset_uri": config.dataset_uri, "image_root_uri": config.image_root_uri}
+    if config.benchmark_uris:
+        found["benchmark_uris"] = config.benchmark_uris
     found |= {(WIRING | LOOP)[stage].sources["model"]: model.place for stage, model in models.items()}
     with atomic_writer(config.resolved, "w") as handle:
         json.dump(redacted_values(found), handle, indent=1, sort_keys=True)

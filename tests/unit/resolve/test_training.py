@@ -9,8 +9,8 @@ import pytest
 
 import pipeline
 from components.evaluate.benchmark import read_benchmark
-from components.resolve.config import ResolveSettings
-from components.resolve.stage import look, resolve
+from components.resolve.config import ResolveConfig, ResolveSettings
+from components.resolve.stage import look, resolve, run
 from components.resolve.training import look_at_training
 from examples.benchmarks import make_benchmarks
 from free2ds_common.errors import SettingError, StageError
@@ -201,6 +201,14 @@ class TestVersions:
         found = resolved()
         assert found.train_revision == folder_version(values["train_model"])
         assert found.benchmark_versions == f"{folder_version(str(drawn[0]))}, {folder_version(str(drawn[1]))}"
+
+    def test_are_kept_with_their_places(self, values, tmp_path):
+        run(ResolveConfig(**values, resolved=str(tmp_path / "resolved.json")))
+        found = json.loads((tmp_path / "resolved.json").read_text())
+        assert {name: found[name] for name in ("train_model", "benchmark_uris")} == {
+            name: values[name] for name in ("train_model", "benchmark_uris")
+        }
+        assert found["train_revision"] == folder_version(values["train_model"])
 
     def test_a_selection_has_none(self, resolved):
         found = resolved(arms=[], train_model="", benchmark_uris="")
