@@ -44,8 +44,9 @@ from free2ds_common.launch.store_access import StoreAccess
 
 # Shards scored at the same time on a cluster; kfp.local never runs more than two.
 PARALLEL_SHARDS = 8
-# What the loop trains on, and with which seeds.
+# What the loop trains on, and with which seeds; a selection alone has none.
 ARMS = ["selected:42", "random:42"]
+NO_ARMS: list[str] = []
 
 
 @dsl.pipeline(name="score-llava", display_name="One shard, LLaVA")
@@ -271,8 +272,17 @@ def select(
     gpu_tolerations: list[dict[str, Any]],
     store_secret: str,
     store_config_map: str,
+    arms: list[str] = NO_ARMS,
+    train_model: str = "",
+    train_options: str = "",
+    benchmark_uris: str = "",
+    evaluate_options: str = "",
+    resamples: int = VerdictSettings.resamples,
 ) -> Steps:
-    """Wire the steps of a selection into the pipeline that calls this."""
+    """Wire the steps of a selection into the pipeline that calls this.
+
+    What has a default is for the loop, whose every part is checked and pinned before the first of them works.
+    """
     nodes = GpuNodes(type=gpu_type, count=gpu_count, selector=gpu_node_selector, tolerations=gpu_tolerations)
     access = StoreAccess(secret=store_secret, config_map=store_config_map)
     found = resolve(
@@ -297,6 +307,12 @@ def select(
         seed=seed,
         cache_uri=cache_uri,
         gpu_count=gpu_count,
+        arms=arms,
+        train_model=train_model,
+        train_options=train_options,
+        benchmark_uris=benchmark_uris,
+        evaluate_options=evaluate_options,
+        resamples=resamples,
     )
     access.give(ask(found, "check-and-pin-versions"))
     ingested = ingest(
@@ -532,6 +548,12 @@ def free2ds_loop(
         gpu_tolerations=gpu_tolerations,
         store_secret=store_secret,
         store_config_map=store_config_map,
+        arms=arms,
+        train_model=train_model,
+        train_options=train_options,
+        benchmark_uris=benchmark_uris,
+        evaluate_options=evaluate_options,
+        resamples=resamples,
     )
     compared = train_and_measure(
         arms=arms,
@@ -543,9 +565,11 @@ def free2ds_loop(
         image_root_version=made.found.outputs["image_root_version"],
         max_reject_fraction=max_reject_fraction,
         train_model=train_model,
+        train_revision=made.found.outputs["train_revision"],
         train_options=train_options,
         train_gpu_count=train_gpu_count,
         benchmark_uris=benchmark_uris,
+        benchmark_versions=made.found.outputs["benchmark_versions"],
         evaluate_options=evaluate_options,
         resamples=resamples,
         seed=seed,

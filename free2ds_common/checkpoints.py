@@ -13,6 +13,7 @@ from free2ds_common.downloads import local_folder
 from free2ds_common.errors import StageError, first_line
 from free2ds_common.retry import StoreError, retried
 from free2ds_common.storage import require_regular_file
+from free2ds_common.versions import require_versions
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _SETTINGS_SUFFIXES = (".json", ".model", ".txt", ".jinja")
@@ -25,15 +26,16 @@ def resolve_model(model: str, revision: str, cache_dir: str = "") -> str:
 
     Args:
         model: A folder, an object-store URI, or a hub id such as "google-bert/bert-base-uncased".
-        revision: Hub branch or commit; unused for folders and URIs.
+        revision: Hub branch or commit; of a folder or URI the version that it has to have, if it is one.
         cache_dir: Where a download from an object store goes; empty for a folder below HF_HOME or the temporary one.
 
     Raises:
-        StageError: Nothing is there, the store refuses it, or the hub cannot be reached.
+        StageError: Nothing is there, it has changed, the store refuses it, or the hub cannot be reached.
         StoreError: The store does not answer.
     """
     if not model:
         raise StageError("model: is empty, wanted a folder, a URI or a hub id.")
+    require_versions("model", [model], revision)
     if "://" in model and not model.startswith("hf://"):
         return local_folder(model, cache_dir or str(download_folder()))
     if os.path.isdir(model):

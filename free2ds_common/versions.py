@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from free2ds_common.redact import redacted
 from free2ds_common.retry import retried
 from free2ds_common.storage import WEB, filesystem, require_regular_file, sha256_of, version_of
 
+# As `folder_version` writes it.
+_OF_FOLDER = re.compile(r"\d+ files [0-9a-f]{32}")
 # What a store says of an object that is another for other bytes, the surest first.
 _TELLING = ("generation", "etag", "ETag", "VersionId", "md5Hash", "crc32c", "Content-MD5", "blob_id")
 
@@ -69,6 +72,24 @@ def folder_version(uri: str) -> str:
     if not files:
         raise StageError(f"{redacted(uri)}: no file there. Check the URI.")
     return _digest(files)
+
+
+def require_versions(name: str, uris: Sequence[str], versions: str) -> None:
+    """Refuse folders that are not as they were when their versions were found out.
+
+    Args:
+        name: The setting, for the message.
+        uris: The folders.
+        versions: Of each, separated by commas; what is no version of a folder (a commit, "unknown", nothing at all)
+            says nothing.
+
+    Raises:
+        StageError: A folder has changed, or cannot be listed any more.
+        StoreError: A store does not answer.
+    """
+    for uri, version in zip(uris, versions.split(", "), strict=False):
+        if _OF_FOLDER.fullmatch(version) and folder_version(uri) != version:
+            raise StageError(f"{name}: {redacted(uri)} has changed since the run began. Start the run again.")
 
 
 def _local_files(root: str) -> Iterable[tuple[str, Any]]:

@@ -1,6 +1,7 @@
 """Embeddings of what the humans say: each distinct message once, and a table of who said it."""
 
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,7 @@ def run(config: BertFeaturesConfig) -> StageResult:
     if batch_tokens < config.batch_tokens:
         logger.info("%d tokens a batch instead of %d: more would not be faster here", batch_tokens, config.batch_tokens)
     output = Path(config.features)
+    started = time.monotonic()
     with (
         open_results(config, settings, encoder.dimensions, records) as results,
         DatasetWriter(output / "turns", TEXT_TURNS) as turns,
@@ -73,8 +75,9 @@ def run(config: BertFeaturesConfig) -> StageResult:
         words = UnknownWords(folder)
         padding = _embed(source, encoder, batch_tokens, results, embeddings, words)
         reused, computed = results.reused, source.num_distinct - results.reused
-        turns.manifest.update(settings, reused=reused, computed=computed)
-        embeddings.manifest.update(settings, reused=reused, computed=computed)
+        cost = {"reused": reused, "computed": computed, "device_seconds": round(time.monotonic() - started, 3)}
+        turns.manifest.update(settings, **cost)
+        embeddings.manifest.update(settings, **cost)
     logger.info("%d turns of %d records, %d distinct messages", source.num_turns, records.num_rows, source.num_distinct)
     log_peak_memory(logger, encoder.device)
     metrics = {

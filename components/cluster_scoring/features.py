@@ -37,8 +37,8 @@ class Features:
     def manifest(self) -> dict[str, object]:
         """What the scores keep of the parts' manifests."""
         kept = {name: self.messages[0].manifest[name] for name in ("model", "revision", *SAME_IN_ALL_PARTS)}
-        # Messages: of all parts together.
-        for name in ("reused", "computed"):
+        # Messages, and seconds of devices: of all parts together.
+        for name in ("reused", "computed", "device_seconds"):
             if all(name in part.manifest for part in self.messages):
                 kept[name] = sum(part.manifest[name] for part in self.messages)
         return kept

@@ -105,6 +105,17 @@ def read_benchmark(folder: Path) -> Benchmark:
     )
 
 
+def require_names(benchmarks: Sequence[Benchmark]) -> None:
+    """Refuse two benchmarks of one name.
+
+    Raises:
+        StageError: A name comes twice.
+    """
+    names = Counter(benchmark.name for benchmark in benchmarks)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise StageError(f"benchmarks: two are called {twice[0]}. Change the name in one's {DESCRIPTION}.")
+
+
 def _read_questions(path: Path) -> Iterator[BenchmarkQuestion]:
     """The questions of a file, Parquet or LLaVA's JSON (a list, or one record a line)."""
     if not path.is_file():

@@ -8,7 +8,9 @@ def evaluate(
     evaluation: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     benchmarks: str,
+    benchmark_versions: str,
     model: str,
+    revision: str,
     label: str,
     options: str,
     resamples: int,
@@ -25,8 +27,10 @@ def evaluate(
     config = EvaluateConfig(
         **read_options(EvaluateConfig, options),
         benchmarks=benchmarks,
+        benchmark_versions=benchmark_versions,
         # An artifact of this run, where there is one, takes the place of the setting.
         model=tuned.path if tuned else model,
+        revision="" if tuned else revision,
         label=label,
         require_gpu=gpu_count != "0",
         resamples=resamples,
@@ -34,4 +38,5 @@ def evaluate(
         evaluation=evaluation.path,
         metrics=metrics.path,
     )
-    run_task("evaluate", lambda: run(config), {}, evaluation=evaluation, metrics=metrics)
+    versions = {"benchmark_versions": benchmark_versions}
+    run_task("evaluate", lambda: run(config), versions, evaluation=evaluation, metrics=metrics)

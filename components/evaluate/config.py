@@ -11,12 +11,18 @@ PROMPTS = ("v1", "chat")
 OFFICIAL = ("vqav2", "gqa", "vizwiz", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed")
 
 
+def split_folders(text: str) -> list[str]:
+    """The folders of a text that holds several, separated by commas."""
+    return [folder.strip() for folder in text.split(",") if folder.strip()]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(SeedSettings, RejectSettings, ModelSettings):
     """Settings of the stage.
 
     Attributes:
         benchmarks: Benchmark folders or their URIs, separated by commas.
+        benchmark_versions: Which files lie in them, as resolve found it: others are refused; empty for any.
         model: Folder, object-store URI or hub id of the model, in transformers' layout.
         prompt: v1 (LLaVA's conversation) or chat (the model's own template).
         max_new_tokens: Longest answer in tokens, EOS included, where the benchmark does not set its own.
@@ -29,9 +35,10 @@ class EvaluateSettings(SeedSettings, RejectSettings, ModelSettings):
     """
 
     SEED_BITS: ClassVar[int] = 32
-    OPTIONS: ClassVar[tuple[str, ...]] = ("batch_size", "dtype", "max_new_tokens", "prompt", "revision")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("batch_size", "dtype", "max_new_tokens", "prompt")
 
     benchmarks: str
+    benchmark_versions: str = ""
     model: str = "llava-hf/llava-1.5-7b-hf"
     prompt: str = "v1"
     max_new_tokens: int = 128
@@ -44,7 +51,7 @@ class EvaluateSettings(SeedSettings, RejectSettings, ModelSettings):
     @property
     def folders(self) -> list[str]:
         """The benchmarks one by one."""
-        return [folder.strip() for folder in self.benchmarks.split(",") if folder.strip()]
+        return split_folders(self.benchmarks)
 
     def check(self) -> None:
         """See `Settings.check`."""

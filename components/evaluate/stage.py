@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.evaluate.answering import Reply, replies
-from components.evaluate.benchmark import Benchmark, read_benchmark
+from components.evaluate.benchmark import Benchmark, read_benchmark, require_names
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.judge import METRICS
 from free2ds_common import outcomes
@@ -33,6 +33,7 @@ from free2ds_common.result import Counts, StageResult, check_reject_fraction
 from free2ds_common.runlog import Progress
 from free2ds_common.schemas import EVALUATION
 from free2ds_common.storage import atomic_writer
+from free2ds_common.versions import require_versions
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,9 @@ def run(config: EvaluateConfig) -> StageResult:
             allowed, or a baseline of other questions.
     """
     config.check()
+    require_versions("benchmarks", config.folders, config.benchmark_versions)
     benchmarks = [read_benchmark(Path(local_folder(uri, str(download_folder())))) for uri in config.folders]
-    _require_names(benchmarks)
+    require_names(benchmarks)
     baseline = _read_baseline(config)
     device = choose_device(config.require_gpu)
     dtype = torch_dtype(config.dtype, device)
@@ -68,17 +70,6 @@ def run(config: EvaluateConfig) -> StageResult:
     result = _evaluate(config, benchmarks, baseline, answerer, settings)
     log_peak_memory(logger, device)
     return result
-
-
-def _require_names(benchmarks: Sequence[Benchmark]) -> None:
-    """Refuse two benchmarks of one name.
-
-    Raises:
-        StageError: A name comes twice.
-    """
-    names = Counter(benchmark.name for benchmark in benchmarks)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise StageError(f"benchmarks: two are called {twice[0]}. Change the name in one's benchmark.json.")
 
 
 def _read_baseline(config: EvaluateConfig) -> Mapping[str, Answers] | None:

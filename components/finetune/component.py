@@ -16,6 +16,7 @@ def finetune(
     image_root_uri: str,
     image_root_version: str,
     model: str,
+    revision: str,
     options: str,
     max_reject_fraction: float,
     cache_uri: str,
@@ -30,7 +31,8 @@ def finetune(
     # One task of a loop: which of its inputs it learns from, a colon, and its seed.
     learnt, _, seed = arm.partition(":")
     config = FinetuneConfig(
-        **read_options(FinetuneConfig, options),
+        # In place of one among the options: resolve has found out what that is now.
+        **(read_options(FinetuneConfig, options) | {"revision": revision}),
         selected={"selected": selected, "random": random, "everything": everything}[learnt].path,
         image_root_uri=image_root_uri,
         model=model,

@@ -17,6 +17,8 @@ from free2ds_common.settings import (
 )
 
 LLAVA = "llava"
+# Of the models of that type, in the Hugging Face layout.
+LLAVA_ARCHITECTURE = "LlavaForConditionalGeneration"
 PAD, STORED = "pad", "stored"
 # Of transformers' LLaVA and its like; CLIP's layers have a q_proj too and stay as they are.
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"

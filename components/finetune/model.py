@@ -15,7 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from components.finetune.config import LLAVA, FinetuneConfig
+from components.finetune.config import LLAVA, LLAVA_ARCHITECTURE, FinetuneConfig
 from free2ds_common.errors import SettingError, StageError
 from free2ds_common.inference.auto import load_whole, refuse_marked_tokens, vision_grid
 from free2ds_common.inference.model import Pixels
@@ -128,9 +128,9 @@ def load_trained(config: FinetuneConfig, folder: Path, device: torch.device, dty
 
 def _require_llava(folder: Path) -> None:
     architecture = (read_config(folder).get("architectures") or ["none"])[0]
-    if architecture != "LlavaForConditionalGeneration":
+    if architecture != LLAVA_ARCHITECTURE:
         raise StageError(
-            f"{folder}: architecture {architecture}, wanted LlavaForConditionalGeneration: LLaVA-1.5 in the Hugging "
+            f"{folder}: architecture {architecture}, wanted {LLAVA_ARCHITECTURE}: LLaVA-1.5 in the Hugging "
             "Face layout. Convert the model, or use model_type auto for another one of transformers."
         )
 

@@ -180,6 +180,7 @@ class Summary:
         models: What was scored with.
         reuse: By model ("llava", "mgm", "text"): how much of it was computed and how much was there; it decides
             nothing, and is in metadata only as metrics.
+        device_seconds: By model as `reuse`: how long this run's devices worked on what was computed.
         changes: Since the earlier selection that the settings name; None where they name none.
         code_version: Of free2ds.
         run: When and how it was made; nothing in it decides the selection.
@@ -202,6 +203,7 @@ class Summary:
     grids: Grids
     models: Models
     reuse: Mapping[str, Reuse]
+    device_seconds: Mapping[str, float]
     changes: Changes | None
     code_version: str
     run: RunFacts
@@ -246,7 +248,15 @@ class Summary:
                 "came_in": float(sum(self.changes.came_in.values())),
                 "dropped_out": float(sum(self.changes.dropped_out.values())),
             }
-        left_out = ("counts", "tilt", "chance", "run", "reuse", *(() if self.changes else ("changes",)))
+        left_out = (
+            "counts",
+            "tilt",
+            "chance",
+            "run",
+            "reuse",
+            "device_seconds",
+            *(() if self.changes else ("changes",)),
+        )
         metadata = {name: value for name, value in self.as_json().items() if name not in left_out}
         metadata["sources"] = {
             _short_name(name): asdict(row) for name, row in itertools.islice(self.sources.items(), _SOURCES_IN_METADATA)
@@ -305,6 +315,7 @@ def summarize(
             text=_facts(inputs.text.manifest, _TEXT_MODEL_FACTS),
         ),
         reuse=_reuse(inputs),
+        device_seconds=_device_seconds(inputs),
         changes=changes,
         code_version=__version__,
         run=run,
@@ -316,6 +327,16 @@ def _reuse(inputs: Inputs) -> dict[str, Reuse]:
     found = {side.name: Reuse.of(*(part.manifest for part in side.parts)) for side in inputs.sides}
     found["text"] = Reuse.of(inputs.text.manifest)
     return {name: reuse for name, reuse in found.items() if reuse is not None}
+
+
+def _device_seconds(inputs: Inputs) -> dict[str, float]:
+    """How long each model's devices worked, all parts together; a model is left out where nothing says so."""
+    manifests = {side.name: [part.manifest for part in side.parts] for side in inputs.sides}
+    manifests["text"] = [inputs.text.manifest]
+    name = "device_seconds"
+    return {
+        model: sum(one[name] for one in every) for model, every in manifests.items() if all(name in m for m in every)
+    }
 
 
 def _by_outcome(codes: np.ndarray, selection: Selection) -> dict[str, OutcomeCounts]:

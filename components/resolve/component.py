@@ -29,6 +29,12 @@ def resolve(
     previous_selected_uri: str,
     cache_uri: str,
     gpu_count: str,
+    arms: list[str],
+    train_model: str,
+    train_options: str,
+    benchmark_uris: str,
+    evaluate_options: str,
+    resamples: int,
 ) -> NamedTuple(
     "Versions",
     [
@@ -45,6 +51,8 @@ def resolve(
         ("select_options", str),
         ("previous_selected_version", str),
         ("on_gpu", bool),
+        ("train_revision", str),
+        ("benchmark_versions", str),
     ],
 ):
     """Check what a run is asked for and find out which versions of it lie there now."""
@@ -74,6 +82,12 @@ def resolve(
         previous_selected_uri=previous_selected_uri,
         cache_uri=cache_uri,
         on_gpu=gpu_count != "0",
+        arms=arms,
+        train_model=train_model,
+        train_options=train_options,
+        benchmark_uris=benchmark_uris,
+        evaluate_options=evaluate_options,
+        resamples=resamples,
         resolved=resolved.path,
     )
     result = run_task("resolve", lambda: run(config), {}, resolved=resolved)

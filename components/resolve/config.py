@@ -1,6 +1,6 @@
 """Settings and ports of the resolve stage."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from components.bert_features.config import BertFeaturesSettings
 from components.cluster_scoring.config import ClusterScoringSettings
@@ -10,6 +10,7 @@ from components.llava_attention.config import LlavaAttentionSettings
 from components.mgm_attention.config import MgmAttentionSettings
 from components.resolve.wiring import check_settings
 from components.split.config import SplitSettings
+from components.verdict.config import VerdictSettings
 from free2ds_common.settings import Settings
 
 
@@ -47,6 +48,13 @@ class ResolveSettings(Settings):
     select_options: str = ""
     previous_selected_uri: str = JointSelectionSettings.previous_selected_uri
     cache_uri: str = LlavaAttentionSettings.cache_uri
+    # Of the loop alone; empty for a selection.
+    arms: list[str] = field(default_factory=list)
+    train_model: str = ""
+    train_options: str = ""
+    benchmark_uris: str = ""
+    evaluate_options: str = ""
+    resamples: int = VerdictSettings.resamples
 
     def check(self) -> None:
         """See `Settings.check`."""

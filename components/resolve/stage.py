@@ -14,7 +14,8 @@ from components.llava_attention.config import LlavaAttentionSettings
 from components.mgm_attention.config import MgmAttentionSettings
 from components.resolve.config import ResolveConfig, ResolveSettings
 from components.resolve.models import Model, is_hub_id, look_at
-from components.resolve.wiring import WIRING, given_options
+from components.resolve.training import benchmark_versions, look_at_training
+from components.resolve.wiring import LOOP, WIRING, given_options, is_loop
 from free2ds_common.checkpoints import fingerprint
 from free2ds_common.errors import SettingError
 from free2ds_common.options import join_options
@@ -51,6 +52,8 @@ class Resolved:
         kmeans_version: Of the clusters of an earlier run; empty without them.
         select_options: Options of the selection.
         previous_selected_version: Of the selection of an earlier run; empty without one.
+        train_revision: Of the model to train: a commit, or the version of its folder; empty without a training.
+        benchmark_versions: Of the benchmark folders, separated by commas; empty without them.
     """
 
     dataset_version: str
@@ -65,6 +68,8 @@ class Resolved:
     kmeans_version: str
     select_options: str
     previous_selected_version: str
+    train_revision: str
+    benchmark_versions: str
 
 
 def run(config: ResolveConfig) -> StageResult:
@@ -84,7 +89,9 @@ def run(config: ResolveConfig) -> StageResult:
         logger.info("%s: %s", name, value or "(empty)")
     found = asdict(resolved) | {"dataset_uri": config.dataset_uri, "image_root_uri": config.image_root_uri}
     found["on_gpu"] = config.on_gpu
-    found |= {WIRING[stage].sources["model"]: model.place for stage, model in models.items()}
+    if config.benchmark_uris:
+        found["benchmark_uris"] = config.benchmark_uris
+    found |= {(WIRING | LOOP)[stage].sources["model"]: model.place for stage, model in models.items()}
     with atomic_writer(config.resolved, "w") as handle:
         json.dump(redacted_values(found), handle, indent=1, sort_keys=True)
     return StageResult(Counts(read=0, written=0), metadata=found)
@@ -137,6 +144,8 @@ def look(settings: ResolveSettings, *, only_local: bool = False) -> dict[str, Mo
         _look_at_file("previous_selected_uri", earlier)
     if settings.cache_uri and not only_local and not is_local(settings.cache_uri):
         _look_at_results(settings.cache_uri)
+    if is_loop(values) and (trained := look_at_training(values, only_local=only_local)):
+        models["finetune"] = trained
     return models
 
 
@@ -185,6 +194,8 @@ def resolve(settings: ResolveSettings, models: Mapping[str, Model]) -> Resolved:
         previous_selected_version=(
             file_version(settings.previous_selected_uri) if settings.previous_selected_uri else ""
         ),
+        train_revision=models["finetune"].version() if "finetune" in models else "",
+        benchmark_versions=benchmark_versions(settings.benchmark_uris),
     )
 
 

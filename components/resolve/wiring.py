@@ -6,11 +6,14 @@ from typing import Any
 
 from components.bert_features.config import BertFeaturesSettings
 from components.cluster_scoring.config import ClusterScoringSettings
+from components.evaluate.config import EvaluateSettings
+from components.finetune.config import FinetuneSettings
 from components.ingest.config import IngestSettings
 from components.joint_selection.config import JointSelectionSettings
 from components.llava_attention.config import LlavaAttentionSettings
 from components.mgm_attention.config import MgmAttentionSettings
 from components.split.config import SplitSettings
+from components.verdict.config import VerdictSettings
 from free2ds_common.errors import SettingError
 from free2ds_common.options import split_options, typed_options
 from free2ds_common.settings import Settings
@@ -52,6 +55,19 @@ WIRING = {
     "cluster_scoring": StageWiring(ClusterScoringSettings, "text_options"),
     "joint_selection": StageWiring(JointSelectionSettings, "select_options"),
 }
+# What comes after a selection in the loop; an arm brings its own seed.
+LOOP = {
+    "finetune": StageWiring(
+        FinetuneSettings, "train_options", renamed={"model": "train_model"}, left_out=("require_gpu", "seed")
+    ),
+    "evaluate": StageWiring(
+        EvaluateSettings,
+        "evaluate_options",
+        renamed={"model": "train_model", "benchmarks": "benchmark_uris"},
+        left_out=("require_gpu", "revision", "benchmark_versions", "max_reject_fraction", "baseline_uri", "label"),
+    ),
+    "verdict": StageWiring(VerdictSettings),
+}
 # Names on the command line that set an option of several stages.
 _SHARED = {"dtype": "dtype", "max_new_tokens": "max_new_tokens", "attention_batch_size": "batch_size"}
 
@@ -62,7 +78,7 @@ def options_of(text: str) -> set[str]:
     Args:
         text: The run parameter, such as text_options.
     """
-    return {name for wiring in WIRING.values() if wiring.text == text for name in wiring.settings.OPTIONS}
+    return {name for wiring in (WIRING | LOOP).values() if wiring.text == text for name in wiring.settings.OPTIONS}
 
 
 def aliases() -> dict[str, list[tuple[str, str]]]:
@@ -92,15 +108,20 @@ def given_options(stage: str, values: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         SettingError: A text of options is not as it must be.
     """
-    wiring = WIRING[stage]
+    wiring = (WIRING | LOOP)[stage]
     if not wiring.text:
         return {}
     options = split_options(wiring.text, values[wiring.text], options_of(wiring.text))
     return {name: value for name, value in options.items() if name in wiring.settings.OPTIONS}
 
 
+def is_loop(values: Mapping[str, Any]) -> bool:
+    """Whether a run goes on after its selection: that of a selection alone leaves all this empty."""
+    return any(values[name] for name in ("arms", "train_model", "benchmark_uris"))
+
+
 def stage_settings(values: Mapping[str, Any]) -> Iterator[tuple[str, Settings]]:
-    """Every stage's settings.
+    """Every stage's settings; those of the loop where there is one.
 
     Args:
         values: The run parameters.
@@ -108,7 +129,7 @@ def stage_settings(values: Mapping[str, Any]) -> Iterator[tuple[str, Settings]]:
     Raises:
         SettingError: A text of options is not as it must be.
     """
-    for stage, wiring in WIRING.items():
+    for stage, wiring in (WIRING | LOOP if is_loop(values) else WIRING).items():
         given = typed_options(wiring.text, wiring.settings, given_options(stage, values))
         yield (
             stage,
@@ -126,7 +147,7 @@ def check_settings(values: Mapping[str, Any]) -> None:
         SettingError: A stage does not accept a setting; named as the run parameter that it comes from.
     """
     for stage, settings in stage_settings(values):
-        wiring = WIRING[stage]
+        wiring = (WIRING | LOOP)[stage]
         try:
             settings.check()
         except SettingError as error:

@@ -237,6 +237,7 @@ class _Side:
                 "outcomes": dict(self._outcomes),
                 "reused": self.answered,
                 "computed": 0,
+                "device_seconds": 0.0,
                 "store": self._store.uri,
             }
             finished = sum(self._outcomes.values())

@@ -10,6 +10,8 @@ from free2ds_common.settings import SeedSettings, require_at_least
 SELECTED, RANDOM, EVERYTHING, UNTUNED = "selected", "random", "everything", "untuned"
 # What a model may have learnt from.
 ARMS = (SELECTED, RANDOM, EVERYTHING)
+# As of finetune's own.
+_ARM_SEED_BITS = 31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +66,11 @@ def split_arm(arm: str) -> tuple[str, int]:
     """What was learnt from, and the seed.
 
     Raises:
-        SettingError: The text is no arm.
+        SettingError: The text is no arm, or its seed is too large.
     """
     name, _, seed = arm.partition(":")
     if name not in ARMS or not (seed.isascii() and seed.isdigit()):
         raise SettingError("arms", f"got {arm!r}, wanted one of {', '.join(ARMS)}, a colon and a seed: selected:42.")
+    if int(seed) >= 2**_ARM_SEED_BITS:
+        raise SettingError("arms", f"got {arm!r}, wanted a seed of at most {2**_ARM_SEED_BITS - 1}.")
     return name, int(seed)

@@ -218,7 +218,10 @@ def sentence(found: Findings) -> str:
     assert mean.low is not None
     assert mean.high is not None
     half = (mean.high - mean.low) / 2
-    told = f"Selecting beat random on {beat} of {total}, lost on {lost}; mean {mean.value:+.1f} ± {half:.1f} points."
+    # Adding 0 takes the sign from a -0.
+    value = round(mean.value, 1) + 0.0
+    named = "mean" if total > 1 else "difference"
+    told = f"Selecting beat random on {beat} of {total}, lost on {lost}; {named} {value:+.1f} ± {half:.1f} points."
     if mean.low <= 0 <= mean.high:
         return f"{told} On the whole the two cannot be told apart."
     return f"{told} On the whole selecting was {'better' if mean.value > 0 else 'worse'}."

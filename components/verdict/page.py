@@ -10,6 +10,7 @@ from free2ds_common.redact import redacted
 from free2ds_common.storage import atomic_writer
 
 _WORDS = {BEAT: "selecting", LOST: "random", "open": "not told apart"}
+_MODELS = {"llava": "LLaVA", "mgm": "MGM", "text": "text model"}
 _SETS = {ALL: "mean", WITHOUT_COGNITION: "mean without MME's cognition"}
 # Pixels: names, plot, a row, and what is left free at either side of the plot.
 _NAMES, _PLOT, _ROW, _SIDE = 230, 460, 24, 14
@@ -101,13 +102,16 @@ def _relative(found: Findings) -> str:
 
 
 def _costs(costs: Mapping[str, Any], seeds: Mapping[str, int]) -> str:
+    by_model = costs["selecting_device_hours"]
+    hours_of = ", ".join(f"{_MODELS[model]} {one:.3g}" for model, one in by_model.items())
+    devices = f"{sum(by_model.values()):.3g} hours of devices ({hours_of}); " if by_model else ""
     rows = [
         [
             "selecting",
+            "1",
             "",
-            "",
-            f"{costs['selecting_hours']:.3g} h from start to end; {costs['computed']:,} results computed, "
-            f"{costs['reused']:,} taken from a results store",
+            f"{devices}{costs['selecting_hours']:.3g} h from start to end; {costs['computed']:,} results computed, "
+            f"{costs['reused']:,} taken from a results store, whose hours are an earlier run's",
         ]
     ]
     for arm, hours in costs["training_device_hours"].items():

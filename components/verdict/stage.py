@@ -33,6 +33,7 @@ class Costs:
 
     Attributes:
         selecting_hours: From the start of the selection's run to its end.
+        selecting_device_hours: By model ("llava", "mgm", "text") the hours of this run's devices; of what was computed.
         computed: Results that its models computed.
         reused: Results that it took from a results store.
         training_device_hours: Arm to the hours of all its trainings, times their devices; None where one is not known.
@@ -40,6 +41,7 @@ class Costs:
     """
 
     selecting_hours: float
+    selecting_device_hours: Mapping[str, float]
     computed: int
     reused: int
     training_device_hours: Mapping[str, float | None]
@@ -55,6 +57,7 @@ def run(config: VerdictConfig) -> StageResult:
     config.check()
     tuned = _labelled(config)
     untuned = open_dataset(config.untuned, EVALUATION)
+    _require_alike(untuned, tuned)
     every: dict[str, dict[int, Mapping[str, Answers]]] = {UNTUNED: {0: read_answers(untuned)}}
     for name in ARMS:
         for (arm, seed), one in sorted(tuned.items()):
@@ -127,6 +130,32 @@ def _labelled(config: VerdictConfig) -> dict[tuple[str, int], Dataset]:
     return found
 
 
+def _require_alike(untuned: Dataset, tuned: Mapping[tuple[str, int], Dataset]) -> None:
+    """Refuse what cannot be compared: models that began from another one, or were asked other files' questions.
+
+    Raises:
+        StageError: Something is known to differ.
+    """
+    first = untuned.manifest
+    for one in tuned.values():
+        label, began_from = one.manifest["label"], one.manifest.get("training", {}).get("model_fingerprint")
+        if began_from not in (None, first["model_fingerprint"]):
+            raise StageError(
+                f"evaluations: {label} began from another model ({began_from}) than the untuned one "
+                f"({first['model_fingerprint']}). Train and evaluate all from the same."
+            )
+        if one.manifest["benchmarks"] != first["benchmarks"]:
+            names = sorted(
+                name
+                for name in {*one.manifest["benchmarks"], *first["benchmarks"]}
+                if one.manifest["benchmarks"].get(name) != first["benchmarks"].get(name)
+            )
+            raise StageError(
+                f"evaluations: {label} was asked other files of {', '.join(names)} than the untuned model. Evaluate "
+                "every model on the same."
+            )
+
+
 def _costs(config: VerdictConfig, tuned: Mapping[tuple[str, int], Dataset]) -> Costs:
     """What summary and evaluations say of the work.
 
@@ -137,6 +166,8 @@ def _costs(config: VerdictConfig, tuned: Mapping[tuple[str, int], Dataset]) -> C
         summary: dict[str, Any] = read_json_object(Path(config.summary))
         selecting = summary["run"]["seconds"] / 3600
         reuse = summary["reuse"].values()
+        # Summaries of earlier versions do not say.
+        seconds = summary.get("device_seconds", {})
     except (FileNotFoundError, KeyError):
         raise StageError(f"{config.summary}: is no summary of a selection. Give its run's summary.json.") from None
     hours: dict[str, float | None] = {}
@@ -150,6 +181,7 @@ def _costs(config: VerdictConfig, tuned: Mapping[tuple[str, int], Dataset]) -> C
             records[name] = sum(counted) / len(told) if len(counted) == len(told) else None
     return Costs(
         selecting_hours=selecting,
+        selecting_device_hours={model: one / 3600 for model, one in seconds.items()},
         computed=sum(one["computed"] for one in reuse),
         reused=sum(one["reused"] for one in reuse),
         training_device_hours=hours,

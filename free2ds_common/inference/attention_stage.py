@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -175,6 +176,7 @@ def _write(scored: Scored) -> tuple[Counter[str], int, int]:
     by_outcome: Counter[str] = Counter()
     of_earlier_runs: Counter[str] = Counter()
     num_steps = 0
+    started = time.monotonic()
     with DatasetWriter(config.attention, attention_schema(settings["grid"] ** 2), _ROWS_PER_PART) as writer:
         writer.manifest[MADE_FROM] = made_from(shard=config.shard)
         rows = rows_in_order(scored)
@@ -199,4 +201,6 @@ def _write(scored: Scored) -> tuple[Counter[str], int, int]:
         reused = answered_by_model(of_earlier_runs)
         counts = {"reused": reused, "computed": answered_by_model(by_outcome) - reused}
         writer.manifest.update(settings, outcomes=dict(by_outcome), **counts)
+        # What it cost, on one device: no part of the content, nor of what decides it.
+        writer.manifest["device_seconds"] = round(time.monotonic() - started, 3) if scored.model else 0.0
     return by_outcome, num_steps, reused

@@ -11,7 +11,7 @@ import docker
 
 from free2ds_common.errors import StageError
 from free2ds_common.launch.graph_process import STOP_TIMEOUT_S
-from free2ds_common.launch.parameters import places
+from free2ds_common.launch.parameters import each_place
 
 LABEL = "free2ds.run"
 # Credentials, proxies and addresses that a stage reads from its environment; everything else travels as a parameter.
@@ -91,12 +91,11 @@ def read_only_paths(values: Mapping[str, Any]) -> list[str]:
     Returns:
         Existing paths, none below another.
     """
-    texts = {name: value.removeprefix("file://") for name, value in places(values).items()}
-    if earlier := texts.get("previous_selected_uri"):
-        # The scores lie beside it.
-        texts["previous_selected_uri"] = os.path.dirname(earlier)
-    found = {path for path in texts.values() if os.path.isabs(path) and os.path.exists(path)}
-    for name, path in texts.items():
+    texts = [(name, place.removeprefix("file://")) for name, place in each_place(values)]
+    # The scores lie beside an earlier selection.
+    texts = [(name, os.path.dirname(path) if name == "previous_selected_uri" else path) for name, path in texts]
+    found = {path for _, path in texts if os.path.isabs(path) and os.path.exists(path)}
+    for name, path in texts:
         # A folder of the hub's cache is nothing but links.
         if path in found and not name.endswith("_uri") and os.path.isdir(path):
             targets = (link.resolve() for link in Path(path).rglob("*") if link.is_symlink() and link.exists())

@@ -170,7 +170,7 @@ def refuse_local_paths(values: Mapping[str, Any], models_folder: str = "") -> No
     Raises:
         SettingError: One is a path.
     """
-    for name, value in places(values).items():
+    for name, value in each_place(values):
         if not value:
             continue
         scheme, found, _ = value.partition("://")
@@ -231,3 +231,15 @@ def places(values: Mapping[str, Any]) -> dict[str, str]:
         options = split_options(text, found.pop(text, ""), options_of(text))
         found |= {f"{text}: {name}": value for name, value in options.items()}
     return found
+
+
+def each_place(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """As `places`, a parameter that holds several (benchmark_uris) once for each.
+
+    Args:
+        values: Parameters by name.
+    """
+    found = places(values).items()
+    return [
+        (name, one.strip()) for name, text in found for one in (text.split(",") if name.endswith("_uris") else [text])
+    ]

@@ -32,4 +32,7 @@ def resolve_settings(package: Package, values: Mapping[str, Any]) -> ResolveSett
         values: The parameters that are not left at their defaults.
     """
     every = package.with_defaults(values)
-    return ResolveSettings(**{field.name: every[field.name] for field in fields(ResolveSettings)})
+    # A selection has no parameters of the loop.
+    return ResolveSettings(
+        **{field.name: every[field.name] for field in fields(ResolveSettings) if field.name in every}
+    )

@@ -64,9 +64,39 @@ def test_the_verdict_asks_for_no_gpu(loop):
     assert "accelerator" not in loop.container("verdict")["resources"]
 
 
-@pytest.mark.parametrize(("graph", "step"), [("one-arm", "finetune"), ("one-arm", "evaluate")])
-def test_what_depends_on_bytes_that_nobody_pins_is_never_cached(loop, graph, step):
-    assert not loop.tasks(graph)[step].get("cachingOptions", {}).get("enableCache")
+@pytest.mark.parametrize(
+    ("graph", "step"),
+    [
+        ("one-arm", "finetune"),
+        ("one-arm", "evaluate"),
+        ("train-and-measure", "evaluate"),
+        ("train-and-measure", "verdict"),
+    ],
+)
+def test_every_step_after_the_selection_may_use_the_cache(loop, graph, step):
+    assert loop.tasks(graph)[step]["cachingOptions"] == {"enableCache": True}
+
+
+def test_a_cached_step_knows_the_versions_of_what_it_reads(package):
+    """Found out by resolve, from the root through the nested graphs."""
+    made = [(task.stage, dict(task.made)) for task in package.stage_tasks if task.stage in ("finetune", "evaluate")]
+    model = {"revision": "resolve.train_revision"}
+    measured = ("evaluate", {**model, "benchmark_versions": "resolve.benchmark_versions"})
+    trained = ("finetune", {**model, "image_root_version": "resolve.image_root_version"})
+    assert sorted(made, key=str) == [measured, measured, trained]
+
+
+def test_the_first_step_is_told_of_the_whole_loop(package):
+    (task,) = [task for task in package.stage_tasks if task.stage == "resolve"]
+    own = ("arms", "train_model", "train_options", "benchmark_uris", "evaluate_options", "resamples")
+    assert {name: task.sources[name] for name in own} == {name: name for name in own}
+
+
+def test_a_selection_tells_its_first_step_of_no_loop():
+    package = Package.compile(pipeline.free2ds)
+    (task,) = [task for task in package.stage_tasks if task.stage == "resolve"]
+    nothing = {"arms": [], "train_model": "", "train_options": "", "benchmark_uris": "", "evaluate_options": ""}
+    assert task.constants == {**nothing, "resamples": VerdictSettings.resamples}
 
 
 def test_a_training_has_all_it_may_learn_from(loop):
@@ -136,6 +166,11 @@ def test_every_parameter_is_described(package):
             "train_options: nodes: got 2 and an accelerator for the step itself",
         ),
         ({"train_options": "nodes=2", "train_gpu_count": "0"}, "cache_uri: got nothing, wanted an object store"),
+        (
+            {"arms": ["selected:1", f"random:{2**31}"]},
+            "arms: got 'random:2147483648', wanted a seed of at most 2147483647",
+        ),
+        ({"evaluate_options": "revision=v2"}, "evaluate_options: got 'revision', wanted one of batch_size, "),
         ({"evaluate_options": "prompt=v2"}, "evaluate_options: prompt: got 'v2'"),
         ({"benchmark_uris": " "}, "benchmark_uris: is empty"),
         ({"train_gpu_count": "many"}, "train_gpu_count: got 'many'"),

@@ -8,7 +8,7 @@ import re
 import pytest
 
 import pipeline
-from components.resolve.wiring import WIRING
+from components.resolve.wiring import LOOP, WIRING
 from free2ds_common.launch.kfp_api.artifacts import outputs_of
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.resources import ResourceSettings
@@ -369,7 +369,7 @@ SHELL_ONLY = {"bert_features": {"part"}, "resolve": {"on_gpu"}}
 # Ports that become a part of another's list.
 LISTED = {"joint_selection": {"llava_finished", "mgm_finished"}}
 STAGES = [name.replace("-", "_") for name in TASKS]
-TYPES = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool}
+TYPES = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool, "LIST": list[str]}
 # Beside settings and versions: whether a step was given a GPU decides whether it must have one.
 GPU_ECHO = {"gpu_count"}
 
@@ -438,7 +438,9 @@ def test_the_pipelines_defaults_are_the_settings():
 def test_every_setting_of_every_step_comes_from_a_run_parameter_or_a_version():
     for task in Package.compile(pipeline.free2ds).stage_tasks:
         apart = {*task.settings_class().OPTIONS, "require_gpu"}
-        assert set(fields_of(task.stage, "Settings")) - apart <= {*task.sources, *task.made}, task.stage
+        # What is constant is the loop's, which a selection has not.
+        constant = {*task.constants} if task.stage == "resolve" else set()
+        assert set(fields_of(task.stage, "Settings")) - apart <= {*task.sources, *task.made} | constant, task.stage
 
 
 def test_resolve_checks_what_the_graph_hands_over():
@@ -479,3 +481,11 @@ def test_the_pipelines_page_has_one_sentence(compiled):
         "name": "free2ds",
         "description": "Select the records of a LLaVA data set that are worth training on.",
     }
+
+
+def test_resolve_checks_what_the_loop_hands_over():
+    for task in Package.compile(pipeline.free2ds_loop).stage_tasks:
+        if task.stage in LOOP:
+            given = {name: source for name, source in task.sources.items() if name in fields_of(task.stage, "Settings")}
+            assert LOOP[task.stage].sources == given, task.stage
+            assert LOOP[task.stage].text == task.sources.get("options", ""), task.stage

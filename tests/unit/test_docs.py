@@ -317,10 +317,12 @@ class TestArchitecture:
         files = [name for name in TRACKED if name.startswith(f"components/{stage}/") and name.endswith(".py")]
         others = {name for file in files for name in imported(file) if name.startswith("components.")}
         foreign = {name for name in others if name.split(".")[1] != stage}
-        # Resolve checks the settings of all others, and looks at data set and clusters as those who read them.
+        # Resolve checks the settings of all others, and looks at data set and clusters as those who read
+        # them, and at benchmarks.
         looked_at = {
             "components.ingest.reader",
             "components.cluster_scoring.frozen",
+            "components.evaluate.benchmark",
             *(f"components.{other}.config" for other in STAGES),
         }
         # Reuse reads the options of both models' stages.

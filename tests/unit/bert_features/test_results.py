@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import time
 
 import pytest
 
@@ -42,6 +43,17 @@ def test_a_second_run_computes_nothing_and_writes_the_same(config, monkeypatch):
     assert again == (5, 0)
     assert same == [messages, turns]
     assert passes == []
+
+
+def test_the_manifests_say_how_long_the_device_worked(config):
+    before = time.monotonic()
+    run(config)
+    elapsed = time.monotonic() - before
+    (seconds,) = {
+        open_dataset(f"{config.features}/{name}", schema).manifest["device_seconds"]
+        for name, schema in (("messages", text_messages_schema(16)), ("turns", TEXT_TURNS))
+    }
+    assert 0 < seconds <= elapsed
 
 
 def test_without_a_store_everything_is_computed(config):

@@ -162,6 +162,17 @@ def halves(tmp_path):
     return whole, [write_features(tmp_path / f"part{part}", embeddings, said, part=(part, 2)) for part in (0, 1)]
 
 
+def test_what_the_parts_took_is_added_up(tmp_path):
+    embeddings = np.eye(4, dtype=np.float32)
+    parts = [
+        write_features(tmp_path / f"f{n}", embeddings, [[0, 1], [2, 3]], part=(n, 2), device_seconds=seconds)
+        for n, seconds in enumerate((1.5, 2.0))
+    ]
+    config = config_for(tmp_path, *parts, clusters=1)
+    run(config)
+    assert open_dataset(config.scores, TEXT_SCORES).manifest["device_seconds"] == 3.5
+
+
 def test_parts_equal_the_whole(tmp_path, halves):
     whole, parts = halves
     config = config_for(tmp_path, whole)

@@ -12,6 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from free2ds_common.checkpoints import fingerprint, read_json_object, resolve_model
 from free2ds_common.errors import StageError, first_line
+from free2ds_common.versions import folder_version
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -30,6 +31,15 @@ def hub(monkeypatch):
 
 def test_a_folder_is_taken_as_it_is(tmp_path):
     assert resolve_model(str(tmp_path), "unused") == str(tmp_path)
+
+
+def test_a_folder_that_changed_since_its_version_was_found_out(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    version = folder_version(str(tmp_path))
+    assert resolve_model(str(tmp_path), version) == str(tmp_path)
+    (tmp_path / "config.json").write_text("{} ")
+    with pytest.raises(StageError, match=r"^model: .* has changed since the run began\."):
+        resolve_model(str(tmp_path), version)
 
 
 @pytest.mark.parametrize("model", ["some/bert", "hf://some/bert", "hf://models/some/bert"])

@@ -22,6 +22,7 @@ from free2ds_common.errors import StageError
 from free2ds_common.kfp_task import run_task
 from free2ds_common.result import Counts, StageResult
 from free2ds_common.schemas import SCORES
+from free2ds_common.versions import folder_version
 
 RESULT = StageResult(Counts(read=6, written=3, dropped=2, rejected=1), {"tilt": 0.5}, {"model": "m", "seed": 7})
 
@@ -276,6 +277,8 @@ def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path,
             ("evaluation", "metrics"),
             {
                 "benchmarks": "/nowhere/benchmark",
+                "benchmark_versions": "",
+                "revision": "main",
                 "model": "m",
                 "label": "untuned",
                 "options": "max_new_tokens=8",
@@ -293,6 +296,7 @@ def test_a_crash_keeps_its_traceback_and_leaves_its_sentence(artifact, tmp_path,
                 "image_root_version": "",
                 "arm": "everything:42",
                 "model": "m",
+                "revision": "main",
                 "max_reject_fraction": 0.05,
                 "options": "lora_rank=8",
                 "cache_uri": "",
@@ -332,25 +336,53 @@ def test_too_many_rejects_reach_the_file_with_their_counts(artifact, tmp_path):
     assert failure["counts"] == {"read": 4, "written": 3, "dropped": 0, "rejected": 1}
 
 
-def test_a_tuned_model_takes_the_place_of_the_setting(artifact, tmp_path):
+@pytest.fixture
+def measured(artifact, tmp_path):
+    """Run the evaluate task on a small benchmark; returns why it failed."""
     benchmark = tmp_path / "benchmark"
     benchmark.mkdir()
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     (benchmark / "questions.json").write_text(json.dumps([{"id": "1", "conversations": turns}]))
     described = {"schema": "benchmark/1", "name": "b", "metric": "gqa", "source": "s", "revision": "r"}
     (benchmark / "benchmark.json").write_text(json.dumps({**described, "questions": "questions.json"}))
-    with pytest.raises(SystemExit):
-        evaluate.python_func(
-            evaluation=artifact("evaluation"),
-            metrics=artifact("metrics"),
-            benchmarks=str(benchmark),
-            model="m",
-            label="",
-            options="max_new_tokens=8",
-            resamples=10,
-            seed=42,
-            gpu_count="0",
-            tuned=dsl.Model("tuned", uri="/nowhere/tuned"),
-        )
-    failure = json.loads((tmp_path / "task" / "error.json").read_text())
-    assert failure["sentence"].startswith("model: /nowhere/tuned is no folder.")
+
+    def run(**given):
+        parameters = {
+            "benchmarks": str(benchmark),
+            "benchmark_versions": folder_version(str(benchmark)),
+            "model": "m",
+            "revision": "main",
+            "label": "",
+            "options": "max_new_tokens=8",
+            "resamples": 10,
+            "seed": 42,
+            "gpu_count": "0",
+        }
+        with pytest.raises(SystemExit):
+            evaluate.python_func(evaluation=artifact("evaluation"), metrics=artifact("metrics"), **parameters | given)
+        return json.loads((tmp_path / "task" / "error.json").read_text())["sentence"]
+
+    return run
+
+
+NO_SUCH_VERSION = f"1 files {32 * '0'}"
+
+
+def test_a_tuned_model_takes_the_place_of_the_setting(measured):
+    """Whatever the version of the model that it began from."""
+    sentence = measured(tuned=dsl.Model("tuned", uri="/nowhere/tuned"), revision=NO_SUCH_VERSION)
+    assert sentence.startswith("model: /nowhere/tuned is no folder.")
+
+
+def test_a_model_that_changed_since_the_run_began_is_not_measured(measured, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text("{}")
+    assert measured(model=str(tmp_path / "m"), revision=NO_SUCH_VERSION).startswith(
+        f"model: {tmp_path}/m has changed since the run began."
+    )
+
+
+def test_a_benchmark_that_changed_since_the_run_began_is_not_asked(measured, tmp_path):
+    assert measured(benchmark_versions=NO_SUCH_VERSION).startswith(
+        f"benchmarks: {tmp_path}/benchmark has changed since the run began."
+    )

@@ -8,7 +8,7 @@ import pytest
 
 from free2ds_common import versions
 from free2ds_common.errors import StageError
-from free2ds_common.versions import file_version, folder_version
+from free2ds_common.versions import file_version, folder_version, require_versions
 
 
 @pytest.fixture
@@ -125,3 +125,30 @@ class TestEveryKindOfLocation:
         assert folder_version(f"{place.uri}/pictures") == before
         place.put("pictures/sub/b.png", b"c")
         assert folder_version(f"{place.uri}/pictures") != before
+
+
+class TestRequired:
+    """Folders that have to be as they were."""
+
+    @pytest.fixture
+    def folders(self, tmp_path):
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "file").write_text(name)
+        return [str(tmp_path / name) for name in ("a", "b")]
+
+    def test_as_they_were(self, folders):
+        require_versions("benchmarks", folders, ", ".join(map(folder_version, folders)))
+
+    @pytest.mark.parametrize("changed", [0, 1])
+    def test_one_that_changed(self, folders, changed):
+        before = ", ".join(map(folder_version, folders))
+        with open(f"{folders[changed]}/file", "a") as handle:
+            handle.write("x")
+        sentence = rf"^benchmarks: {folders[changed]} has changed since the run began\. Start the run again\.$"
+        with pytest.raises(StageError, match=sentence):
+            require_versions("benchmarks", folders, before)
+
+    @pytest.mark.parametrize("version", ["", "main", "0" * 40, "unknown 1", "unknown 1, unknown 2"])
+    def test_what_is_no_version_of_a_folder_says_nothing(self, folders, version):
+        require_versions("model", folders, version)

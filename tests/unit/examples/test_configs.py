@@ -1,10 +1,16 @@
 """The run configurations are the compiled pipeline's: names, types, and what every stage accepts."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import pipeline
+from components.evaluate.config import ConvertConfig
+from components.evaluate.official import OFFICIAL_FORMATS
+from components.finetune.start import StartConfig
+from free2ds_common.cli import parse
 from free2ds_common.errors import StageError
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.parameters import read_parameters, refuse_local_paths
@@ -43,6 +49,39 @@ def test_the_loop_takes_its_example():
     select = read_parameters(Package.compile(pipeline.free2ds), str(CONFIGS[-1]), [])
     assert {name: values[name] for name in select} == select
     assert {name for name, parameter in loop.parameters.items() if parameter.required} <= values.keys()
+
+
+class TestGuide:
+    """The example of LLaVA-665K, line by line; its free2ds commands are tested as of every page (test_docs.py)."""
+
+    @pytest.fixture
+    def lines(self):
+        page = (EXAMPLES / "llava_665k/README.md").read_text(encoding="utf-8")
+        return [shlex.split(line) for line in re.findall(r"^    (\S.*)$", page, re.MULTILINE)]
+
+    @pytest.fixture
+    def values(self):
+        return read_parameters(Package.compile(pipeline.free2ds_loop), str(EXAMPLES / "llava_665k/loop.yaml"), [])
+
+    def test_makes_the_benchmarks_that_are_asked(self, lines, values):
+        called = ["python", "-m", "components.evaluate", "convert"]
+        configs = [parse(ConvertConfig, line[4:], "convert") for line in lines if line[:4] == called]
+        for config in configs:
+            config.check()
+            official = OFFICIAL_FORMATS[config.benchmark]
+            assert official.fewest <= len(config.files) <= official.most, config.benchmark
+            assert config.output == f"benchmarks/{config.benchmark}"
+        copied = [line for line in lines if line[:3] == ["gcloud", "storage", "cp"]]
+        assert ["benchmarks", "gs://BUCKET/"] in [line[4:] for line in copied]
+        asked = values["benchmark_uris"].split(",")
+        assert [f"gs://BUCKET/{config.output}" for config in configs] == asked
+
+    def test_makes_the_model_to_start_from(self, lines, values):
+        (config,) = [
+            parse(StartConfig, line[3:], "start") for line in lines if line[2:3] == ["components.finetune.start"]
+        ]
+        assert ["gcloud", "storage", "cp", "-r", config.model, "gs://BUCKET/models/"] in lines
+        assert values["train_model"] == f"gs://BUCKET/models/{config.model}"
 
 
 def test_without_gpus_no_step_asks_for_one(package):

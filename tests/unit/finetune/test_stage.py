@@ -284,6 +284,7 @@ def test_as_a_task_of_kubeflow(config, tmp_path):
         **{name: given[name] for name in named},
         options=join_options({name: str(given[name]) for name in FinetuneConfig.OPTIONS}),
         image_root_version="v1",
+        revision="c0ffee",
         gpu_count="0",
     )
     told = ports["tuned_model"].metadata
@@ -292,6 +293,8 @@ def test_as_a_task_of_kubeflow(config, tmp_path):
     assert told["parameters"]["lora_rank"] == 3
     assert "num_processes" not in told["parameters"]
     assert told["metrics"]["steps"] == ports["training"].logged["steps"] == 2
+    # Not the one among the options: that of resolve.
+    assert told["revision"] == "c0ffee"
     assert (told["image_root_version"], told["read"], told["dropped"]) == ("v1", 10, 2)
     assert len(json.dumps(told)) < METADATA_BYTES
     assert load_llava(Path(ports["tuned_model"].path), CPU, FP32).grid == 2

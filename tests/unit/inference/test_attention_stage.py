@@ -2,6 +2,7 @@ import dataclasses
 import json
 import logging
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,20 @@ def test_manifest_says_what_decided_the_maps(config, load_tiny, write_shard):
     }
     assert manifest["outcomes"] == {rows_of(config)[0]["outcome"]: 1}
     assert manifest["made_from"]["shard"]["sha256"] == open_dataset(shard, RECORDS).sha256
+
+
+def test_manifest_says_how_long_the_device_worked(config, load_tiny, write_shard):
+    """Not how long the model took to load."""
+    shard, root = write_shard([("a.png", "Q?")])
+
+    def load(*arguments):
+        time.sleep(0.5)
+        return load_tiny(*arguments)
+
+    before = time.monotonic()
+    run_attention(dataclasses.replace(config, shard=shard, image_root_uri=root), "S", load, LOGGER)
+    elapsed = time.monotonic() - before
+    assert 0 < open_dataset(config.attention, attention_schema()).manifest["device_seconds"] <= elapsed - 0.5
 
 
 def changing(load, **entries):

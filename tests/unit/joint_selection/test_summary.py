@@ -55,6 +55,7 @@ def test_its_entries(result_and_json):
         "grids",
         "models",
         "reuse",
+        "device_seconds",
         "changes",
         "code_version",
         "run",
@@ -212,7 +213,7 @@ def test_the_result_has_scalars_as_metrics_and_everything_else_as_metadata(resul
     chance = {name: value for name, value in result.metrics.items() if name not in summary["tilt"]}
     assert {name for name in chance if "overlap" not in name} == {"pool", "without_iou"}
     assert result.metrics == {**summary["tilt"], **chance, "pool": 39, "without_iou": 4}
-    elsewhere = ("counts", "tilt", "chance", "run", "lineage", "reuse", "changes")
+    elsewhere = ("counts", "tilt", "chance", "run", "lineage", "reuse", "device_seconds", "changes")
     metadata = {name: value for name, value in summary.items() if name not in elsewhere}
     assert metadata.items() <= result.metadata.items()
     assert set(result.metadata) - set(metadata) == {"dataset_sha256", "made_from"}
@@ -295,6 +296,25 @@ def test_all_sources_are_in_the_file(make_inputs):
     config = inputs.write().config()
     run(config)
     assert set(read_json(config.summary)["sources"]) == set(inputs.sources)
+
+
+def test_the_time_of_devices_is_summed_over_the_shards(make_inputs):
+    inputs = make_inputs()
+    inputs.manifest.update(device_seconds=1.5)
+    inputs.text_manifest = {"device_seconds": 4.0}
+    config = inputs.write().config()
+    result = run(config)
+    assert read_json(config.summary)["device_seconds"] == {"llava": 3.0, "mgm": 3.0, "text": 4.0}
+    # Another in each run: what is the same has to look the same.
+    assert "device_seconds" not in result.metadata
+
+
+def test_the_time_of_devices_that_nothing_tells_is_left_out(make_inputs):
+    inputs = make_inputs()
+    inputs.text_manifest = {"device_seconds": 4.0}
+    config = inputs.write().config()
+    run(config)
+    assert read_json(config.summary)["device_seconds"] == {"text": 4.0}
 
 
 def test_how_much_was_computed_is_summed_over_the_shards(make_inputs):

@@ -59,6 +59,20 @@ def test_paths_that_parameters_name_are_mounted_once(tmp_path):
     assert containers.read_only_paths(values) == [f"{tmp_path}/data", f"{tmp_path}/model", f"{tmp_path}/tower"]
 
 
+def test_what_the_loop_reads_is_mounted(tmp_path):
+    """Each of the benchmarks, with what its pictures are links to, and the model to train."""
+    for name in ("start", "gqa", "pope", "coco"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "pope/a.jpg").symlink_to(tmp_path / "coco/a.jpg")
+    (tmp_path / "coco/a.jpg").touch()
+    values = {
+        "train_model": str(tmp_path / "start"),
+        "benchmark_uris": f"{tmp_path}/gqa, file://{tmp_path}/pope,gs://b/mme,{tmp_path}/none",
+        "train_options": "max_steps=2",
+    }
+    assert containers.read_only_paths(values) == [f"{tmp_path}/{name}" for name in ("coco", "gqa", "pope", "start")]
+
+
 def test_what_a_model_folder_links_to_is_mounted_too(tmp_path):
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshot").mkdir()

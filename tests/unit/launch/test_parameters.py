@@ -294,6 +294,13 @@ def test_paths_in_options_are_not_for_pods(name, option, value):
         refuse_local_paths({name: f"batch_size=1 {option}={value}"})
 
 
+def test_no_benchmark_may_be_a_path_for_pods():
+    refuse_local_paths({"benchmark_uris": "gs://b/gqa, s3://b/pope"})
+    for path in ("/data/pope", "benchmarks/pope", "file:///data/pope"):
+        with pytest.raises(SettingError, match=rf"^benchmark_uris: {path} is a path of this machine"):
+            refuse_local_paths({"benchmark_uris": f"gs://b/gqa,{path}"})
+
+
 def test_a_folder_that_looks_like_a_hub_id_is_not_for_pods(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refuse_local_paths({"bert_model": "owner/name"})

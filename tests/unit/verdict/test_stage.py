@@ -36,14 +36,18 @@ def row(benchmark, number, score, metric="gqa", category="", group=""):
 def evaluation(tmp_path):
     """Write an evaluation: scores by benchmark, or rows."""
 
-    def write(label, benchmarks, training=None):
+    def write(label, benchmarks, training=None, asked=None):
         folder = tmp_path / f"ev-{label.replace(':', '-')}"
         with DatasetWriter(folder, EVALUATION) as writer:
             for name, scores in benchmarks.items():
                 given = [one if isinstance(one, dict) else row(name, n, one) for n, one in enumerate(scores)]
                 writer.write(given)
             writer.manifest.update(
-                label=label, model="org/m", model_fingerprint="f", benchmarks={}, training=training or {}
+                label=label,
+                model="org/m",
+                model_fingerprint="f",
+                benchmarks=asked or {},
+                training=training or {},
             )
         return str(folder)
 
@@ -57,7 +61,10 @@ def verdict(evaluation, tmp_path):
     def decide(untuned, training=TRAINING, **by_label):
         arms = {name.replace("_", ":"): benchmarks for name, benchmarks in by_label.items()}
         (tmp_path / "summary.json").write_text(
-            json.dumps({"run": {"seconds": 7200.0}, "reuse": {"llava": {"computed": 5, "reused": 2}}})
+            json.dumps(
+                {"run": {"seconds": 7200.0}, "reuse": {"llava": {"computed": 5, "reused": 2}}}
+                | {"device_seconds": {"llava": 5400.0, "text": 900.0}}
+            )
         )
         config = VerdictConfig(
             arms=list(arms),
@@ -93,7 +100,7 @@ def test_selecting_beats_random_where_the_interval_has_no_0(verdict):
 def test_it_loses_where_random_is_better(verdict):
     found, _ = verdict({"a": HALF}, selected_1={"a": BAD}, random_1={"a": GOOD})
     assert found["differences"]["a"]["outcome"] == "lost"
-    assert "beat random on 0 of 1, lost on 1; mean -65.0" in found["sentence"]
+    assert "beat random on 0 of 1, lost on 1; difference -65.0" in found["sentence"]
     assert found["sentence"].endswith("On the whole selecting was worse.")
 
 
@@ -101,8 +108,16 @@ def test_the_same_answers_cannot_be_told_apart(verdict):
     found, _ = verdict({"a": HALF}, selected_1={"a": HALF}, random_1={"a": HALF})
     assert found["differences"]["a"]["own"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert found["sentence"] == (
-        "Selecting beat random on 0 of 1, lost on 0; mean +0.0 ± 0.0 points. On the whole the two cannot be told apart."
+        "Selecting beat random on 0 of 1, lost on 0; difference +0.0 ± 0.0 points. On the whole the two cannot be told "
+        "apart."
     )
+
+
+def test_a_difference_that_is_less_than_what_is_shown_has_no_sign(verdict):
+    """A hundredth of one question in 40, that is 0.025 points, for random."""
+    found, _ = verdict({"a": HALF}, selected_1={"a": HALF}, random_1={"a": [*HALF[:-1], 0.01]})
+    assert found["differences"]["a"]["own"]["value"] == pytest.approx(-0.025)
+    assert "lost on 0; difference +0.0 ± " in found["sentence"]
 
 
 def test_questions_are_resampled_for_both_sides_at_once(verdict):
@@ -217,11 +232,18 @@ class TestCosts:
         found, _ = verdict({"a": HALF}, selected_1={"a": GOOD}, selected_2={"a": GOOD}, random_1={"a": BAD})
         assert found["costs"] == {
             "selecting_hours": 2.0,
+            "selecting_device_hours": {"llava": 1.5, "text": 0.25},
             "computed": 5,
             "reused": 2,
             "training_device_hours": {"selected": 3.0, "random": 1.5},
             "records": {"selected": 10.0, "random": 10.0},
         }
+
+    def test_the_page_has_them(self, verdict, tmp_path):
+        verdict({"a": HALF}, selected_1={"a": GOOD}, random_1={"a": BAD})
+        page = (tmp_path / "verdict.html").read_text()
+        assert "1.75 hours of devices (LLaVA 1.5, text model 0.25); 2 h from start to end; 5 results computed" in page
+        assert "1.5 hours of devices, all trainings together" in page
 
     def test_are_not_known_of_models_from_elsewhere(self, verdict, tmp_path):
         found, _ = verdict({"a": HALF}, training={}, selected_1={"a": GOOD}, random_1={"a": BAD})
@@ -289,6 +311,34 @@ class TestRefusal:
     def test_other_benchmarks(self, verdict):
         with pytest.raises(StageError, match="not all of the same benchmarks"):
             verdict({"a": HALF}, selected_1={"a": HALF}, random_1={"b": HALF})
+
+    def test_models_that_began_from_another(self, verdict):
+        training = TRAINING | {"model_fingerprint": "g"}
+        with pytest.raises(StageError, match=r"selected:1 began from another model \(g\) than the untuned one \(f\)\."):
+            verdict({"a": HALF}, training=training, selected_1={"a": HALF}, random_1={"a": HALF})
+
+    def test_models_that_began_from_the_untuned_one(self, verdict):
+        training = TRAINING | {"model_fingerprint": "f"}
+        verdict({"a": HALF}, training=training, selected_1={"a": HALF}, random_1={"a": HALF})
+
+    def test_other_files_of_a_benchmark(self, evaluation, tmp_path):
+        asked = {"a": {"metric": "gqa", "questions_sha256": "1"}, "b": {"metric": "gqa", "questions_sha256": "2"}}
+        other = asked | {"b": {"metric": "gqa", "questions_sha256": "3"}}
+        config = VerdictConfig(
+            arms=["selected:1", "random:1"],
+            untuned=evaluation("untuned", {"a": HALF}, asked=asked),
+            evaluations=[
+                evaluation("selected:1", {"a": HALF}, asked=asked),
+                evaluation("random:1", {"a": HALF}, asked=other),
+            ],
+            summary="",
+            comparison=str(tmp_path / "c"),
+            report=str(tmp_path / "r"),
+        )
+        with pytest.raises(
+            StageError, match=r"evaluations: random:1 was asked other files of b than the untuned model"
+        ):
+            run(config)
 
     def test_other_questions(self, verdict):
         with pytest.raises(StageError, match="not all have the same questions of a"):
