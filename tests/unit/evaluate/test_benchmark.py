@@ -14,13 +14,13 @@ from free2ds_common.errors import StageError
 def test_llava_records(write_benchmark, llava_record):
     records = [
         llava_record(7, "<image>\nWhat?", "a dog", image="a.png"),
-        llava_record("t", "Which?", "B", options=["x", "y"], category="c", group="g", answers=["B", "C"]),
+        llava_record("t", "Which?", "B", options=["x", "y"], category="c", group="g", answers=["b", "c"]),
     ]
     found = read_benchmark(write_benchmark(records, max_new_tokens=5))
     assert found.questions == (
         BenchmarkQuestion(id="7", image="a.png", question="<image>\nWhat?", answers=("a dog",)),
         BenchmarkQuestion(
-            id="t", image=None, question="Which?", answers=("B", "C"), options=("x", "y"), category="c", group="g"
+            id="t", image=None, question="Which?", answers=("b", "c"), options=("x", "y"), category="c", group="g"
         ),
     )
     assert (found.name, found.metric, found.max_new_tokens) == ("tiny", "gqa", 5)
@@ -59,6 +59,9 @@ def test_pictures_may_lie_elsewhere(write_benchmark, llava_record):
     [
         ({"schema": "benchmark/2"}, "is benchmark/2, wanted benchmark/1"),
         ({"metric": "bleu"}, "metric 'bleu' of benchmark.json, wanted one of gqa, mmbench"),
+        ({"name": ""}, r"the name of benchmark\.json is empty"),
+        ({"max_new_tokens": True}, "max_new_tokens True of benchmark.json, wanted a whole number"),
+        ({"max_new_tokens": -1}, "max_new_tokens -1 of benchmark.json, wanted a whole number"),
         ({"source": None}, "does not say its source as text"),
         ({"max_new_tokens": "8"}, "max_new_tokens '8' of benchmark.json, wanted a whole number"),
         ({"questions": "other.json"}, "no such file, though benchmark.json names it"),
@@ -100,6 +103,41 @@ def test_an_id_that_comes_twice(write_benchmark, llava_record):
 def test_an_answer_that_is_neither_yes_nor_no(write_benchmark, llava_record, metric):
     with pytest.raises(StageError, match="question 1 has answer 'red', wanted yes or no"):
         read_benchmark(write_benchmark([llava_record(1, "q", "red")], metric=metric))
+
+
+@pytest.mark.parametrize(
+    ("metric", "answer", "wanted"),
+    [
+        ("gqa", "Red", "answers in lower case without a final period"),
+        ("gqa", "red.", "answers in lower case without a final period"),
+        ("vqa", "red", "the answers of several people"),
+        ("scienceqa", "Rome", "letters of its options"),
+        ("scienceqa", "C", "letters of its options"),
+        ("mmbench", "a cat", "letters of its options"),
+    ],
+)
+def test_an_answer_that_can_never_be_right(write_benchmark, llava_record, metric, answer, wanted):
+    """One person's answer to VQA too: with nobody else, nobody agrees."""
+    record = llava_record(1, "q", answer, options=["a dog", "a cat"])
+    with pytest.raises(StageError, match=f"question 1 has answer '{answer}', which {metric} never .* Wanted {wanted}"):
+        read_benchmark(write_benchmark([record], metric=metric))
+
+
+def test_one_of_two_answers_that_can_be_right(write_benchmark, llava_record):
+    folder = write_benchmark([llava_record(1, "q", "x", answers=["Red", "red"])])
+    assert read_benchmark(folder).questions[0].answers == ("Red", "red")
+
+
+def test_a_description_that_is_no_json(write_benchmark, llava_record):
+    folder = write_benchmark([llava_record(1, "q", "a")])
+    (folder / "benchmark.json").write_text("{")
+    with pytest.raises(StageError, match=r"benchmark\.json"):
+        read_benchmark(folder)
+
+
+@pytest.mark.parametrize("answer", ["YES", "NO"])
+def test_yes_and_no_in_any_case(write_benchmark, llava_record, answer):
+    assert read_benchmark(write_benchmark([llava_record(1, "q", answer)], metric="pope")).metric == "pope"
 
 
 def test_a_picture_of_mme_with_one_question(write_benchmark, llava_record):

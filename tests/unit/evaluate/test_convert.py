@@ -179,7 +179,7 @@ def test_mme(write, converted, tmp_path, texts, pictures):
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(png())
     found, there = converted("mme", [str(tmp_path / "official/mme")])
-    common = {"image": "count/001.jpg", "category": "count", "group": "001.jpg"}
+    common = {"image": "count/001.jpg", "category": "count", "group": "count/001.jpg"}
     assert found.questions == (
         BenchmarkQuestion(id="count/001.jpg-0", question=f"Is it one?\n{SHORT}", answers=("Yes",), **common),
         BenchmarkQuestion(id="count/001.jpg-1", question=f"Is it two?\n{SHORT}", answers=("No",), **common),
@@ -188,24 +188,26 @@ def test_mme(write, converted, tmp_path, texts, pictures):
 
 
 def test_mmbench(write, converted):
-    """A question and one rotation, which has the picture again; another that names the picture of the first."""
+    """A question, a rotation that has its picture again and one, first, that names it; another of that picture."""
     content = base64.b64encode(png()).decode()
     head = "index\tquestion\thint\tA\tB\tC\tD\tanswer\tcategory\timage"
     rows = [
+        "2000007\tWhich?\t\tx\ty\t\t\tA\tcolor\t7",
         f"7\tWhich?\tLook.\tx\ty\t\t\tA\tcolor\t{content}",
         f"1000007\tWhich?\tnan\ty\tx\t\t\tB\tcolor\t{content}",
         "8\tWhat?\t\tu\tv\tw\t\tC\tshape\t7",
     ]
     found, there = converted("mmbench", [write("mmbench.tsv", "\n".join([head, *rows]) + "\n")])
     assert [(one.id, one.group, one.image, one.answers) for one in found.questions] == [
-        ("7", "7", "7.jpg", ("A",)),
-        ("1000007", "7", "1000007.jpg", ("B",)),
-        ("8", "8", "7.jpg", ("C",)),
+        ("2000007", "7", "2000007.jpg", ("A",)),
+        ("7", "7", "2000007.jpg", ("A",)),
+        ("1000007", "7", "2000007.jpg", ("B",)),
+        ("8", "8", "2000007.jpg", ("C",)),
     ]
-    assert found.questions[0].question == f"Look.\nWhich?\nA. x\nB. y\n{LETTER}"
-    assert found.questions[1].question == f"Which?\nA. y\nB. x\n{LETTER}"
-    assert found.questions[2].options == ("u", "v", "w")
-    assert there == ["1000007.jpg", "7.jpg"]
+    assert found.questions[1].question == f"Look.\nWhich?\nA. x\nB. y\n{LETTER}"
+    assert found.questions[2].question == f"Which?\nA. y\nB. x\n{LETTER}"
+    assert found.questions[3].options == ("u", "v", "w")
+    assert there == ["2000007.jpg"]
 
 
 def test_seed(write, converted):

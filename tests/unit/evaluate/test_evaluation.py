@@ -1,10 +1,10 @@
-"""From judged answers to numbers, intervals and Rel. %, worked out by hand."""
+"""From judged answers to numbers and intervals, worked out by hand."""
 
 import numpy as np
 import pytest
 
 from free2ds_common.errors import StageError
-from free2ds_common.evaluation import column_sets, measure, paired, relative, tally
+from free2ds_common.evaluation import column_sets, measure, tally
 
 
 def values(found):
@@ -53,6 +53,8 @@ def test_pope(make_answers):
     assert values(counted.columns()) == {"pope": pytest.approx(100 * (2 / 3 + 1) / 2)}
     assert counted.details() == {
         "pope_accuracy": pytest.approx(100 * 4 / 6),
+        "pope_precision": 75,
+        "pope_recall": 75,
         "pope_yes_ratio": pytest.approx(100 * 4 / 6),
         "pope_f1_popular": 100,
         "pope_f1_random": pytest.approx(100 * 2 / 3),
@@ -61,6 +63,18 @@ def test_pope(make_answers):
 
 def test_pope_without_a_true_yes(make_answers):
     assert values(tally(make_answers([("a", "random", "yes", "no", 0)], metric="pope")).columns()) == {"tiny": 0}
+
+
+def test_pope_precision_and_recall(make_answers):
+    """Of four "yes" one is right, and of two that had to be "yes", one was."""
+    rows = [("a", "r", "yes", "yes", 1), ("b", "r", "yes", "no", 0)] + [("c", "r", "no", "yes", 0)] * 3
+    found = tally(make_answers(rows, metric="pope")).details()
+    assert (found["tiny_precision"], found["tiny_recall"], found["tiny_yes_ratio"]) == (25, 50, 80)
+
+
+def test_pope_where_nothing_is_yes(make_answers):
+    found = tally(make_answers([("a", "r", "no", "no", 1)], metric="pope")).details()
+    assert (found["tiny_precision"], found["tiny_recall"], found["tiny_accuracy"]) == (0, 0, 100)
 
 
 def test_mme(make_answers):
@@ -123,48 +137,12 @@ class TestIntervals:
         (found,) = measure({"tiny": make_answers(plain([1, 0]))}, 0, 0).values()
         assert (found.value, found.low, found.high) == (50, None, None)
 
-
-class TestRelative:
-    def test_columns_and_means(self, make_answers):
-        pair = [("a", "count", "yes", "yes", 1), ("a", "count", "no", "no", 1)]
-        thought = [("b", "code_reasoning", "yes", "yes", 1), ("b", "code_reasoning", "no", "yes", 0)]
-        whole = [("b", "code_reasoning", "yes", "yes", 1), ("b", "code_reasoning", "no", "no", 1)]
-        ours = {"tiny": make_answers(plain([1, 1, 0, 0])), "mme": make_answers(pair + thought, "mme", "mme")}
-        base = {"tiny": make_answers(plain([1, 1, 1, 1])), "mme": make_answers(pair + whole, "mme", "mme")}
-        # 50 of 100, 200 of 200 and 50 of 200 points.
-        assert {name: found.value for name, found in relative(ours, base, 0, 0).items()} == {
-            "tiny": 50,
-            "mme_perception": 100,
-            "mme_cognition": 25,
-            "all": pytest.approx(175 / 3),
-            "without_mme_cognition": 75,
-        }
-
-    def test_both_sides_are_resampled_together(self, make_answers):
-        answers = {"tiny": make_answers(plain([1, 0] * 20))}
-        found = relative(answers, answers, 50, 0)["tiny"]
+    def test_a_resample_without_one_of_popes_categories_does_not_count(self, make_answers):
+        """Of two pictures a quarter of the resamples has the second alone, and as many the first."""
+        rows = [("a", "random", "yes", "yes", 1), ("b", "popular", "yes", "yes", 1)]
+        (found,) = measure({"tiny": make_answers(rows, metric="pope")}, 50, 0).values()
         assert (found.value, found.low, found.high) == (100, 100, 100)
 
-    def test_the_order_of_the_questions_does_not_matter(self, make_answers):
-        rows = plain([1, 0, 1, 0, 0])
-        turned = {"tiny": make_answers(rows[::-1], ids="43210")}
-        assert relative({"tiny": make_answers(rows)}, turned, 50, 0)["tiny"].low == 100
 
-    def test_questions_that_one_side_lacks_count_for_neither(self, make_answers):
-        one, other = paired(make_answers(plain([1, np.nan, 0])), make_answers(plain([np.nan, 1, 1])))
-        assert (one.ids, other.ids) == (("2",), ("2",))
-
-    def test_other_benchmarks(self, make_answers):
-        with pytest.raises(StageError, match="baseline: has other, this evaluation tiny"):
-            relative({"tiny": make_answers(plain([1]))}, {"other": make_answers(plain([1]))}, 0, 0)
-
-    def test_other_questions(self, make_answers):
-        with pytest.raises(StageError, match="tiny: the baseline is not of the same questions"):
-            relative({"tiny": make_answers(plain([1]))}, {"tiny": make_answers(plain([1]), ids="9")}, 0, 0)
-
-    def test_a_baseline_of_nothing(self, make_answers):
-        with pytest.raises(StageError, match="baseline: tiny is 0, nothing can be relative to it"):
-            relative({"tiny": make_answers(plain([1]))}, {"tiny": make_answers(plain([0]))}, 0, 0)
-
-    def test_the_set_without_cognition_is_left_out_where_there_is_nothing_else(self):
-        assert column_sets(["mme_cognition"]) == {"all": ["mme_cognition"]}
+def test_the_set_without_cognition_is_left_out_where_there_is_nothing_else():
+    assert column_sets(["mme_cognition"]) == {"all": ["mme_cognition"]}

@@ -69,7 +69,20 @@ def test_pope(text, judged, label):
 
 @pytest.mark.parametrize(
     ("text", "judged"),
-    [("Yes.", "yes"), ("yes, it is", "yes"), (" No", "no"), ("Not", "no"), ("I say yes", "other"), ("", "other")],
+    [
+        ("Yes.", "yes"),
+        ("yes, it is", "yes"),
+        (" No", "no"),
+        ("Not", "no"),
+        ("Nope", "no"),
+        ("y", "yes"),
+        ("N.", "no"),
+        ("yo", "other"),
+        ("a yes", "other"),
+        ("I say yes", "other"),
+        ("I no", "no"),
+        ("", "other"),
+    ],
 )
 @pytest.mark.parametrize("label", ["Yes", "No"])
 def test_mme(text, judged, label):
@@ -82,17 +95,30 @@ def test_mme(text, judged, label):
         ("B", "B"),
         ("(B) a cat", "B"),
         ("B. a cat", "B"),
+        ("the answer: B).", "B"),
         ("A", "A"),
+        ("A or so", "A"),
+        # A bare A of four words or more may be an article; with a period it is none.
         ("A dog is what I see", "A"),
         ("A cow is what I see", "other"),
+        ("A. It is a cow", "A"),
+        ("A cat. B) it is", "B"),
         ("a cat", "B"),
+        ("A Cat", "A"),
+        ("THE CAT IS A CAT", "B"),
         ("A or B", "other"),
+        # Each form is looked for by itself.
+        ("A or B.", "A"),
         ("a cat or a dog", "other"),
+        ("E", "E"),
+        ("E or B", "other"),
         ("b", "other"),
+        ("B;", "other"),
         ("", "other"),
     ],
 )
 def test_mmbench(text, judged):
+    """By lmms-eval's `MMBench_Evaluator.can_infer`: five letters whatever is offered, then the options' texts."""
     options = ("a dog", "a cat")
     assert METRICS["mmbench"](text, question("B", options=options)) == (judged, judged == "B")
 
