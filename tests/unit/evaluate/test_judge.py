@@ -11,7 +11,7 @@ def question(*answers, options=()):
 
 
 @pytest.mark.parametrize(
-    ("text", "judged", "score"), [("Red.", "red", 1), ("red", "red", 1), ("a red", "a red", 0), ("", "", 0)]
+    ("text", "judged", "score"), [("Red.", "red", 1), ("red", "red", 1), (".red", ".red", 0), ("red..", "red", 1), ("re", "re", 0), ("a red", "a red", 0), ("", "", 0)]
 )
 def test_gqa(text, judged, score):
     assert METRICS["gqa"](text, question("red")) == (judged, score)
@@ -34,18 +34,28 @@ def test_vqa_normalises_both_sides():
         ("The answer is B.", "B", 1),
         ("The answer is B. The answer is B.", "FAILED", 0),
         ("The answer is B", "FAILED", 0),
+        ("The answer is F.", "F", 0),
         ("b", "FAILED", 0),
+        ("b. Rome", "FAILED", 0),
+        ("F", "FAILED", 0),
+        ("AB", "FAILED", 0),
         ("A", "A", 0),
         ("Rome", "FAILED", 0),
         ("", "FAILED", 0),
     ],
 )
 def test_scienceqa(text, judged, score):
+    """By LLaVA's `eval_science_qa.py`; a period needs a blank after it, and "The answer is" any character."""
     assert METRICS["scienceqa"](text, question("B", options=("Paris", "Rome"))) == (judged, score)
 
 
 def test_scienceqa_takes_no_letter_that_was_not_offered():
     assert METRICS["scienceqa"]("C", question("C", options=("Paris", "Rome"))) == ("C", 0)
+
+
+@pytest.mark.parametrize(("text", "score"), [("E", 1), ("E. v", 1), ("D", 0)])
+def test_scienceqa_has_five_letters(text, score):
+    assert METRICS["scienceqa"](text, question("E", options=tuple("rstuv")))[1] == score
 
 
 @pytest.mark.parametrize(
@@ -57,6 +67,7 @@ def test_scienceqa_takes_no_letter_that_was_not_offered():
         ("There is not a dog. Yes", "no"),
         ("Yes. No", "yes"),
         ("NO", "yes"),
+        ("Yes\nno", "yes"),
         ("Nothing", "yes"),
         ("", "yes"),
         ("Maybe", "yes"),
@@ -64,6 +75,7 @@ def test_scienceqa_takes_no_letter_that_was_not_offered():
 )
 @pytest.mark.parametrize("label", ["yes", "no"])
 def test_pope(text, judged, label):
+    """By LLaVA's `eval_pope.py`: words are what blanks divide, in the first sentence, without commas."""
     assert METRICS["pope"](text, question(label)) == (judged, judged == label)
 
 
@@ -86,6 +98,7 @@ def test_pope(text, judged, label):
 )
 @pytest.mark.parametrize("label", ["Yes", "No"])
 def test_mme(text, judged, label):
+    """By `parse_pred_ans` of lmms-eval's MME utilities."""
     assert METRICS["mme"](text, question(label)) == (judged, judged == label.lower())
 
 
