@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
-from free2ds_common.evaluation import column_sets, measure, tally
+from free2ds_common.evaluation import column_sets, measure, read_answers, tally
+from free2ds_common.schemas import EVALUATION
 
 
 def values(found):
@@ -15,12 +17,57 @@ def plain(scores, **options):
     return [(f"u{number}", "", "", "x", score) for number, score in enumerate(scores)]
 
 
+@pytest.fixture
+def stored(tmp_path):
+    """What is read of evaluation/1 with these rows, which only say what matters."""
+
+    def read(*rows):
+        common = {"benchmark": "pope", "metric": "pope", "image": None, "category": "", "group": "", "question": "?"}
+        common |= {
+            "answers": ["Yes", "No"],
+            "text": "yes",
+            "num_tokens": 2,
+            "outcome": "ok",
+            "judged": "yes",
+            "score": 1,
+        }
+        with DatasetWriter(tmp_path / "evaluation", EVALUATION) as writer:
+            writer.write([{**common, "question_id": str(number), **row} for number, row in enumerate(rows)])
+        return read_answers(open_dataset(tmp_path / "evaluation", EVALUATION))
+
+    return read
+
+
+def test_what_is_read_of_an_evaluation(stored):
+    found = stored({"category": "c"}, {"judged": None, "score": None}, {"benchmark": "gqa", "metric": "gqa"})
+    assert list(found) == ["pope", "gqa"]
+    pope = found["pope"]
+    assert (pope.metric, pope.ids, pope.categories, pope.judged) == ("pope", ("0", "1"), ("c", ""), ("yes", None))
+    np.testing.assert_array_equal(pope.scores, [1, np.nan])
+    assert (found["gqa"].metric, found["gqa"].ids) == ("gqa", ("2",))
+
+
+def test_labels_are_the_first_answer_in_lower_case(stored):
+    assert stored({})["pope"].labels == ("yes",)
+
+
+def test_what_is_drawn_together(stored):
+    """Its group, else its picture, else the question itself."""
+    found = stored({"group": "g", "image": "a.png"}, {"image": "a.png"}, {})
+    assert found["pope"].units == ("g", "a.png", "2")
+
+
 def test_the_mean_score(make_answers):
     assert values(tally(make_answers(plain([1, 0, 0.5, 0]))).columns()) == {"tiny": 37.5}
 
 
 def test_what_has_no_answer_is_left_out(make_answers):
     assert values(tally(make_answers(plain([1, np.nan, 0]))).columns()) == {"tiny": 50}
+
+
+def test_other_questions_about_the_picture_count(make_answers):
+    rows = [("a.png", "", "", "x", 1), ("a.png", "", "", None, np.nan), ("b.png", "", "", "x", 0)]
+    assert values(tally(make_answers(rows)).columns()) == {"tiny": 50}
 
 
 def test_nothing_has_an_answer(make_answers):
@@ -103,6 +150,17 @@ def test_mme(make_answers):
 def test_half_a_pair_of_mme_leaves_the_whole_out(make_answers):
     rows = [("a", "count", "yes", "yes", 1), ("a", "count", "no", None, np.nan)] + [("b", "count", "yes", "no", 0)] * 2
     assert values(tally(make_answers(rows, metric="mme")).columns()) == {"tiny_perception": 0}
+
+
+def test_half_a_pair_leaves_pairs_of_other_categories_in(make_answers):
+    rows = [("a", "count", "yes", "yes", 1), ("a", "count", "no", None, np.nan)]
+    rows += [("a", "scene", "yes", "yes", 1)] * 2 + [("b", "count", "yes", "yes", 1)] * 2
+    assert values(tally(make_answers(rows, metric="mme")).columns()) == {"tiny_perception": 400}
+
+
+def test_half_a_rotation_of_mmbench_leaves_the_whole_out(make_answers):
+    rows = [("1", "c", "a", "A", 1), ("1", "c", "b", None, np.nan), ("2", "c", "a", "B", 0)]
+    assert values(tally(make_answers(rows, metric="mmbench")).columns()) == {"tiny": 0}
 
 
 def test_mmbench_counts_questions_whose_rotations_are_all_right(make_answers):
