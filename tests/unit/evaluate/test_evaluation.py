@@ -5,7 +5,7 @@ import pytest
 
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
-from free2ds_common.evaluation import column_sets, measure, read_answers, tally
+from free2ds_common.evaluation import column_sets, draws, measure, read_answers, tally
 from free2ds_common.schemas import EVALUATION
 
 
@@ -83,6 +83,12 @@ def test_accuracy_per_category(make_answers):
     }
 
 
+@pytest.mark.parametrize(("categories", "details"), [(1, 0), (2, 2), (40, 40), (41, 0)])
+def test_few_categories_have_an_accuracy_each(make_answers, categories, details):
+    rows = [(f"u{number}", f"c{number}", "", "x", 1) for number in range(categories)]
+    assert len(tally(make_answers(rows)).details()) == details
+
+
 POPE = [
     # random: two true "yes", one false, one missed; popular: one true "yes", one true "no".
     ("a", "random", "yes", "yes", 1),
@@ -147,6 +153,17 @@ def test_mme(make_answers):
     }
 
 
+@pytest.mark.parametrize(
+    ("category", "side"),
+    [(name, "cognition") for name in ("commonsense_reasoning", "numerical_calculation", "text_translation")]
+    + [(name, "perception") for name in ("existence", "position", "color", "posters", "celebrity", "scene")]
+    + [(name, "perception") for name in ("landmark", "artwork", "OCR")],
+)
+def test_the_two_sides_of_mme(make_answers, category, side):
+    rows = [("a", category, "yes", "yes", 1), ("a", category, "no", "no", 1)]
+    assert values(tally(make_answers(rows, metric="mme")).columns()) == {f"tiny_{side}": 200}
+
+
 def test_half_a_pair_of_mme_leaves_the_whole_out(make_answers):
     rows = [("a", "count", "yes", "yes", 1), ("a", "count", "no", None, np.nan)] + [("b", "count", "yes", "no", 0)] * 2
     assert values(tally(make_answers(rows, metric="mme")).columns()) == {"tiny_perception": 0}
@@ -190,6 +207,11 @@ class TestIntervals:
         answers = {"tiny": make_answers(plain([1, 0] * 20))}
         assert measure(answers, 100, 3) == measure(answers, 100, 3)
         assert measure(answers, 100, 3) != measure(answers, 100, 4)
+
+    @pytest.mark.parametrize("resamples", [1, 32, 33])
+    def test_there_are_as_many_resamples_as_wanted(self, make_answers, resamples):
+        (drawn,) = draws([tally(make_answers(plain([1, 0])))], resamples, 0)
+        assert drawn["tiny"].shape == (resamples,)
 
     def test_none_are_wanted(self, make_answers):
         (found,) = measure({"tiny": make_answers(plain([1, 0]))}, 0, 0).values()

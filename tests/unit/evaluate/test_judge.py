@@ -116,6 +116,7 @@ def test_mme(text, judged, label):
     [
         ("B", "B"),
         ("(B) a cat", "B"),
+        ("(B) it is", "B"),
         ("B. a cat", "B"),
         ("the answer: B).", "B"),
         ("A", "A"),
@@ -145,6 +146,17 @@ def test_mmbench(text, judged):
     """By lmms-eval's `MMBench_Evaluator.can_infer`: five letters whatever is offered, then the options' texts."""
     options = ("a dog", "a cat")
     assert METRICS["mmbench"](text, question("B", options=options)) == (judged, judged == "B")
+
+
+def test_mmbench_quotes_options_in_any_case():
+    assert METRICS["mmbench"]("it is a cat", question("B", options=("A dog", "A Cat"))) == ("B", 1)
+
+
+@pytest.mark.parametrize("letter", "ABCDE")
+@pytest.mark.parametrize("form", ["X", "X.", "X,", "X:", "X)", "X).", "(X)", "(X).", ":X", ":X,", ":X.", ":X)", ":X)."])
+def test_mmbench_takes_a_letter_in_these_forms(form, letter):
+    said = f"so {form.replace('X', letter)}"
+    assert METRICS["mmbench"](said, question("A", options=tuple("vwxyz")))[0] == letter
 
 
 @pytest.mark.parametrize(("text", "score"), [("C", 1), ("C.", 0), ("c", 0), ("D", 0)])
