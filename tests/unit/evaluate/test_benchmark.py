@@ -29,8 +29,38 @@ def test_llava_records(write_benchmark, llava_record):
 def test_one_record_a_line(write_benchmark, llava_record):
     folder = write_benchmark([])
     lines = [json.dumps(llava_record(number, "q", "a")) for number in range(2)]
-    (folder / "questions.json").write_text("\n".join(lines) + "\n\n")
+    (folder / "questions.json").write_text("\n".join(lines) + "\n \n")
     assert [question.id for question in read_benchmark(folder).questions] == ["0", "1"]
+
+
+def test_a_list_after_an_empty_line(write_benchmark, llava_record):
+    folder = write_benchmark([])
+    (folder / "questions.json").write_text("\n" + json.dumps([llava_record(1, "q", "a")], indent=1))
+    assert [question.id for question in read_benchmark(folder).questions] == ["1"]
+
+
+def test_user_and_assistant(write_benchmark):
+    turns = [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]
+    found = read_benchmark(write_benchmark([{"id": 1, "conversations": turns}]))
+    assert found.questions == (BenchmarkQuestion(id="1", image=None, question="q", answers=("a",)),)
+
+
+def test_parquet_with_every_column(write_benchmark):
+    folder = write_benchmark([], "tiny", "mmbench", questions="questions.parquet")
+    row = {"id": "1", "image": "a.png", "question": "q", "answers": ["B"], "options": ["x", "y"], "category": "c"}
+    pq.write_table(pa.Table.from_pylist([row | {"group": "g"}]), folder / "questions.parquet")
+    wanted = BenchmarkQuestion(
+        id="1", image="a.png", question="q", answers=("B",), options=("x", "y"), category="c", group="g"
+    )
+    assert read_benchmark(folder).questions == (wanted,)
+
+
+def test_parquet_with_an_empty_text_for_no_picture(write_benchmark):
+    folder = write_benchmark([], questions="questions.parquet")
+    pq.write_table(
+        pa.table({"id": ["1"], "question": ["q"], "answers": [["a"]], "image": [""]}), folder / "questions.parquet"
+    )
+    assert read_benchmark(folder).questions[0].image is None
 
 
 def test_parquet(write_benchmark):
@@ -86,6 +116,27 @@ def test_no_description(tmp_path):
             [{"id": "1", "conversations": [{"from": "gpt", "value": "a"}] * 2}],
             "gqa",
             "the first turn is not the human's",
+        ),
+        (
+            [{"id": "1", "conversations": [{"from": "human", "value": "a"}] * 2}],
+            "gqa",
+            "or the second not the model's",
+        ),
+        (
+            [{"id": "1", "conversations": [{"from": "human", "value": 1}, {"from": "gpt", "value": "a"}]}],
+            "gqa",
+            "record 0 is no question .*1 is no text",
+        ),
+        (
+            [
+                {
+                    "id": "1",
+                    "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
+                    "options": [1],
+                }
+            ],
+            "gqa",
+            "record 0 is no question .*1 is no text",
         ),
     ],
 )

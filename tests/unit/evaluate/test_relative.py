@@ -95,6 +95,17 @@ def test_a_baseline_of_something_else(make_answers, benchmark, given, message):
         require_baseline({"tiny": make_answers(plain([1]))}, [benchmark(**given)])
 
 
+def test_a_baseline_that_lacks_a_benchmark(make_answers, benchmark):
+    with pytest.raises(StageError, match="baseline: has tiny, wanted tiny, more"):
+        require_baseline({"tiny": make_answers(plain([1]))}, [benchmark(), benchmark(name="more")])
+
+
+def test_a_baseline_that_has_one_more(make_answers, benchmark):
+    baseline = {name: make_answers(plain([1]), benchmark=name) for name in ("tiny", "more")}
+    with pytest.raises(StageError, match="baseline: has tiny, more, wanted tiny"):
+        require_baseline(baseline, [benchmark()])
+
+
 def test_a_baseline_of_nothing(make_answers, benchmark):
     with pytest.raises(StageError, match="baseline: tiny is 0, nothing can be relative to it"):
         require_baseline({"tiny": make_answers(plain([0]))}, [benchmark()])
