@@ -5,7 +5,7 @@ picture or count together stay together. Two evaluations are compared on the sam
 """
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -237,24 +237,31 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.asarray(values.mean(axis=-1))
 
 
-def resampled(tallies: Sequence[Tally], resamples: int, seed: int) -> Iterator[list[dict[str, np.ndarray]]]:
-    """The columns of several tallies of one benchmark over the same resamples of their units, some at a time.
+def draw_columns(tallies: Sequence[Tally], resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
+    """The columns of several tallies of one benchmark over the same resamples of their units.
 
     Args:
         tallies: Of the same units in the same order.
-        resamples: How many.
+        resamples: How many; without any, there are no columns.
         seed: The resamples of a benchmark depend on this and its name alone.
 
-    Yields:
-        For each tally, columns of (some resamples,).
+    Returns:
+        For each tally, by column, float64, (resamples,); NaN or infinite where a resample has nothing to count.
     """
     units = len(tallies[0].sums)
     random = np.random.default_rng([seed, zlib.crc32(tallies[0].benchmark.encode())])
+    # Some at a time: their weights together would not fit into memory.
+    parts = []
     for start in range(0, resamples, _RESAMPLES_AT_ONCE):
         some = min(_RESAMPLES_AT_ONCE, resamples - start)
         drawn = [np.bincount(random.integers(0, units, units), minlength=units) for _ in range(some)]
         weights = np.stack(drawn).astype(np.float64)
-        yield [one.columns(weights) for one in tallies]
+        parts.append([one.columns(weights) for one in tallies])
+    columns = list(parts[0][0]) if parts else []
+    return [
+        {column: np.concatenate([part[number][column] for part in parts]) for column in columns}
+        for number in range(len(tallies))
+    ]
 
 
 @dataclass(frozen=True)
@@ -281,19 +288,9 @@ def measure(answers: Mapping[str, Answers], resamples: int, seed: int) -> dict[s
     found: dict[str, Estimate] = {}
     for some in answers.values():
         counted = tally(some)
-        drawn = draws([counted], resamples, seed)[0]
+        drawn = draw_columns([counted], resamples, seed)[0]
         found |= {name: estimate(float(value), drawn.get(name, ())) for name, value in counted.columns().items()}
     return found
-
-
-def draws(tallies: Sequence[Tally], resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
-    """For each tally of one benchmark, its columns over all resamples, each float64, (resamples,); none without any."""
-    parts = list(resampled(tallies, resamples, seed))
-    columns = list(parts[0][0]) if parts else []
-    return [
-        {column: np.concatenate([part[number][column] for part in parts]) for column in columns}
-        for number in range(len(tallies))
-    ]
 
 
 def column_sets(columns: Sequence[str]) -> dict[str, list[str]]:

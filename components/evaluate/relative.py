@@ -6,7 +6,7 @@ import numpy as np
 
 from components.evaluate.benchmark import Benchmark
 from free2ds_common.errors import StageError
-from free2ds_common.evaluation import Answers, Estimate, column_sets, draws, estimate, ratio, tally
+from free2ds_common.evaluation import Answers, Estimate, column_sets, draw_columns, estimate, ratio, tally
 
 
 def require_baseline(baseline: Mapping[str, Answers], benchmarks: Sequence[Benchmark]) -> None:
@@ -63,7 +63,7 @@ def relative(
         pair = [tally(side) for side in paired(some, baseline[name])]
         over, under = (one.columns() for one in pair)
         _require_positive(under)
-        sides = draws(pair, resamples, seed)
+        sides = draw_columns(pair, resamples, seed)
         for column in over:
             values[column] = 100 * float(over[column]) / float(under[column])
             drawn[column] = 100 * ratio(*(side[column] for side in sides)) if resamples else np.empty(0)

@@ -55,6 +55,13 @@ def test_parquet_with_every_column(write_benchmark):
     assert read_benchmark(folder).questions == (wanted,)
 
 
+def test_parquet_in_a_folder_that_looks_like_a_partition(write_benchmark):
+    folder = write_benchmark([], "category=3", questions="questions.parquet")
+    table = pa.table({"id": ["1"], "question": ["q"], "answers": [["a"]], "category": ["c"]})
+    pq.write_table(table, folder / "questions.parquet")
+    assert read_benchmark(folder).questions[0].category == "c"
+
+
 def test_parquet_with_an_empty_text_for_no_picture(write_benchmark):
     folder = write_benchmark([], questions="questions.parquet")
     pq.write_table(
@@ -175,8 +182,8 @@ def test_an_answer_that_can_never_be_right(write_benchmark, llava_record, metric
 
 
 def test_one_of_two_answers_that_can_be_right(write_benchmark, llava_record):
-    folder = write_benchmark([llava_record(1, "q", "x", answers=["Red", "red"])])
-    assert read_benchmark(folder).questions[0].answers == ("Red", "red")
+    folder = write_benchmark([llava_record(1, "q", "x", answers=["Blue", "red"])])
+    assert read_benchmark(folder).questions[0].answers == ("Blue", "red")
 
 
 def test_a_description_that_is_no_json(write_benchmark, llava_record):

@@ -266,6 +266,17 @@ def test_a_folder_that_is_not_empty(write, converted, tmp_path):
         converted("gqa", [write("file.json", GQA)], ["n.jpg"])
 
 
+def test_an_output_that_is_a_file(write, converted, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(StageError, match="is there already, wanted a new or an empty folder"):
+        converted("gqa", [write("file.json", GQA)], ["n.jpg"])
+
+
+def test_too_many_files(write, converted):
+    with pytest.raises(StageError, match=r"gqa: got 2 files, wanted testdev_balanced_questions\.json"):
+        converted("gqa", [write("file.json", GQA)] * 2, ["n.jpg"])
+
+
 def test_the_command(write, tmp_path, capsys):
     (tmp_path / "n.jpg").write_bytes(png())
     options = ["--benchmark", "gqa", "--images", str(tmp_path), "--output", str(tmp_path / "out")]

@@ -5,7 +5,7 @@ import pytest
 
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
-from free2ds_common.evaluation import column_sets, draws, measure, read_answers, tally
+from free2ds_common.evaluation import column_sets, draw_columns, measure, read_answers, tally
 from free2ds_common.schemas import EVALUATION
 
 
@@ -210,7 +210,7 @@ class TestIntervals:
 
     @pytest.mark.parametrize("resamples", [1, 32, 33])
     def test_there_are_as_many_resamples_as_wanted(self, make_answers, resamples):
-        (drawn,) = draws([tally(make_answers(plain([1, 0])))], resamples, 0)
+        (drawn,) = draw_columns([tally(make_answers(plain([1, 0])))], resamples, 0)
         assert drawn["tiny"].shape == (resamples,)
 
     def test_none_are_wanted(self, make_answers):
