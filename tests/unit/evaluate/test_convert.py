@@ -159,6 +159,17 @@ def test_textvqa(write, converted, seen, wanted):
     )
 
 
+def test_textvqa_of_a_picture_without_tokens(write, converted):
+    """LLaVA's file has the empty line too."""
+    data = [{"image_id": name, "question_id": name, "question": "what?", "answers": ["stop"] * 10} for name in "pq"]
+    files = [
+        write("val.json", {"data": data}),
+        write("ocr.json", {"data": [{"image_id": "p", "ocr_tokens": ["STOP"]}]}),
+    ]
+    found, _ = converted("textvqa", files, ["p.jpg", "q.jpg"])
+    assert found.questions[1].question == f"what?\nReference OCR token: \n{SHORT}"
+
+
 def test_pope(write, converted):
     lines = {
         kind: json.dumps({"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": label}) + "\n"
@@ -187,6 +198,14 @@ def test_mme(write, converted, tmp_path, texts, pictures):
     assert there == ["count/001.jpg"]
 
 
+def test_mme_of_jpeg_files_with_empty_lines(write, converted, tmp_path):
+    write("mme/count/1.txt", "Is it one?\tYes\n\nIs it two?\tNo\n\n")
+    (tmp_path / "official/mme/count/1.JPEG").write_bytes(png())
+    found, there = converted("mme", [str(tmp_path / "official/mme")])
+    assert [one.question for one in found.questions] == [f"Is it one?\n{SHORT}", f"Is it two?\n{SHORT}"]
+    assert there == ["count/1.JPEG"]
+
+
 def test_mmbench(write, converted):
     """A question, a rotation that has its picture again and one, first, that names it; another of that picture."""
     content = base64.b64encode(png()).decode()
@@ -208,6 +227,15 @@ def test_mmbench(write, converted):
     assert found.questions[2].question == f"Which?\nA. y\nB. x\n{LETTER}"
     assert found.questions[3].options == ("u", "v", "w")
     assert there == ["2000007.jpg"]
+
+
+@pytest.mark.parametrize("nothing", ["", "nan", "None"])
+def test_mmbench_takes_options_up_to_the_first_that_is_missing(write, converted, nothing):
+    row = f"1\tWhich?\t{nothing}\tx\ty\t{nothing}\tz\tA\tcolor\t{base64.b64encode(png()).decode()}"
+    head = "index\tquestion\thint\tA\tB\tC\tD\tanswer\tcategory\timage"
+    found, _ = converted("mmbench", [write("mmbench.tsv", f"{head}\n{row}\n")])
+    assert found.questions[0].options == ("x", "y")
+    assert found.questions[0].question == f"Which?\nA. x\nB. y\n{LETTER}"
 
 
 def test_seed(write, converted):
@@ -252,6 +280,21 @@ GQA = {"1": {"imageId": "n", "question": "q", "answer": "a"}}
 def test_what_cannot_be_converted(write, converted, benchmark, content, options, message):
     with pytest.raises(StageError, match=message):
         converted(benchmark, [write("file.json", content)], **options)
+
+
+def test_pictures_are_linked(write, converted, tmp_path):
+    converted("gqa", [write("file.json", GQA)], ["n.jpg"])
+    assert (tmp_path / "out/images/n.jpg").samefile(tmp_path / "pictures/n.jpg")
+
+
+def test_pictures_are_copied_where_the_disk_has_no_links(write, converted, tmp_path, monkeypatch):
+    def no_link(source, target):
+        raise OSError("Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_link)
+    converted("gqa", [write("file.json", GQA)], ["n.jpg"])
+    assert not (tmp_path / "out/images/n.jpg").samefile(tmp_path / "pictures/n.jpg")
+    assert (tmp_path / "out/images/n.jpg").read_bytes() == png()
 
 
 def test_a_file_that_is_not_there(converted):
