@@ -11,6 +11,7 @@ from components.evaluate.__main__ import main
 from components.evaluate.benchmark import BenchmarkQuestion, read_benchmark
 from components.evaluate.config import ConvertConfig
 from components.evaluate.convert import convert
+from components.evaluate.official import OFFICIAL_FORMATS
 from free2ds_common.errors import StageError
 
 SHORT = "Answer the question using a single word or phrase."
@@ -260,6 +261,20 @@ def test_seed(write, converted):
         ),
     )
     assert found.name == "seed_image"
+
+
+def test_each_benchmark_has_its_metric():
+    assert {name: official.metric for name, official in OFFICIAL_FORMATS.items()} == {
+        "vqav2": "vqa",
+        "gqa": "gqa",
+        "vizwiz": "vqa",
+        "scienceqa": "scienceqa",
+        "textvqa": "vqa",
+        "pope": "pope",
+        "mme": "mme",
+        "mmbench": "mmbench",
+        "seed": "seed",
+    }
 
 
 GQA = {"1": {"imageId": "n", "question": "q", "answer": "a"}}
