@@ -35,11 +35,17 @@ class Bounds:
 
 
 class Rounds:
-    """Seconds of several variants that took turns."""
+    """Seconds of several variants that took turns, by the clock."""
 
-    def __init__(self, seconds: dict[str, list[float]]) -> None:
-        """Seconds of each variant, one entry per round."""
+    def __init__(self, seconds: dict[str, list[float]], of_processor: dict[str, list[float]] | None = None) -> None:
+        """Seconds of each variant, one entry per round, by the clock and of the processor."""
         self._seconds = seconds
+        self._of_processor = of_processor or {}
+
+    @property
+    def processor(self) -> "Rounds":
+        """The same rounds in seconds of processor time, all threads together: work beside them hardly changes it."""
+        return Rounds(self._of_processor)
 
     def median(self, name: str) -> float:
         """Seconds of a variant."""
@@ -69,11 +75,13 @@ def in_turns(repeats: int, *, warm_up: bool = True, **variants: Callable[[], obj
         **variants: What to run.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    of_processor: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(not warm_up, repeats + 1):
         for name, work in variants.items():
             gc.collect()
-            start = time.perf_counter()
+            start, worked = time.perf_counter(), time.process_time()
             work()
             if number:
                 seconds[name].append(time.perf_counter() - start)
-    return Rounds(seconds)
+                of_processor[name].append(time.process_time() - worked)
+    return Rounds(seconds, of_processor)

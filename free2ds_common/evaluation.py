@@ -5,7 +5,7 @@ picture or count together stay together. Two evaluations are compared on the sam
 """
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -139,11 +139,11 @@ class Tally:
         if self.metric == "pope":
             return {self.benchmark: _mean(100 * _f1(totals))}
         whole = totals.sum(axis=-2)
-        return {self.benchmark: 100 * _ratio(whole[..., 0], whole[..., 1])}
+        return {self.benchmark: 100 * ratio(whole[..., 0], whole[..., 1])}
 
     def _mme_columns(self, totals: np.ndarray) -> dict[str, np.ndarray]:
         """Sums over the categories of accuracy and accuracy+ in percent: at most 2000 and 800 points."""
-        points = 100 * (_ratio(totals[..., 0], totals[..., 2]) + _ratio(totals[..., 1], totals[..., 2]))
+        points = 100 * (ratio(totals[..., 0], totals[..., 2]) + ratio(totals[..., 1], totals[..., 2]))
         cognition = np.array([category in COGNITION for category in self.categories])
         sides = {"perception": ~cognition, "cognition": cognition}
         return {
@@ -155,8 +155,11 @@ class Tally:
         totals, found = self.sums.sum(axis=0), {}
         whole, name = totals.sum(axis=0), self.benchmark
         if self.metric == "pope":
-            hits, false_alarms, _, rejections = whole
+            hits, false_alarms, misses, rejections = whole
             found[f"{name}_accuracy"] = 100 * (hits + rejections) / whole.sum()
+            # 0 where nothing is "yes", as F1 then is.
+            found[f"{name}_precision"] = 100 * hits / max(1, hits + false_alarms)
+            found[f"{name}_recall"] = 100 * hits / max(1, hits + misses)
             found[f"{name}_yes_ratio"] = 100 * (hits + false_alarms) / whole.sum()
             found |= {f"{name}_f1_{one}": 100 * f1 for one, f1 in zip(self.categories, _f1(totals), strict=True)}
         elif self.metric == "mme":
@@ -217,39 +220,48 @@ def _share(right: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.asarray(right / np.maximum(count, 1))
 
 
-def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+def ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+    """One over the other; NaN or infinite where that is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(over / under)
 
 
 def _f1(counts: np.ndarray) -> np.ndarray:
-    """F1 of "yes" from (..., 4) counts; 0 without one true "yes"."""
+    """F1 of "yes" from (..., 4) counts; 0 without one true "yes", NaN without any answer."""
     hits, false_alarms, misses = counts[..., 0], counts[..., 1], counts[..., 2]
-    return np.where(hits > 0, _ratio(2 * hits, 2 * hits + false_alarms + misses), 0.0)
+    found = np.where(hits > 0, ratio(2 * hits, 2 * hits + false_alarms + misses), 0.0)
+    return np.where(counts.sum(axis=-1) > 0, found, np.nan)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
     return np.asarray(values.mean(axis=-1))
 
 
-def resampled(tallies: Sequence[Tally], resamples: int, seed: int) -> Iterator[list[dict[str, np.ndarray]]]:
-    """The columns of several tallies of one benchmark over the same resamples of their units, some at a time.
+def draw_columns(tallies: Sequence[Tally], resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
+    """The columns of several tallies of one benchmark over the same resamples of their units.
 
     Args:
         tallies: Of the same units in the same order.
-        resamples: How many.
+        resamples: How many; without any, there are no columns.
         seed: The resamples of a benchmark depend on this and its name alone.
 
-    Yields:
-        For each tally, columns of (some resamples,).
+    Returns:
+        For each tally, by column, float64, (resamples,); NaN or infinite where a resample has nothing to count.
     """
     units = len(tallies[0].sums)
     random = np.random.default_rng([seed, zlib.crc32(tallies[0].benchmark.encode())])
+    # Some at a time: their weights together would not fit into memory.
+    parts = []
     for start in range(0, resamples, _RESAMPLES_AT_ONCE):
         some = min(_RESAMPLES_AT_ONCE, resamples - start)
         drawn = [np.bincount(random.integers(0, units, units), minlength=units) for _ in range(some)]
         weights = np.stack(drawn).astype(np.float64)
-        yield [one.columns(weights) for one in tallies]
+        parts.append([one.columns(weights) for one in tallies])
+    columns = list(parts[0][0]) if parts else []
+    return [
+        {column: np.concatenate([part[number][column] for part in parts]) for column in columns}
+        for number in range(len(tallies))
+    ]
 
 
 @dataclass(frozen=True)
@@ -276,57 +288,8 @@ def measure(answers: Mapping[str, Answers], resamples: int, seed: int) -> dict[s
     found: dict[str, Estimate] = {}
     for some in answers.values():
         counted = tally(some)
-        values, draws = counted.columns(), _draws([counted], resamples, seed)[0]
-        found |= {column: estimate(float(value), draws.get(column, ())) for column, value in values.items()}
-    return found
-
-
-def _draws(tallies: Sequence[Tally], resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
-    """For each tally, its columns over all resamples."""
-    parts = list(resampled(tallies, resamples, seed))
-    columns = list(parts[0][0]) if parts else []
-    return [
-        {column: np.concatenate([part[number][column] for part in parts]) for column in columns}
-        for number in range(len(tallies))
-    ]
-
-
-def relative(
-    answers: Mapping[str, Answers], baseline: Mapping[str, Answers], resamples: int, seed: int
-) -> dict[str, Estimate]:
-    """Rel. %: each column over the baseline's, and their mean with and without MME's cognition.
-
-    Args:
-        answers: Of the model.
-        baseline: Of the model that it is relative to, on the same benchmarks.
-        resamples: Of the intervals; both sides are resampled together.
-        seed: Of the resamples.
-
-    Returns:
-        By column, `ALL` and `WITHOUT_COGNITION`: percent.
-
-    Raises:
-        StageError: The benchmarks or their questions differ, or a column of the baseline is 0.
-    """
-    if answers.keys() != baseline.keys():
-        raise StageError(
-            f"baseline: has {', '.join(baseline)}, this evaluation {', '.join(answers)}. Evaluate both on the same."
-        )
-    values: dict[str, float] = {}
-    draws: dict[str, np.ndarray] = {}
-    for name, some in answers.items():
-        pair = [tally(side) for side in paired(some, baseline[name])]
-        over, under = (one.columns() for one in pair)
-        drawn = _draws(pair, resamples, seed)
-        for column in over:
-            if not float(under[column]) > 0:
-                raise StageError(f"baseline: {column} is {float(under[column]):g}, nothing can be relative to it.")
-            values[column] = 100 * float(over[column]) / float(under[column])
-            draws[column] = 100 * _ratio(*(side[column] for side in drawn)) if resamples else np.empty(0)
-    found = {column: estimate(value, draws[column]) for column, value in values.items()}
-    for label, columns in column_sets(list(values)).items():
-        mean = np.mean([draws[column] for column in columns], axis=0)
-        found[label] = estimate(float(np.mean([values[column] for column in columns])), mean)
+        drawn = draw_columns([counted], resamples, seed)[0]
+        found |= {name: estimate(float(value), drawn.get(name, ())) for name, value in counted.columns().items()}
     return found
 
 
@@ -334,18 +297,3 @@ def column_sets(columns: Sequence[str]) -> dict[str, list[str]]:
     """The sets of columns that Rel. % is the mean of; an empty one is left out."""
     without = [column for column in columns if not column.endswith(_COGNITION_COLUMN)]
     return {label: some for label, some in ((ALL, list(columns)), (WITHOUT_COGNITION, without)) if some}
-
-
-def paired(one: Answers, other: Answers) -> tuple[Answers, Answers]:
-    """The questions that both have an answer to, in the same order.
-
-    Raises:
-        StageError: They are not answers to the same questions, judged alike.
-    """
-    if one.metric != other.metric or set(one.ids) != set(other.ids):
-        raise StageError(f"{one.benchmark}: the baseline is not of the same questions. Evaluate both on the same.")
-    place = {identity: number for number, identity in enumerate(other.ids)}
-    other = other.only([place[identity] for identity in one.ids])
-    answered = set(one.answered().ids) & set(other.answered().ids)
-    both = [number for number, identity in enumerate(one.ids) if identity in answered]
-    return one.only(both), other.only(both)

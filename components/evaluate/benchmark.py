@@ -20,6 +20,14 @@ DESCRIPTION = "benchmark.json"
 # Entries of the description; the others may be left out.
 _WANTED = ("schema", "name", "metric", "questions", "source", "revision")
 _YES_NO = ("yes", "no")
+_LETTERS = "letters of its options: A, B, ..."
+# What metrics need to find in an answer: some answers none of them ever takes for right.
+_WANTED_ANSWERS = {
+    "vqa": "the answers of several people, ten as a rule",
+    "gqa": "answers in lower case without a final period",
+    "scienceqa": _LETTERS,
+    "mmbench": _LETTERS,
+}
 _HUMAN, _GPT = ("human", "user"), ("gpt", "assistant")
 
 
@@ -79,6 +87,8 @@ def read_benchmark(folder: Path) -> Benchmark:
         raise StageError(f"{folder}: no {DESCRIPTION}, wanted a benchmark folder. See components/evaluate.") from None
     if missing := [name for name in _WANTED if not isinstance(described.get(name), str)]:
         raise StageError(f"{folder}: {DESCRIPTION} does not say its {', '.join(missing)} as text.")
+    if not described["name"]:
+        raise StageError(f"{folder}: the name of {DESCRIPTION} is empty, wanted what results call the benchmark.")
     if described["schema"] != BENCHMARK.name:
         raise StageError(f"{folder}: {DESCRIPTION} is {described['schema']}, wanted {BENCHMARK.name}.")
     if described["metric"] not in METRICS:
@@ -86,7 +96,7 @@ def read_benchmark(folder: Path) -> Benchmark:
             f"{folder}: metric {described['metric']!r} of {DESCRIPTION}, wanted one of {', '.join(sorted(METRICS))}."
         )
     max_new_tokens = described.get("max_new_tokens", 0)
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+    if type(max_new_tokens) is not int or max_new_tokens < 0:
         raise StageError(f"{folder}: max_new_tokens {max_new_tokens!r} of {DESCRIPTION}, wanted a whole number.")
     path = folder / described["questions"]
     questions = tuple(_read_questions(path))
@@ -201,6 +211,11 @@ def _check(path: Path, metric: str, questions: Sequence[BenchmarkQuestion]) -> N
             raise StageError(f"{path}: question {question.id} has no answer.")
         if metric in ("pope", "mme") and question.answers[0].lower() not in _YES_NO:
             raise StageError(f"{path}: question {question.id} has answer {question.answers[0]!r}, wanted yes or no.")
+        if metric in _WANTED_ANSWERS and not any(METRICS[metric](answer, question)[1] for answer in question.answers):
+            raise StageError(
+                f"{path}: question {question.id} has answer {question.answers[0]!r}, which {metric} never takes for "
+                f"right. Wanted {_WANTED_ANSWERS[metric]}."
+            )
     ids = Counter(question.id for question in questions)
     if twice := [name for name, count in ids.items() if count > 1]:
         raise StageError(f"{path}: id {twice[0]} comes {ids[twice[0]]} times, wanted an id of its own per question.")

@@ -12,7 +12,8 @@ FAILED = "FAILED"
 OTHER = "other"
 _SCIENCE_QA_LETTERS = LETTERS[:5]
 _THE_ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
-_AROUND_LETTERS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+# Words that MMBench's evaluator takes for the letter X, in its order.
+_MMBENCH_WORDS = ("X", "X.", "X,", "X:", "X)", "X).", "(X)", "(X).", ":X", ":X,", ":X.", ":X)", ":X).")
 
 
 class Judgeable(Protocol):
@@ -77,31 +78,32 @@ def judge_pope(text: str, question: Judgeable) -> Judgement:
 
 
 def judge_mme(text: str, question: Judgeable) -> Judgement:
-    """Yes or no alone or within the first four letters.
+    """Yes or no within the first four letters, or y or n alone.
 
     Source:
         lmms-eval's utilities of MME, `parse_pred_ans`.
     """
     said = text.lower().strip().replace(".", "")
+    said = {"y": "yes", "n": "no"}.get(said, said)
     answer = next((word for word in ("yes", "no") if word in said[:4]), OTHER)
     return answer, float(answer == question.answers[0].lower())
 
 
 def judge_mmbench(text: str, question: Judgeable) -> Judgement:
-    """The one option whose letter stands as a word of its own, else the one whose text is quoted; nothing is guessed.
+    """The one letter that stands as a word of its own, else the one option whose text is quoted; nothing is guessed.
 
     Source:
-        VLMEvalKit's `can_infer`; it takes no "A" from more than three words, where it may be an article.
+        lmms-eval's `MMBench_Evaluator`, `can_infer`; it takes no bare "A" from more than three words, where it may be
+        an article. Differs: where that asks a language model or draws an option, the answer is wrong.
     """
-    letters = LETTERS[: len(question.options)]
-    words = text.translate(_AROUND_LETTERS).split()
-    found = [letter for letter in letters if letter in words]
-    if len(found) == 1 and not ("A" in words and len(words) > 3):
-        answer = found[0]
-    else:
-        said = text.lower()
-        quoted = [letter for letter, option in zip(letters, question.options, strict=True) if option.lower() in said]
-        answer = quoted[0] if len(quoted) == 1 else OTHER
+    words, letters = text.split(), LETTERS[:5]
+    for form in _MMBENCH_WORDS:
+        found = [letter for letter in letters if form.replace("X", letter) in words]
+        if len(found) == 1 and not (form == "X" and found == ["A"] and len(words) > 3):
+            return found[0], float(found[0] in question.answers)
+    said = text.lower()
+    quoted = [letter for letter, option in zip(LETTERS, question.options, strict=False) if option.lower() in said]
+    answer = quoted[0] if len(quoted) == 1 else OTHER
     return answer, float(answer in question.answers)
 
 

@@ -199,37 +199,46 @@ def read_mme(files: Sequence[Path]) -> Converted:
                         question=f"{asked.replace(_MME_HINT, '').strip()}\n{SHORT}",
                         answers=(answer,),
                         category=category.name,
-                        group=picture.name,
+                        # Other categories have other pictures of that name.
+                        group=name,
                     )
                 )
     return Converted(questions, pictures)
 
 
 def read_mmbench(files: Sequence[Path]) -> Converted:
-    """MMBench: its TSV with the pictures in it; a rotated question names the picture of the first one."""
+    """MMBench: its TSV with the pictures in it.
+
+    A rotated question has the picture of the first one again, or names its row. Each picture is kept once, since
+    questions about one picture are answered together.
+    """
     csv.field_size_limit(sys.maxsize)
     questions: list[BenchmarkQuestion] = []
     pictures: dict[str, bytes | Path] = {}
     with files[0].open(encoding="utf-8", newline="") as handle:
-        for row in csv.DictReader(handle, delimiter="\t"):
-            index = int(row["index"])
-            options = _present(row)
-            hint = f"{row['hint']}\n" if (row.get("hint") or "").lower() not in _NO_TEXT else ""
-            # Short content is the index of the row that has it.
-            name = f"{row['image'] if row['image'].isdecimal() else index}.jpg"
-            if not row["image"].isdecimal():
-                pictures[name] = base64.b64decode(row["image"], validate=True)
-            questions.append(
-                BenchmarkQuestion(
-                    id=str(index),
-                    image=name,
-                    question=f"{hint}{row['question']}\n{_lettered(options)}\n{LETTER}",
-                    answers=(row["answer"],),
-                    options=tuple(options),
-                    category=row.get("category") or "",
-                    group=str(index % _ROTATIONS),
-                )
+        rows = list(csv.DictReader(handle, delimiter="\t"))
+    content_of = {row["index"]: row["image"] for row in rows}
+    name_of: dict[str, str] = {}
+    for row in rows:
+        index = int(row["index"])
+        options = _present(row)
+        hint = f"{row['hint']}\n" if (row.get("hint") or "").lower() not in _NO_TEXT else ""
+        # Short content is the index of the row that has it.
+        content = content_of[row["image"]] if row["image"].isdecimal() else row["image"]
+        name = name_of.setdefault(content, f"{index}.jpg")
+        if name not in pictures:
+            pictures[name] = base64.b64decode(content, validate=True)
+        questions.append(
+            BenchmarkQuestion(
+                id=str(index),
+                image=name,
+                question=f"{hint}{row['question']}\n{_lettered(options)}\n{LETTER}",
+                answers=(row["answer"],),
+                options=tuple(options),
+                category=row.get("category") or "",
+                group=str(index % _ROTATIONS),
             )
+        )
     return Converted(questions, pictures)
 
 

@@ -12,12 +12,13 @@ from components.evaluate.answering import Reply, replies
 from components.evaluate.benchmark import Benchmark, read_benchmark, require_names
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.judge import METRICS
+from components.evaluate.relative import relative, require_baseline
 from free2ds_common import outcomes
 from free2ds_common.checkpoints import TRAINING, download_folder, fingerprint, read_json_object, resolve_model
 from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.downloads import local_folder
 from free2ds_common.errors import StageError
-from free2ds_common.evaluation import Answers, measure, read_answers, relative, tally
+from free2ds_common.evaluation import Answers, measure, read_answers, tally
 from free2ds_common.inference.auto import load_auto
 from free2ds_common.inference.device import (
     choose_device,
@@ -55,7 +56,7 @@ def run(config: EvaluateConfig) -> StageResult:
     require_versions("benchmarks", config.folders, config.benchmark_versions)
     benchmarks = [read_benchmark(Path(local_folder(uri, str(download_folder())))) for uri in config.folders]
     require_names(benchmarks)
-    baseline = _read_baseline(config)
+    baseline = _read_baseline(config, benchmarks)
     device = choose_device(config.require_gpu)
     dtype = torch_dtype(config.dtype, device)
     logger.info("%s runs on: %s", config.model, device_name(device))
@@ -72,18 +73,20 @@ def run(config: EvaluateConfig) -> StageResult:
     return result
 
 
-def _read_baseline(config: EvaluateConfig) -> Mapping[str, Answers] | None:
+def _read_baseline(config: EvaluateConfig, benchmarks: Sequence[Benchmark]) -> Mapping[str, Answers] | None:
     """The answers of the baseline, if there is one: read first, so that a wrong one is known before the work.
 
     Raises:
-        StageError: It is no whole evaluation/1.
+        StageError: It is no whole evaluation/1, or nothing can be relative to it.
     """
     if not config.baseline_uri:
         return None
     try:
-        return read_answers(open_dataset(local_folder(config.baseline_uri, str(download_folder())), EVALUATION))
+        found = read_answers(open_dataset(local_folder(config.baseline_uri, str(download_folder())), EVALUATION))
     except StageError as error:
         raise StageError(f"baseline_uri: {error} Wanted the evaluation of an earlier run.") from None
+    require_baseline(found, benchmarks)
+    return found
 
 
 def _settings(config: EvaluateConfig, model: VisionLanguageModel) -> dict[str, Any]:
@@ -124,11 +127,16 @@ def _evaluate(
 ) -> StageResult:
     """Answer, judge, write and measure."""
     by_outcome: dict[str, Counter[str]] = {}
+    empty: dict[str, int] = {}
     with DatasetWriter(config.evaluation, EVALUATION) as writer:
         for benchmark in benchmarks:
             rows = _judged(benchmark, answerer(benchmark))
             writer.write(rows)
             by_outcome[benchmark.name] = Counter(row["outcome"] for row in rows)
+            # Judged like any other: POPE's rule makes a yes of it.
+            empty[benchmark.name] = sum(row["outcome"] == outcomes.OK and not row["text"] for row in rows)
+            if empty[benchmark.name]:
+                logger.warning("%s: %d answers are empty.", benchmark.name, empty[benchmark.name])
         found: Counter[str] = sum(by_outcome.values(), Counter())
         counts = Counts(read=found.total(), written=found[outcomes.OK], rejected=found.total() - found[outcomes.OK])
         reasons = {reason: count for reason, count in found.items() if reason != outcomes.OK}
@@ -137,10 +145,11 @@ def _evaluate(
             settings,
             benchmarks={one.name: {"metric": one.metric, **one.origin} for one in benchmarks},
             outcomes={name: dict(counts) for name, counts in by_outcome.items()},
+            empty_answers=empty,
         )
     metrics = _measure(config, read_answers(open_dataset(config.evaluation, EVALUATION)), baseline)
     with atomic_writer(Path(config.metrics), "w") as handle:
-        json.dump({**metrics, "outcomes": by_outcome, "settings": settings}, handle, indent=1)
+        json.dump({**metrics, "outcomes": by_outcome, "empty_answers": empty, "settings": settings}, handle, indent=1)
     flat = {name: value["value"] for name, value in metrics["columns"].items()} | metrics["details"]
     flat |= {f"relative_{name}": value["value"] for name, value in metrics["relative"].items()}
     return StageResult(counts, flat, {**settings, "benchmarks": [one.name for one in benchmarks]})

@@ -13,8 +13,8 @@ from free2ds_common.evaluation import (
     Estimate,
     Tally,
     column_sets,
+    draw_columns,
     estimate,
-    resampled,
     tally,
 )
 
@@ -52,16 +52,15 @@ def measured(evaluations: Evaluations, resamples: int, seed: int) -> dict[str, M
     for benchmark in every[0]:
         tallies = [tally(one) for one in common([answers[benchmark] for answers in every])]
         values = [one.columns() for one in tallies]
-        parts = list(resampled(tallies, resamples, seed))
+        drawn = draw_columns(tallies, resamples, seed)
         for column in values[0]:
-            draws = [np.concatenate([part[n][column] for part in parts]) for n in range(len(tallies))]
             found[column] = Measured(
                 {
                     arm: np.array([v[column] for v, place in zip(values, places, strict=True) if place[0] == arm])
                     for arm in evaluations
                 },
                 {
-                    arm: np.array([d for d, place in zip(draws, places, strict=True) if place[0] == arm])
+                    arm: np.array([d[column] for d, place in zip(drawn, places, strict=True) if place[0] == arm])
                     for arm in evaluations
                 },
                 _largest(tallies[0], column),

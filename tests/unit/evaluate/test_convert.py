@@ -11,6 +11,7 @@ from components.evaluate.__main__ import main
 from components.evaluate.benchmark import BenchmarkQuestion, read_benchmark
 from components.evaluate.config import ConvertConfig
 from components.evaluate.convert import convert
+from components.evaluate.official import OFFICIAL_FORMATS
 from free2ds_common.errors import StageError
 
 SHORT = "Answer the question using a single word or phrase."
@@ -159,6 +160,17 @@ def test_textvqa(write, converted, seen, wanted):
     )
 
 
+def test_textvqa_of_a_picture_without_tokens(write, converted):
+    """LLaVA's file has the empty line too."""
+    data = [{"image_id": name, "question_id": name, "question": "what?", "answers": ["stop"] * 10} for name in "pq"]
+    files = [
+        write("val.json", {"data": data}),
+        write("ocr.json", {"data": [{"image_id": "p", "ocr_tokens": ["STOP"]}]}),
+    ]
+    found, _ = converted("textvqa", files, ["p.jpg", "q.jpg"])
+    assert found.questions[1].question == f"what?\nReference OCR token: \n{SHORT}"
+
+
 def test_pope(write, converted):
     lines = {
         kind: json.dumps({"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": label}) + "\n"
@@ -179,7 +191,7 @@ def test_mme(write, converted, tmp_path, texts, pictures):
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(png())
     found, there = converted("mme", [str(tmp_path / "official/mme")])
-    common = {"image": "count/001.jpg", "category": "count", "group": "001.jpg"}
+    common = {"image": "count/001.jpg", "category": "count", "group": "count/001.jpg"}
     assert found.questions == (
         BenchmarkQuestion(id="count/001.jpg-0", question=f"Is it one?\n{SHORT}", answers=("Yes",), **common),
         BenchmarkQuestion(id="count/001.jpg-1", question=f"Is it two?\n{SHORT}", answers=("No",), **common),
@@ -187,25 +199,44 @@ def test_mme(write, converted, tmp_path, texts, pictures):
     assert there == ["count/001.jpg"]
 
 
+def test_mme_of_jpeg_files_with_empty_lines(write, converted, tmp_path):
+    write("mme/count/1.txt", "Is it one?\tYes\n\nIs it two?\tNo\n\n")
+    (tmp_path / "official/mme/count/1.JPEG").write_bytes(png())
+    found, there = converted("mme", [str(tmp_path / "official/mme")])
+    assert [one.question for one in found.questions] == [f"Is it one?\n{SHORT}", f"Is it two?\n{SHORT}"]
+    assert there == ["count/1.JPEG"]
+
+
 def test_mmbench(write, converted):
-    """A question and one rotation, which has the picture again; another that names the picture of the first."""
+    """A question, a rotation that has its picture again and one, first, that names it; another of that picture."""
     content = base64.b64encode(png()).decode()
     head = "index\tquestion\thint\tA\tB\tC\tD\tanswer\tcategory\timage"
     rows = [
+        "2000007\tWhich?\t\tx\ty\t\t\tA\tcolor\t7",
         f"7\tWhich?\tLook.\tx\ty\t\t\tA\tcolor\t{content}",
         f"1000007\tWhich?\tnan\ty\tx\t\t\tB\tcolor\t{content}",
         "8\tWhat?\t\tu\tv\tw\t\tC\tshape\t7",
     ]
     found, there = converted("mmbench", [write("mmbench.tsv", "\n".join([head, *rows]) + "\n")])
     assert [(one.id, one.group, one.image, one.answers) for one in found.questions] == [
-        ("7", "7", "7.jpg", ("A",)),
-        ("1000007", "7", "1000007.jpg", ("B",)),
-        ("8", "8", "7.jpg", ("C",)),
+        ("2000007", "7", "2000007.jpg", ("A",)),
+        ("7", "7", "2000007.jpg", ("A",)),
+        ("1000007", "7", "2000007.jpg", ("B",)),
+        ("8", "8", "2000007.jpg", ("C",)),
     ]
-    assert found.questions[0].question == f"Look.\nWhich?\nA. x\nB. y\n{LETTER}"
-    assert found.questions[1].question == f"Which?\nA. y\nB. x\n{LETTER}"
-    assert found.questions[2].options == ("u", "v", "w")
-    assert there == ["1000007.jpg", "7.jpg"]
+    assert found.questions[1].question == f"Look.\nWhich?\nA. x\nB. y\n{LETTER}"
+    assert found.questions[2].question == f"Which?\nA. y\nB. x\n{LETTER}"
+    assert found.questions[3].options == ("u", "v", "w")
+    assert there == ["2000007.jpg"]
+
+
+@pytest.mark.parametrize("nothing", ["", "nan", "None"])
+def test_mmbench_takes_options_up_to_the_first_that_is_missing(write, converted, nothing):
+    row = f"1\tWhich?\t{nothing}\tx\ty\t{nothing}\tz\tA\tcolor\t{base64.b64encode(png()).decode()}"
+    head = "index\tquestion\thint\tA\tB\tC\tD\tanswer\tcategory\timage"
+    found, _ = converted("mmbench", [write("mmbench.tsv", f"{head}\n{row}\n")])
+    assert found.questions[0].options == ("x", "y")
+    assert found.questions[0].question == f"Which?\nA. x\nB. y\n{LETTER}"
 
 
 def test_seed(write, converted):
@@ -232,6 +263,20 @@ def test_seed(write, converted):
     assert found.name == "seed_image"
 
 
+def test_each_benchmark_has_its_metric():
+    assert {name: official.metric for name, official in OFFICIAL_FORMATS.items()} == {
+        "vqav2": "vqa",
+        "gqa": "gqa",
+        "vizwiz": "vqa",
+        "scienceqa": "scienceqa",
+        "textvqa": "vqa",
+        "pope": "pope",
+        "mme": "mme",
+        "mmbench": "mmbench",
+        "seed": "seed",
+    }
+
+
 GQA = {"1": {"imageId": "n", "question": "q", "answer": "a"}}
 
 
@@ -252,6 +297,21 @@ def test_what_cannot_be_converted(write, converted, benchmark, content, options,
         converted(benchmark, [write("file.json", content)], **options)
 
 
+def test_pictures_are_linked(write, converted, tmp_path):
+    converted("gqa", [write("file.json", GQA)], ["n.jpg"])
+    assert (tmp_path / "out/images/n.jpg").samefile(tmp_path / "pictures/n.jpg")
+
+
+def test_pictures_are_copied_where_the_disk_has_no_links(write, converted, tmp_path, monkeypatch):
+    def no_link(source, target):
+        raise OSError("Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_link)
+    converted("gqa", [write("file.json", GQA)], ["n.jpg"])
+    assert not (tmp_path / "out/images/n.jpg").samefile(tmp_path / "pictures/n.jpg")
+    assert (tmp_path / "out/images/n.jpg").read_bytes() == png()
+
+
 def test_a_file_that_is_not_there(converted):
     with pytest.raises(StageError, match=r"/nowhere: no such file\. gqa wants testdev_balanced_questions\.json"):
         converted("gqa", ["/nowhere"])
@@ -262,6 +322,17 @@ def test_a_folder_that_is_not_empty(write, converted, tmp_path):
     (tmp_path / "out" / "kept").touch()
     with pytest.raises(StageError, match="is there already, wanted a new or an empty folder"):
         converted("gqa", [write("file.json", GQA)], ["n.jpg"])
+
+
+def test_an_output_that_is_a_file(write, converted, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(StageError, match="is there already, wanted a new or an empty folder"):
+        converted("gqa", [write("file.json", GQA)], ["n.jpg"])
+
+
+def test_too_many_files(write, converted):
+    with pytest.raises(StageError, match=r"gqa: got 2 files, wanted testdev_balanced_questions\.json"):
+        converted("gqa", [write("file.json", GQA)] * 2, ["n.jpg"])
 
 
 def test_the_command(write, tmp_path, capsys):

@@ -1,10 +1,12 @@
-"""From judged answers to numbers, intervals and Rel. %, worked out by hand."""
+"""From judged answers to numbers and intervals, worked out by hand."""
 
 import numpy as np
 import pytest
 
+from free2ds_common.datasets import DatasetWriter, open_dataset
 from free2ds_common.errors import StageError
-from free2ds_common.evaluation import column_sets, measure, paired, relative, tally
+from free2ds_common.evaluation import column_sets, draw_columns, measure, read_answers, tally
+from free2ds_common.schemas import EVALUATION
 
 
 def values(found):
@@ -15,12 +17,57 @@ def plain(scores, **options):
     return [(f"u{number}", "", "", "x", score) for number, score in enumerate(scores)]
 
 
+@pytest.fixture
+def stored(tmp_path):
+    """What is read of evaluation/1 with these rows, which only say what matters."""
+
+    def read(*rows):
+        common = {"benchmark": "pope", "metric": "pope", "image": None, "category": "", "group": "", "question": "?"}
+        common |= {
+            "answers": ["Yes", "No"],
+            "text": "yes",
+            "num_tokens": 2,
+            "outcome": "ok",
+            "judged": "yes",
+            "score": 1,
+        }
+        with DatasetWriter(tmp_path / "evaluation", EVALUATION) as writer:
+            writer.write([{**common, "question_id": str(number), **row} for number, row in enumerate(rows)])
+        return read_answers(open_dataset(tmp_path / "evaluation", EVALUATION))
+
+    return read
+
+
+def test_what_is_read_of_an_evaluation(stored):
+    found = stored({"category": "c"}, {"judged": None, "score": None}, {"benchmark": "gqa", "metric": "gqa"})
+    assert list(found) == ["pope", "gqa"]
+    pope = found["pope"]
+    assert (pope.metric, pope.ids, pope.categories, pope.judged) == ("pope", ("0", "1"), ("c", ""), ("yes", None))
+    np.testing.assert_array_equal(pope.scores, [1, np.nan])
+    assert (found["gqa"].metric, found["gqa"].ids) == ("gqa", ("2",))
+
+
+def test_labels_are_the_first_answer_in_lower_case(stored):
+    assert stored({})["pope"].labels == ("yes",)
+
+
+def test_what_is_drawn_together(stored):
+    """Its group, else its picture, else the question itself."""
+    found = stored({"group": "g", "image": "a.png"}, {"image": "a.png"}, {})
+    assert found["pope"].units == ("g", "a.png", "2")
+
+
 def test_the_mean_score(make_answers):
     assert values(tally(make_answers(plain([1, 0, 0.5, 0]))).columns()) == {"tiny": 37.5}
 
 
 def test_what_has_no_answer_is_left_out(make_answers):
     assert values(tally(make_answers(plain([1, np.nan, 0]))).columns()) == {"tiny": 50}
+
+
+def test_other_questions_about_the_picture_count(make_answers):
+    rows = [("a.png", "", "", "x", 1), ("a.png", "", "", None, np.nan), ("b.png", "", "", "x", 0)]
+    assert values(tally(make_answers(rows)).columns()) == {"tiny": 50}
 
 
 def test_nothing_has_an_answer(make_answers):
@@ -34,6 +81,12 @@ def test_accuracy_per_category(make_answers):
         "sqa_image": 50,
         "sqa_text": 100,
     }
+
+
+@pytest.mark.parametrize(("categories", "details"), [(1, 0), (2, 2), (40, 40), (41, 0)])
+def test_few_categories_have_an_accuracy_each(make_answers, categories, details):
+    rows = [(f"u{number}", f"c{number}", "", "x", 1) for number in range(categories)]
+    assert len(tally(make_answers(rows)).details()) == details
 
 
 POPE = [
@@ -53,6 +106,8 @@ def test_pope(make_answers):
     assert values(counted.columns()) == {"pope": pytest.approx(100 * (2 / 3 + 1) / 2)}
     assert counted.details() == {
         "pope_accuracy": pytest.approx(100 * 4 / 6),
+        "pope_precision": 75,
+        "pope_recall": 75,
         "pope_yes_ratio": pytest.approx(100 * 4 / 6),
         "pope_f1_popular": 100,
         "pope_f1_random": pytest.approx(100 * 2 / 3),
@@ -61,6 +116,18 @@ def test_pope(make_answers):
 
 def test_pope_without_a_true_yes(make_answers):
     assert values(tally(make_answers([("a", "random", "yes", "no", 0)], metric="pope")).columns()) == {"tiny": 0}
+
+
+def test_pope_precision_and_recall(make_answers):
+    """Of four "yes" one is right, and of two that had to be "yes", one was."""
+    rows = [("a", "r", "yes", "yes", 1), ("b", "r", "yes", "no", 0)] + [("c", "r", "no", "yes", 0)] * 3
+    found = tally(make_answers(rows, metric="pope")).details()
+    assert (found["tiny_precision"], found["tiny_recall"], found["tiny_yes_ratio"]) == (25, 50, 80)
+
+
+def test_pope_where_nothing_is_yes(make_answers):
+    found = tally(make_answers([("a", "r", "no", "no", 1)], metric="pope")).details()
+    assert (found["tiny_precision"], found["tiny_recall"], found["tiny_accuracy"]) == (0, 0, 100)
 
 
 def test_mme(make_answers):
@@ -86,9 +153,31 @@ def test_mme(make_answers):
     }
 
 
+@pytest.mark.parametrize(
+    ("category", "side"),
+    [(name, "cognition") for name in ("commonsense_reasoning", "numerical_calculation", "text_translation")]
+    + [(name, "perception") for name in ("existence", "position", "color", "posters", "celebrity", "scene")]
+    + [(name, "perception") for name in ("landmark", "artwork", "OCR")],
+)
+def test_the_two_sides_of_mme(make_answers, category, side):
+    rows = [("a", category, "yes", "yes", 1), ("a", category, "no", "no", 1)]
+    assert values(tally(make_answers(rows, metric="mme")).columns()) == {f"tiny_{side}": 200}
+
+
 def test_half_a_pair_of_mme_leaves_the_whole_out(make_answers):
     rows = [("a", "count", "yes", "yes", 1), ("a", "count", "no", None, np.nan)] + [("b", "count", "yes", "no", 0)] * 2
     assert values(tally(make_answers(rows, metric="mme")).columns()) == {"tiny_perception": 0}
+
+
+def test_half_a_pair_leaves_pairs_of_other_categories_in(make_answers):
+    rows = [("a", "count", "yes", "yes", 1), ("a", "count", "no", None, np.nan)]
+    rows += [("a", "scene", "yes", "yes", 1)] * 2 + [("b", "count", "yes", "yes", 1)] * 2
+    assert values(tally(make_answers(rows, metric="mme")).columns()) == {"tiny_perception": 400}
+
+
+def test_half_a_rotation_of_mmbench_leaves_the_whole_out(make_answers):
+    rows = [("1", "c", "a", "A", 1), ("1", "c", "b", None, np.nan), ("2", "c", "a", "B", 0)]
+    assert values(tally(make_answers(rows, metric="mmbench")).columns()) == {"tiny": 0}
 
 
 def test_mmbench_counts_questions_whose_rotations_are_all_right(make_answers):
@@ -119,52 +208,21 @@ class TestIntervals:
         assert measure(answers, 100, 3) == measure(answers, 100, 3)
         assert measure(answers, 100, 3) != measure(answers, 100, 4)
 
+    @pytest.mark.parametrize("resamples", [1, 32, 33])
+    def test_there_are_as_many_resamples_as_wanted(self, make_answers, resamples):
+        (drawn,) = draw_columns([tally(make_answers(plain([1, 0])))], resamples, 0)
+        assert drawn["tiny"].shape == (resamples,)
+
     def test_none_are_wanted(self, make_answers):
         (found,) = measure({"tiny": make_answers(plain([1, 0]))}, 0, 0).values()
         assert (found.value, found.low, found.high) == (50, None, None)
 
-
-class TestRelative:
-    def test_columns_and_means(self, make_answers):
-        pair = [("a", "count", "yes", "yes", 1), ("a", "count", "no", "no", 1)]
-        thought = [("b", "code_reasoning", "yes", "yes", 1), ("b", "code_reasoning", "no", "yes", 0)]
-        whole = [("b", "code_reasoning", "yes", "yes", 1), ("b", "code_reasoning", "no", "no", 1)]
-        ours = {"tiny": make_answers(plain([1, 1, 0, 0])), "mme": make_answers(pair + thought, "mme", "mme")}
-        base = {"tiny": make_answers(plain([1, 1, 1, 1])), "mme": make_answers(pair + whole, "mme", "mme")}
-        # 50 of 100, 200 of 200 and 50 of 200 points.
-        assert {name: found.value for name, found in relative(ours, base, 0, 0).items()} == {
-            "tiny": 50,
-            "mme_perception": 100,
-            "mme_cognition": 25,
-            "all": pytest.approx(175 / 3),
-            "without_mme_cognition": 75,
-        }
-
-    def test_both_sides_are_resampled_together(self, make_answers):
-        answers = {"tiny": make_answers(plain([1, 0] * 20))}
-        found = relative(answers, answers, 50, 0)["tiny"]
+    def test_a_resample_without_one_of_popes_categories_does_not_count(self, make_answers):
+        """Of two pictures a quarter of the resamples has the second alone, and as many the first."""
+        rows = [("a", "random", "yes", "yes", 1), ("b", "popular", "yes", "yes", 1)]
+        (found,) = measure({"tiny": make_answers(rows, metric="pope")}, 50, 0).values()
         assert (found.value, found.low, found.high) == (100, 100, 100)
 
-    def test_the_order_of_the_questions_does_not_matter(self, make_answers):
-        rows = plain([1, 0, 1, 0, 0])
-        turned = {"tiny": make_answers(rows[::-1], ids="43210")}
-        assert relative({"tiny": make_answers(rows)}, turned, 50, 0)["tiny"].low == 100
 
-    def test_questions_that_one_side_lacks_count_for_neither(self, make_answers):
-        one, other = paired(make_answers(plain([1, np.nan, 0])), make_answers(plain([np.nan, 1, 1])))
-        assert (one.ids, other.ids) == (("2",), ("2",))
-
-    def test_other_benchmarks(self, make_answers):
-        with pytest.raises(StageError, match="baseline: has other, this evaluation tiny"):
-            relative({"tiny": make_answers(plain([1]))}, {"other": make_answers(plain([1]))}, 0, 0)
-
-    def test_other_questions(self, make_answers):
-        with pytest.raises(StageError, match="tiny: the baseline is not of the same questions"):
-            relative({"tiny": make_answers(plain([1]))}, {"tiny": make_answers(plain([1]), ids="9")}, 0, 0)
-
-    def test_a_baseline_of_nothing(self, make_answers):
-        with pytest.raises(StageError, match="baseline: tiny is 0, nothing can be relative to it"):
-            relative({"tiny": make_answers(plain([1]))}, {"tiny": make_answers(plain([0]))}, 0, 0)
-
-    def test_the_set_without_cognition_is_left_out_where_there_is_nothing_else(self):
-        assert column_sets(["mme_cognition"]) == {"all": ["mme_cognition"]}
+def test_the_set_without_cognition_is_left_out_where_there_is_nothing_else():
+    assert column_sets(["mme_cognition"]) == {"all": ["mme_cognition"]}

@@ -1,5 +1,6 @@
 """The stage on a tiny LLaVA: every question answered and judged, whatever the batch."""
 
+import dataclasses
 import json
 import logging
 
@@ -120,6 +121,7 @@ def test_the_metrics_file(config, mixed, write_benchmark, llava_record, tmp_path
     assert list(content["columns"]) == ["tiny", "mme_perception"]
     assert content["relative"] == {}
     assert content["outcomes"] == {"tiny": {"ok": 7}, "mme": {"ok": 2}}
+    assert content["empty_answers"] == {"tiny": 0, "mme": 0}
     assert content["settings"]["prompt"] == {"style": "v1", "system": LLAVA_SYSTEM}
 
 
@@ -177,6 +179,36 @@ def test_two_benchmarks_of_one_name(config, mixed):
 def test_a_baseline_that_is_none(config, mixed):
     with pytest.raises(StageError, match=r"baseline_uri: .*no _manifest\.json.* Wanted the evaluation of an earlier"):
         run(config(mixed, baseline_uri=str(mixed)))
+
+
+def test_a_wrong_baseline_is_refused_before_the_model_is_loaded(config, mixed, write_benchmark, llava_record):
+    other = config(write_benchmark([llava_record(9, "q", "yes")], "tiny2", "pope"))
+    run(other)
+    with pytest.raises(StageError, match="baseline: has tiny2, wanted tiny"):
+        run(dataclasses.replace(other, benchmarks=str(mixed), baseline_uri=other.evaluation, model="nowhere"))
+
+
+def test_answers_that_are_empty_are_counted_and_judged(config, tmp_path, write_benchmark, llava_record, caplog):
+    """A model that ends every answer at once: POPE takes that for yes, as its evaluator does."""
+    folder = copy_checkpoint("llava_hf", tmp_path / "silent")
+    model = LlavaForConditionalGeneration.from_pretrained(folder)
+    last = load_tokenizer(folder, "llama", model.config.text_config.vocab_size).encode(" ASSISTANT:")[-1]
+    with torch.no_grad():
+        # What reaches the head is the last token's embedding, and EOS alone likes that.
+        for layer in model.model.language_model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.language_model.norm.weight.fill_(1)
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[2] = model.get_input_embeddings().weight[last]
+    model.save_pretrained(folder)
+    benchmark = write_benchmark([llava_record(1, "q", "yes"), llava_record(2, "q", "no")], "pope", "pope")
+    given = dataclasses.replace(config(benchmark), model=str(folder))
+    run(given)
+    assert [(row["text"], row["judged"], row["score"]) for row in rows_of(given)] == [("", "yes", 1), ("", "yes", 0)]
+    assert json.loads((tmp_path / "metrics.json").read_text())["empty_answers"] == {"pope": 2}
+    assert open_dataset(given.evaluation, EVALUATION).manifest["empty_answers"] == {"pope": 2}
+    assert "pope: 2 answers are empty." in caplog.messages
 
 
 def test_no_benchmark(config):

@@ -45,6 +45,9 @@ def test_the_contractions_are_those_of_the_published_table():
         ("t-shirt", "t shirt"),
         ("t- shirt", "t shirt"),
         ("half- way t-shirt", "half way tshirt"),
+        ("half -way t-shirt", "half way tshirt"),
+        ("x/-y c-d", "x y c d"),
+        ("an apple", "apple"),
         ("3.5", "3.5"),
         ("mr. smith.", "mr smith"),
         ("5.", "5"),
@@ -58,6 +61,27 @@ def test_the_contractions_are_those_of_the_published_table():
 )
 def test_normal_form(answer, wanted):
     assert normalized(answer) == wanted
+
+
+@pytest.mark.parametrize("mark", list(';/[]"{}()=+\\_-><@`!'))
+def test_each_mark_parts_words_or_goes(mark):
+    """It becomes a blank, but nothing in a text where a blank stands beside it anywhere."""
+    assert (normalized(f"x{mark}y"), normalized(f"x{mark}y {mark}z")) == ("x y", "xy z")
+
+
+@pytest.mark.parametrize("mark", list(":'*#%&$"))
+def test_other_marks_stay(mark):
+    assert normalized(f"x{mark}y") == f"x{mark}y"
+
+
+def test_numbers():
+    words = "none zero one two three four five six seven eight nine ten eleven"
+    assert normalized(words) == "0 0 1 2 3 4 5 6 7 8 9 10 eleven"
+
+
+def test_fewer_people():
+    """Of five, two agree: three times 2/3 and twice 1/3 over five."""
+    assert accuracy("red", ["red", "red", "x", "y", "z"]) == pytest.approx(8 / 15)
 
 
 @pytest.mark.parametrize(
