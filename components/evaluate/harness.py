@@ -220,7 +220,7 @@ def _run(command: Sequence[str], work: Path, log: logging.Logger) -> int:
         if process.poll() is None:
             process.terminate()
             process.wait()
-    if code or not list((work / "out").rglob("*_results.json")):
+    if code or _results(work / "out") is None:
         for line in last:
             log.error("lmms-eval: %s", line)
         wrong = next((line for line in reversed(last) if "rror" in line), last[-1] if last else "it said nothing")
@@ -236,9 +236,16 @@ def _lines(stream: Iterable[str]) -> Iterator[str]:
             yield stripped
 
 
+def _results(out: Path) -> Path | None:
+    """Its table of results, which begins with the date; some tasks write results of their own beside it."""
+    return next(out.rglob("[0-9]*_results.json"), None)
+
+
 def _metrics(out: Path, task: str) -> dict[str, float]:
     """A task's metrics without their errors."""
-    found = json.loads(next(out.rglob("*_results.json")).read_bytes())["results"][task]
+    path = _results(out)
+    assert path is not None
+    found = json.loads(path.read_bytes())["results"][task]
     return {
         name.partition(",")[0]: float(value)
         for name, value in found.items()
