@@ -149,7 +149,7 @@ def _failed(image: str | None, problems: Mapping[str, str]) -> str:
 
 
 def _reply(place: int, text: str, exceptions: int) -> Reply:
-    return Reply(place, FAILED) if exceptions and not text else Reply(place, outcomes.OK, text)
+    return Reply(place, FAILED) if exceptions and not text else Reply(place, outcomes.OK, text, num_tokens=None)
 
 
 def _picture_problems(benchmark: Benchmark, log: logging.Logger) -> dict[str, str]:
