@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from components.evaluate import harness
 from components.evaluate.config import EvaluateConfig
@@ -18,6 +19,8 @@ from free2ds_common.schemas import EVALUATION
 from tests.support.checkpoints import copy_checkpoint
 
 REAL = importlib.util.find_spec("lmms_eval") is not None
+# sentencepiece's, behind unknown, begin and end.
+BYTE_TOKENS = slice(3, 259)
 STAND_IN = Path(__file__).parents[2] / "support" / "lmms_eval_main.py"
 
 
@@ -224,14 +227,20 @@ def test_lmms_eval_itself_gives_the_own_engines_answers(config, write_benchmark,
             records = [{**record, "answers": [record["conversations"][1]["value"]] * 10} for record in records]
         return write_benchmark(records, name, metric)
 
-    given = config(benchmark("untold", "gqa", ["thing"] * 8), harness="own", resamples=0)
+    # Stray bytes, which no trained model says, look different in the two decoders.
+    model = copy_checkpoint("llava_hf", tmp_path / "model")
+    state = load_file(model / "model.safetensors")
+    (head,) = (tensor for name, tensor in state.items() if name.endswith("lm_head.weight"))
+    head[BYTE_TOKENS] = 0
+    save_file(state, model / "model.safetensors", metadata={"format": "pt"})
+    given = config(benchmark("untold", "gqa", ["thing"] * 8), harness="own", model=str(model))
     run(given)
     own = [row["text"] for row in rows_of(given)]
     (tmp_path / "evaluation").rename(tmp_path / "own")
     folders = [benchmark(name, "vqa", own) for name in ("textvqa", "vqav2", "vizwiz")]
-    given = config(*folders)
+    given = config(*folders, model=str(model))
     run(given)
-    rows = rows_of(given)
-    assert [row["text"] for row in rows] == own * 3
+    assert len(set(own)) > 1
+    assert [row["text"] for row in rows_of(given)] == own * 3
     told = json.loads((tmp_path / "metrics.json").read_text())["lmms_eval"]
     assert told["metrics"] == {name: {"exact_match": 1.0} for name in ("textvqa", "vqav2", "vizwiz")}
