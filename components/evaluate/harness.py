@@ -197,7 +197,7 @@ def _run(command: Sequence[str], work: Path, log: logging.Logger) -> int:
     """Run lmms-eval to its end; returns how often generating failed.
 
     Raises:
-        StageError: It ended without results. Its own exit code is 0 even then.
+        StageError: It failed, or ended without results: its exit code is 0 even then.
     """
     environment = {**os.environ, **_OFFLINE, "HF_HOME": str(work / "hf"), "HF_DATASETS_CACHE": str(work / "datasets")}
     exceptions, last, told = 0, deque[str](maxlen=_LAST_LINES), time.monotonic()
@@ -228,7 +228,7 @@ def _run(command: Sequence[str], work: Path, log: logging.Logger) -> int:
             log.error("lmms-eval: %s", line)
         wrong = next((line for line in reversed(last) if "rror" in line), last[-1] if last else "it said nothing")
         wrong = wrong.partition("Error during evaluation: ")[2].partition(" Please set")[0] or wrong
-        raise StageError(f"lmms-eval ended without results (exit code {code}): {wrong[-500:]}")
+        raise StageError(f"lmms-eval failed (exit code {code}): {wrong[-500:]}")
     return exceptions
 
 

@@ -75,9 +75,11 @@ def main():
             "exact_match_stderr,none": "N/A",
             "exact_match_stderr_clt,none": 0.0,
         }
-    (out / "submissions").mkdir()
-    (out / "submissions" / "mmbench_en_dev_static_results.json").write_text('{"overall_acc": 0.0}')
+    submissions = out.parent / "submissions"
+    submissions.mkdir()
+    (submissions / "mmbench_en_dev_static_results.json").write_text('{"overall_acc": 0.0}')
     (out / f"{STAMP}_results.json").write_text(json.dumps({"results": results}))
+    sys.exit(behaviour.get("code", 0))
 
 
 main()

@@ -176,13 +176,13 @@ class TestCall:
 
     def test_its_failure_is_one_sentence_though_its_exit_code_is_0(self, config, colours, lmms_eval):
         lmms_eval(failing="'NoneType' object is not iterable")
-        wanted = r"lmms-eval ended without results \(exit code 0\): 'NoneType' object is not iterable\.$"
+        wanted = r"lmms-eval failed \(exit code 0\): 'NoneType' object is not iterable\.$"
         with pytest.raises(StageError, match=wanted):
             run(config(colours))
 
     def test_its_exit_code(self, config, colours, lmms_eval):
-        lmms_eval(failing="gone", code=3)
-        with pytest.raises(StageError, match=r"lmms-eval ended without results \(exit code 3\): gone\.$"):
+        lmms_eval(answers=SAID, code=3)
+        with pytest.raises(StageError, match=r"lmms-eval failed \(exit code 3\): Loading weights: 100%"):
             run(config(colours))
 
 
@@ -192,7 +192,7 @@ class TestRefused:
         with pytest.raises(
             StageError, match=r"harness: lmms-eval is not installed here\. On this machine run make lmms"
         ):
-            run(config(colours))
+            run(config(colours, model="absent/before-it-is-looked-for"))
 
     def test_another_release(self, config, colours, lmms_eval):
         lmms_eval(release="0.8.0")
