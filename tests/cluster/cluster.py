@@ -21,7 +21,12 @@ from tests.cluster.settings import REPOSITORY, Settings
 Found = TypeVar("Found")
 
 FINISHED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED", "ERROR"}
-STAGES = {path.parent.name.replace("_", "-") for path in (REPOSITORY / "images").glob("*/Dockerfile")}
+# Of a selection: those that train and measure are the loop's.
+STAGES = {path.parent.name.replace("_", "-") for path in (REPOSITORY / "images").glob("*/Dockerfile")} - {
+    "finetune",
+    "evaluate",
+    "verdict",
+}
 WITH_MODELS = {"llava-attention", "mgm-attention", "bert-features"}
 # Never taken from the cache: it looks whether anything has changed.
 NEVER_CACHED = {"resolve"}

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from images import build
+
 KIND = Path(__file__).resolve().parents[2] / "manifests/overlays/kind"
 STAND_IN = """#!/bin/sh
 # One write, for some run side by side.
@@ -46,7 +48,6 @@ def call(tmp_path):
 def test_a_cluster_is_made(call):
     result, calls = call("up.sh", "kfp", "node:1")
     assert result.returncode == 0, result.stderr
-    images = ["bert-features", "cluster-scoring", "ingest", "joint-selection", "llava-attention", "mgm-attention"]
     first = [
         "kind get clusters",
         "kind create cluster --name free2ds --config HERE/cluster.yaml --wait 300s --image node:1",
@@ -58,8 +59,8 @@ def test_a_cluster_is_made(call):
     ]
     assert calls[: len(first)] == first
     loaded = [line for line in calls if line.startswith("kind load")]
-    assert [line for line in loaded if not line.endswith(("split:dev", "resolve:dev"))] == [
-        f"kind load docker-image --name free2ds free2ds-{image}:dev" for image in images
+    assert loaded == [
+        f"kind load docker-image --name free2ds {build.image_name(stage, '', 'dev')}" for stage in build.stages()
     ]
     assert "kubectl apply --server-side --force-conflicts -k HERE" in calls
     (made,) = [line for line in calls if "create secret" in line]
