@@ -9,13 +9,14 @@ REGISTRY :=
 TAG := dev
 VARIANT := cuda
 FAISS := faiss-cpu
+HARNESS := own
 BASE_IMAGE := python:3.11-slim-bookworm
 EXTRA_INDEX :=
 PUSH :=
 BUILD = $(PYTHON) images/build.py --registry "$(REGISTRY)" --tag "$(TAG)" --faiss "$(FAISS)" \
-    --base-image "$(BASE_IMAGE)" --extra-index "$(EXTRA_INDEX)" $(if $(PUSH),--push)
+    --harness "$(HARNESS)" --base-image "$(BASE_IMAGE)" --extra-index "$(EXTRA_INDEX)" $(if $(PUSH),--push)
 
-.PHONY: demo demo-loop test check lint fast faults compile docs locks images images-offline bench-attention bench-evaluate bench-finetune bench-folders bench-ingest bench-reading bench-results bench-results_store bench-reuse bench-text bench-selection
+.PHONY: demo demo-loop test check lint fast faults compile docs locks lmms-eval images images-offline bench-attention bench-evaluate bench-finetune bench-folders bench-ingest bench-reading bench-results bench-results_store bench-reuse bench-text bench-selection
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; give it as: make PYTHON=/path/to/python3.11")'
@@ -105,6 +106,11 @@ test-cluster: $(READY)
 	@HOST="$(HOST)" UI_HOST="$(UI_HOST)" STORE="$(STORE)" REGISTRY="$(REGISTRY)" TAG="$(TAG)" GPU="$(GPU)" SHARDS="$(SHARDS)" \
 	    $(BIN)/python -m pytest -v tests/cluster
 
+# For evaluate's option harness=lmms-eval on this machine, beside what is there: torch stays the build that is installed.
+lmms-eval: $(READY)
+	@awk '/^[a-z0-9]/ { kept = !/^(torch==|triton==|nvidia-|cuda-)/ } kept' images/evaluate_lmms/requirements.txt > .venv/lmms-eval.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r .venv/lmms-eval.txt
+
 # The page of parameters, the compiled file that the tests compare with, and a picture of the run form (which takes Chromium
 # when the form has changed), from the pipeline itself.
 docs: $(READY)
@@ -117,14 +123,14 @@ docs: $(READY)
 # pyproject.toml; pins that still fit stay, UPGRADE=--upgrade takes the latest releases. Not after the set-up, which the old
 # lock may keep from working; without wheels of this machine, whose torch may be another build than the index's.
 UPGRADE :=
-LOCKED = torch kfp cluster_scoring_gpu $(patsubst images/%/Dockerfile,%,$(wildcard images/*/Dockerfile))
+LOCKED = torch kfp cluster_scoring_gpu evaluate_lmms $(patsubst images/%/Dockerfile,%,$(wildcard images/*/Dockerfile))
 COMPILE = env -u UV_FIND_LINKS $(BIN)/uv pip compile --quiet --python-version 3.11 --annotation-style line \
     --custom-compile-command "make locks"
 locks:
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && \
 	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv; }
-	@$(COMPILE) --universal --fork-strategy fewest --all-extras --group cluster_scoring_gpu --no-emit-package pip $(UPGRADE) \
-	    --output-file constraints.txt pyproject.toml
+	@$(COMPILE) --universal --fork-strategy fewest --all-extras --group cluster_scoring_gpu --group evaluate_lmms \
+	    --no-emit-package pip $(UPGRADE) --output-file constraints.txt pyproject.toml
 	@for group in $(LOCKED); do \
 	    mkdir -p images/$$group; \
 	    $(COMPILE) --group $$group -c constraints.txt --generate-hashes --python-platform x86_64-manylinux_2_28 \

@@ -116,6 +116,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tag", default="dev", help="their tag")
     add("--variant", choices=["cpu", "cuda"], default="cuda", help="torch's build in the stages with models")
     add("--faiss", choices=["faiss-cpu", "faiss-gpu"], default="faiss-cpu", help="of cluster_scoring")
+    add(
+        "--harness",
+        choices=["own", "lmms-eval"],
+        default="own",
+        help="of evaluate; lmms-eval for the option of its name",
+    )
     add("--base-image", default="", help="instead of the base image that the Dockerfiles name")
     add("--extra-index", default="", help="a second package index, for instance one with torch's CPU build")
     add("--network", default="", help="network of the build, as docker build takes it")
@@ -137,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "BASE_IMAGE": options.base_image,
         "VARIANT": options.variant,
         "FAISS": options.faiss,
+        "HARNESS": options.harness,
         "EXTRA_INDEX": options.extra_index,
         **labels(),
     }

@@ -1,7 +1,8 @@
 #!/bin/sh
 # install.sh VENV REQUIREMENTS: a virtual environment with what a run needs and nothing else.
 #
-# Every package is checked against the hash in REQUIREMENTS. No pip, tests or caches stay; of kfp there is only the package
+# Every package is checked against the hash in REQUIREMENTS, which is whole: what packages themselves ask for is not looked
+# at, because lmms-eval asks for more than it needs (pyproject.toml). No pip, tests or caches stay; of kfp there is only the package
 # itself (/build/kfp.txt), which is all that a task uses. Byte code names its source by a hash instead of a time stamp, so
 # that the same packages give the same files in every build.
 # BESIDE: an environment whose packages count as installed. EXTRA_INDEX: a second package index. VARIANT: cpu or cuda,
@@ -24,7 +25,7 @@ if [ "${VARIANT:-}" = cpu ]; then
     awk '/^[a-z0-9]/ { kept = !/^(torch==|triton==|nvidia-|cuda-)/ } kept' "$requirements" > /build/without_cuda.txt
     requirements=/build/without_cuda.txt
 fi
-install --require-hashes -r "$requirements"
+install --require-hashes --no-deps -r "$requirements"
 install --require-hashes --no-deps -r /build/kfp.txt
 cd "$site"
 find . -depth -type d \( -name tests -o -name test -o -name include \) -exec rm -rf {} +

@@ -23,13 +23,13 @@ class Reply:
         index: The question's place in the benchmark.
         outcome: OK, or why there is no answer: a word of free2ds_common.outcomes.
         text: Without control tokens and blanks around it.
-        num_tokens: Generated, EOS included.
+        num_tokens: Generated, EOS included; None where it is not known.
     """
 
     index: int
     outcome: str
     text: str = ""
-    num_tokens: int = 0
+    num_tokens: int | None = 0
 
 
 def replies(

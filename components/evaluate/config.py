@@ -8,6 +8,8 @@ from free2ds_common.errors import SettingError
 from free2ds_common.settings import ModelSettings, RejectSettings, SeedSettings, require_at_least, require_choice
 
 PROMPTS = ("v1", "chat")
+OWN, LMMS_EVAL = "own", "lmms-eval"
+HARNESSES = (OWN, LMMS_EVAL)
 OFFICIAL = ("vqav2", "gqa", "vizwiz", "scienceqa", "textvqa", "pope", "mme", "mmbench", "seed")
 
 
@@ -24,6 +26,7 @@ class EvaluateSettings(SeedSettings, RejectSettings, ModelSettings):
         benchmarks: Benchmark folders or their URIs, separated by commas.
         benchmark_versions: Which files lie in them, as resolve found it: others are refused; empty for any.
         model: Folder, object-store URI or hub id of the model, in transformers' layout.
+        harness: own, or lmms-eval for a cross-check: slower, LLaVA alone, and only where it is installed.
         prompt: v1 (LLaVA's conversation) or chat (the model's own template).
         max_new_tokens: Longest answer in tokens, EOS included, where the benchmark does not set its own.
         batch_size: Questions that are answered together, fewer if memory runs out; 0: 64 on a GPU, 16 on a CPU.
@@ -35,11 +38,12 @@ class EvaluateSettings(SeedSettings, RejectSettings, ModelSettings):
     """
 
     SEED_BITS: ClassVar[int] = 32
-    OPTIONS: ClassVar[tuple[str, ...]] = ("batch_size", "dtype", "max_new_tokens", "prompt")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("batch_size", "dtype", "harness", "max_new_tokens", "prompt")
 
     benchmarks: str
     benchmark_versions: str = ""
     model: str = "llava-hf/llava-1.5-7b-hf"
+    harness: str = OWN
     prompt: str = "v1"
     max_new_tokens: int = 128
     batch_size: int = 0
@@ -58,6 +62,7 @@ class EvaluateSettings(SeedSettings, RejectSettings, ModelSettings):
         super().check()
         if not self.folders:
             raise SettingError("benchmarks", "is empty, wanted benchmark folders separated by commas.")
+        require_choice("harness", self.harness, HARNESSES)
         require_choice("prompt", self.prompt, PROMPTS)
         require_at_least("max_new_tokens", self.max_new_tokens, 1)
         require_at_least("batch_size", self.batch_size, 0)

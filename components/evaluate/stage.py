@@ -10,7 +10,8 @@ from typing import Any
 
 from components.evaluate.answering import Reply, replies
 from components.evaluate.benchmark import Benchmark, read_benchmark, require_names
-from components.evaluate.config import EvaluateConfig
+from components.evaluate.config import LMMS_EVAL, EvaluateConfig
+from components.evaluate.harness import Harnessed, require_lmms_eval, run_lmms_eval
 from components.evaluate.judge import METRICS
 from components.evaluate.relative import relative, require_baseline
 from free2ds_common import outcomes
@@ -28,7 +29,6 @@ from free2ds_common.inference.device import (
     log_peak_memory,
     torch_dtype,
 )
-from free2ds_common.inference.model import VisionLanguageModel
 from free2ds_common.inference.prompts import LLAVA_SYSTEM
 from free2ds_common.result import Counts, StageResult, check_reject_fraction
 from free2ds_common.runlog import Progress
@@ -57,12 +57,26 @@ def run(config: EvaluateConfig) -> StageResult:
     benchmarks = [read_benchmark(Path(local_folder(uri, str(download_folder())))) for uri in config.folders]
     require_names(benchmarks)
     baseline = _read_baseline(config, benchmarks)
+    if config.harness == LMMS_EVAL:
+        require_lmms_eval(benchmarks)
     device = choose_device(config.require_gpu)
     dtype = torch_dtype(config.dtype, device)
     logger.info("%s runs on: %s", config.model, device_name(device))
     folder = Path(resolve_model(config.model, config.revision))
+    told = {"device": device_name(device), "dtype": dtype_name(dtype), "training": _training(folder)}
+    if config.harness == LMMS_EVAL:
+        found = run_lmms_eval(config, benchmarks, folder, device.type, dtype_name(dtype), logger)
+        settings = {**_settings(config, [folder]), "prompt": {"style": config.prompt}, **told}
+        return _evaluate(
+            config, benchmarks, baseline, lambda benchmark: iter(found.replies[benchmark.name]), settings, found
+        )
     model = load_auto(folder, device, dtype, LLAVA_SYSTEM, config.prompt)
-    settings = {**_settings(config, model), "dtype": dtype_name(dtype), "training": _training(folder)}
+    settings = {
+        **_settings(config, model.folders),
+        "prompt": dict(model.prompt_settings),
+        "preprocessing": dict(model.preprocessing),
+        **told,
+    }
     batch_size = config.batch_size or default_batch_size(device)
 
     def answerer(benchmark: Benchmark) -> Iterator[Reply]:
@@ -89,17 +103,15 @@ def _read_baseline(config: EvaluateConfig, benchmarks: Sequence[Benchmark]) -> M
     return found
 
 
-def _settings(config: EvaluateConfig, model: VisionLanguageModel) -> dict[str, Any]:
+def _settings(config: EvaluateConfig, folders: Sequence[Path]) -> dict[str, Any]:
     """What decides the answers, for the manifest and the artifact's metadata."""
     return {
         "label": config.label,
         "model": config.model,
         "revision": config.revision,
-        "model_fingerprint": ", ".join(map(fingerprint, model.folders)),
-        "prompt": dict(model.prompt_settings),
+        "model_fingerprint": ", ".join(map(fingerprint, folders)),
+        "harness": config.harness,
         "max_new_tokens": config.max_new_tokens,
-        "preprocessing": dict(model.preprocessing),
-        "device": device_name(model.device),
     }
 
 
@@ -124,8 +136,11 @@ def _evaluate(
     baseline: Mapping[str, Answers] | None,
     answerer: Answerer,
     settings: Mapping[str, Any],
+    harnessed: Harnessed | None = None,
 ) -> StageResult:
     """Answer, judge, write and measure."""
+    # Beside this project's own judgement of the same answers, under lmms-eval's name.
+    theirs = {} if harnessed is None else {"lmms_eval": harnessed.told()}
     by_outcome: dict[str, Counter[str]] = {}
     empty: dict[str, int] = {}
     with DatasetWriter(config.evaluation, EVALUATION) as writer:
@@ -142,16 +157,19 @@ def _evaluate(
         reasons = {reason: count for reason, count in found.items() if reason != outcomes.OK}
         check_reject_fraction(counts, config.max_reject_fraction, reasons, "evaluate")
         writer.manifest.update(
-            settings,
+            {**settings, **theirs},
             benchmarks={one.name: {"metric": one.metric, **one.origin} for one in benchmarks},
             outcomes={name: dict(counts) for name, counts in by_outcome.items()},
             empty_answers=empty,
         )
     metrics = _measure(config, read_answers(open_dataset(config.evaluation, EVALUATION)), baseline)
     with atomic_writer(Path(config.metrics), "w") as handle:
-        json.dump({**metrics, "outcomes": by_outcome, "empty_answers": empty, "settings": settings}, handle, indent=1)
+        told = {"outcomes": by_outcome, "empty_answers": empty, "settings": settings}
+        json.dump({**metrics, **theirs, **told}, handle, indent=1)
     flat = {name: value["value"] for name, value in metrics["columns"].items()} | metrics["details"]
     flat |= {f"relative_{name}": value["value"] for name, value in metrics["relative"].items()}
+    if harnessed is not None:
+        flat |= harnessed.flat()
     return StageResult(counts, flat, {**settings, "benchmarks": [one.name for one in benchmarks]})
 
 

@@ -68,6 +68,7 @@ def write_page(path: str, content: Mapping[str, Any], found: Findings) -> None:
             ["benchmark", *arms],
             [[column, *(_between(values[arm]) for arm in arms)] for column, values in found.arms.items()],
         ),
+        _lmms_eval(content["lmms_eval"], arms),
         "<h2>What it took</h2>",
         _costs(content["costs"], found.seeds),
     ]
@@ -78,6 +79,18 @@ def write_page(path: str, content: Mapping[str, Any], found: Findings) -> None:
     )
     with atomic_writer(path, "w") as handle:
         handle.write(redacted(page))
+
+
+def _lmms_eval(metrics: Mapping[str, Mapping[str, float]], arms: Sequence[str]) -> str:
+    """What lmms-eval says of its answers, if they are its."""
+    if not metrics:
+        return ""
+    rows = [[name, *(f"{one[arm]:.4g}" if arm in one else "" for arm in arms)] for name, one in metrics.items()]
+    return (
+        "<h2>lmms-eval's own metrics</h2><p>Of the same answers, in its own units: shares of 1, of MME points, of "
+        "MMBench percent; the mean over the seeds. Everything above is judged by this project.</p>"
+        + _table(["benchmark and metric", *arms], rows)
+    )
 
 
 def _seeds(found: Findings) -> str:

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from free2ds_common.storage import atomic_writer
 logger = logging.getLogger(__name__)
 
 
+# What the evaluations of earlier releases were answered by.
+OWN = "own"
 # From so many on, an interval's understatement is left unsaid.
 _FEW_SEEDS = 5
 
@@ -78,7 +80,8 @@ def run(config: VerdictConfig) -> StageResult:
         "arms_asked": config.arms,
         "resamples": config.resamples,
         "seed": config.seed,
-        "warnings": warnings(found),
+        "warnings": warnings(found) + _harness_warnings([untuned, *tuned.values()]),
+        "lmms_eval": _lmms_eval(untuned, tuned),
     }
     with atomic_writer(Path(config.comparison), "w") as handle:
         json.dump(redacted_values(content), handle, indent=1)
@@ -106,6 +109,22 @@ def warnings(found: Findings) -> list[str]:
             "alone where there is no difference."
         )
     return said
+
+
+def _harness_warnings(evaluations: Sequence[Dataset]) -> list[str]:
+    """That the models were not asked alike, if so."""
+    found = sorted({one.manifest.get("harness", OWN) for one in evaluations})
+    return [f"The answers come from different harnesses: {', '.join(found)}."] if len(found) > 1 else []
+
+
+def _lmms_eval(untuned: Dataset, tuned: Mapping[tuple[str, int], Dataset]) -> dict[str, dict[str, float]]:
+    """What lmms-eval itself made of the same answers: by benchmark and metric, arm to the mean over its seeds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for (arm, _), one in {(UNTUNED, 0): untuned, **tuned}.items():
+        for benchmark, metrics in one.manifest.get("lmms_eval", {}).get("metrics", {}).items():
+            for name, value in metrics.items():
+                found.setdefault(f"{benchmark} {name}", {}).setdefault(arm, []).append(value)
+    return {name: {arm: sum(some) / len(some) for arm, some in arms.items()} for name, arms in found.items()}
 
 
 def _labelled(config: VerdictConfig) -> dict[tuple[str, int], Dataset]:

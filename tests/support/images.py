@@ -17,7 +17,7 @@ CONSTRAINTS = REPOSITORY / "constraints.txt"
 STAGES = build.stages()
 WITH_MODELS = ("bert_features", "evaluate", "finetune", "llava_attention", "mgm_attention")
 # Dependency groups beside the stages' that something in an image is installed from.
-SHARED_GROUPS = ("cluster_scoring_gpu", "kfp", "torch")
+SHARED_GROUPS = ("cluster_scoring_gpu", "evaluate_lmms", "kfp", "torch")
 # What torch's CUDA build brings and its CPU build does not.
 CUDA_ONLY = re.compile("triton$|nvidia-|cuda-")
 

@@ -100,13 +100,20 @@ class TestCommand:
             ("split", {"BASE_IMAGE": "base:1", "EXTRA_INDEX": "https://index.example"}),
             ("cluster_scoring", {"BASE_IMAGE": "base:1", "EXTRA_INDEX": "https://index.example", "FAISS": "faiss-gpu"}),
             ("mgm_attention", {"BASE_IMAGE": "base:1", "EXTRA_INDEX": "https://index.example", "VARIANT": "cpu"}),
+            (
+                "evaluate",
+                {
+                    **{"BASE_IMAGE": "base:1", "EXTRA_INDEX": "https://index.example", "VARIANT": "cpu"},
+                    "HARNESS": "lmms-eval",
+                },
+            ),
         ],
     )
     def test_a_stage_gets_the_arguments_that_its_dockerfile_knows(self, fake, stage, given):
         build.main(
             [
                 *("--base-image", "base:1", "--extra-index", "https://index.example"),
-                *("--faiss", "faiss-gpu", "--variant", "cpu"),
+                *("--faiss", "faiss-gpu", "--variant", "cpu", "--harness", "lmms-eval"),
             ]
         )
         assert fake.arguments_of(stage) == {**given, **LABELS}

@@ -22,7 +22,7 @@ from tests.support.images import (
 STALE = "run: make locks"
 GROUPS = (*STAGES, *SHARED_GROUPS)
 LOCKS = [CONSTRAINTS, *(lock_path(group) for group in GROUPS)]
-GPU = "faiss-gpu"
+GPU, HARNESS = "faiss-gpu", "lmms-eval"
 # Several machines train in a cluster alone: in finetune's image, and for the tests.
 OF_CLUSTERS = "kubeflow"
 
@@ -38,7 +38,12 @@ def direct(pins):
 
 
 def test_the_lock_has_what_pyproject_asks_for():
-    asked = {**project_requirements(), **extra_requirements(), GPU: group_requirements("cluster_scoring_gpu")[GPU]}
+    asked = {
+        **project_requirements(),
+        **extra_requirements(),
+        GPU: group_requirements("cluster_scoring_gpu")[GPU],
+        HARNESS: group_requirements("evaluate_lmms")[HARNESS],
+    }
     pins = read_lock(CONSTRAINTS)
     assert direct(pins) == set(asked), STALE
     assert out_of_range(asked, pins) == {}, STALE
@@ -63,11 +68,14 @@ class TestGroup:
     def test_ranges_are_the_projects(self, group):
         """A range that is written a second time would be forgotten when the first one changes."""
         ranges = {name: str(found.specifier) for name, found in group_requirements(group).items() if found.specifier}
-        gpu = {GPU: str(project_requirements()["faiss-cpu"].specifier)} if group == "cluster_scoring_gpu" else {}
-        assert ranges == gpu
+        own = {
+            "cluster_scoring_gpu": {GPU: str(project_requirements()["faiss-cpu"].specifier)},
+            "evaluate_lmms": {HARNESS: "~=0.7.3"},
+        }
+        assert ranges == own.get(group, {})
 
     def test_its_packages_are_the_projects(self, group):
-        assert set(group_requirements(group)) - set(project_requirements()) <= {GPU, OF_CLUSTERS}
+        assert set(group_requirements(group)) - set(project_requirements()) <= {GPU, HARNESS, OF_CLUSTERS}
 
 
 def test_there_is_a_lock_of_every_group_that_is_installed_and_of_no_other():
@@ -104,3 +112,9 @@ def test_scoring_on_a_gpu_differs_by_faiss_alone():
     cpu, gpu = read_lock(lock_path("cluster_scoring")), read_lock(lock_path("cluster_scoring_gpu"))
     assert set(cpu) - set(gpu) == {"faiss-cpu"}
     assert {name for name in set(gpu) - set(cpu) if not name.startswith("nvidia-")} == {GPU}
+
+
+def test_the_other_harness_adds_to_its_image_and_brings_no_other_model_code():
+    own, lmms = read_lock(lock_path("evaluate")), read_lock(lock_path("evaluate_lmms"))
+    assert set(own) <= set(lmms)
+    assert {"torchvision", "opencv-python-headless", "wandb"} & set(lmms) == set()

@@ -36,7 +36,7 @@ def row(benchmark, number, score, metric="gqa", category="", group=""):
 def evaluation(tmp_path):
     """Write an evaluation: scores by benchmark, or rows."""
 
-    def write(label, benchmarks, training=None, asked=None):
+    def write(label, benchmarks, training=None, asked=None, **manifest):
         folder = tmp_path / f"ev-{label.replace(':', '-')}"
         with DatasetWriter(folder, EVALUATION) as writer:
             for name, scores in benchmarks.items():
@@ -48,6 +48,7 @@ def evaluation(tmp_path):
                 model_fingerprint="f",
                 benchmarks=asked or {},
                 training=training or {},
+                **manifest,
             )
         return str(folder)
 
@@ -58,7 +59,8 @@ def evaluation(tmp_path):
 def verdict(evaluation, tmp_path):
     """Run the stage on evaluations by label; returns comparison.json."""
 
-    def decide(untuned, training=TRAINING, **by_label):
+    def decide(untuned, training=TRAINING, told=None, **by_label):
+        told = told or {}
         arms = {name.replace("_", ":"): benchmarks for name, benchmarks in by_label.items()}
         (tmp_path / "summary.json").write_text(
             json.dumps(
@@ -71,7 +73,7 @@ def verdict(evaluation, tmp_path):
             resamples=400,
             seed=1,
             untuned=evaluation("untuned", untuned),
-            evaluations=[evaluation(label, given, training) for label, given in arms.items()],
+            evaluations=[evaluation(label, given, training, **told.get(label, {})) for label, given in arms.items()],
             summary=str(tmp_path / "summary.json"),
             comparison=str(tmp_path / "comparison.json"),
             report=str(tmp_path / "verdict.html"),
@@ -358,3 +360,28 @@ class TestRefusal:
         )
         with pytest.raises(StageError, match=r"summary\.json: is no summary of a selection"):
             run(config)
+
+
+class TestLmmsEval:
+    @staticmethod
+    def own_metrics(value):
+        return {"harness": "lmms-eval", "lmms_eval": {"metrics": {"a": {"exact_match": value}}}}
+
+    def test_its_metrics_are_means_over_the_seeds(self, verdict, tmp_path):
+        told = {f"selected:{seed}": self.own_metrics(0.25 * seed) for seed in (1, 2)}
+        found, _ = verdict({"a": HALF}, told=told, selected_1={"a": GOOD}, selected_2={"a": GOOD}, random_1={"a": BAD})
+        assert found["lmms_eval"] == {"a exact_match": {"selected": 0.375}}
+        page = (tmp_path / "verdict.html").read_text()
+        assert "<h2>lmms-eval's own metrics</h2>" in page
+        assert "<td>a exact_match</td><td class=n></td><td class=n>0.375</td>" in page
+
+    def test_models_that_were_asked_by_different_harnesses(self, verdict):
+        told = {"selected:1": self.own_metrics(0.5)}
+        found, _ = verdict({"a": HALF}, told=told, selected_1={"a": GOOD}, random_1={"a": BAD})
+        assert "The answers come from different harnesses: lmms-eval, own." in found["warnings"]
+
+    def test_nothing_is_said_without_it(self, verdict, tmp_path):
+        found, _ = verdict({"a": HALF}, selected_1={"a": GOOD}, random_1={"a": BAD})
+        assert found["lmms_eval"] == {}
+        assert not any("harness" in one for one in found["warnings"])
+        assert "lmms-eval" not in (tmp_path / "verdict.html").read_text()
