@@ -10,7 +10,7 @@ from components.llava_attention.config import LlavaAttentionSettings
 from components.mgm_attention.config import MgmAttentionSettings
 from components.resolve.wiring import check_settings
 from components.split.config import SplitSettings
-from free2ds_common.settings import Settings
+from free2ds_common.settings import Output, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,4 +61,4 @@ class ResolveConfig(ResolveSettings):
         resolved: Output file, JSON: every location with its version.
     """
 
-    resolved: str
+    resolved: Output
