@@ -185,7 +185,8 @@ def retried(uri: str, work: Callable[[], Result], done: str = "read") -> Result:
             pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (tries - 1)) * random.uniform(0.5, 1)
             if tries == MAX_TRIES or seconds + pause > MAX_S:
                 raise StoreError(
-                    f"{redacted(uri)}: could not be {done} in {tries} tries within {seconds:.0f} s ({_saying(error)})"
+                    f"{redacted(uri)}: "
+                    + _worded(f"could not be read in {tries} tries within {seconds:.0f} s ({_saying(error)})", done)
                 ) from error
             logger.warning("%s: %s; trying again in %.1f s", redacted(uri), _saying(error), pause)
         time.sleep(pause)
@@ -197,15 +198,22 @@ def _raise_unless_later(uri: str, error: Exception, done: str) -> None:
         case Meaning.MISSING:
             raise FileNotFoundError(errno.ENOENT, "nothing there", shown) from error
         case Meaning.REFUSED:
-            may = {"read": "read", "written": "write"}[done]
-            raise StageError(
-                f"{shown}: may not be {done} ({what}). Give credentials that may {may} it; "
+            said = (
+                f"may not be read ({what}). Give credentials that may read it; "
                 "without the right to list, some stores say the same of what is not there."
-            ) from error
+            )
+            raise StageError(f"{shown}: {_worded(said, done)}") from error
         case Meaning.WRONG_URI:
-            raise StageError(f"{shown}: cannot be {done} ({what}). Check the URI.") from error
+            raise StageError(f"{shown}: {_worded(f'cannot be read ({what}). Check the URI.', done)}") from error
         case Meaning.UNKNOWN:
-            raise StoreError(f"{shown}: could not be {done} ({what})") from error
+            raise StoreError(f"{shown}: {_worded(f'could not be read ({what})', done)}") from error
+
+
+def _worded(said: str, done: str) -> str:
+    """What is said of reading, of writing where that was asked for."""
+    if done == "read":
+        return said
+    return said.replace("not be read", f"not be {done}", 1).replace("that may read", "that may write", 1)
 
 
 def _saying(error: Exception) -> str:
