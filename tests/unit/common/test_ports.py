@@ -368,6 +368,22 @@ def test_a_bucket_that_fails_for_a_moment_while_it_is_written(bucket, run, tmp_p
     assert read(fetched(uri, tmp_path / "copy")) == [2, 4, 6]
 
 
+def test_a_file_that_is_not_taken_at_once_is_stored_again(memory, run, tmp_path, pauses, monkeypatch):
+    files = type(fsspec.filesystem("memory"))
+    store, calls = files.put_file, []
+
+    def fail_twice(self, *paths, **options):
+        calls.append(paths)
+        if len(calls) < 3:
+            raise ConnectionResetError("reset by peer")
+        return store(self, *paths, **options)
+
+    monkeypatch.setattr(files, "put_file", fail_twice)
+    assert run(lambda config: (Path(config.page).write_bytes(b"page"), DONE)[1], page=f"{memory}/page")[0] == 0
+    assert stored(memory) == {"page": b"page"}
+    assert len(calls) == 3
+
+
 # What is said
 
 
