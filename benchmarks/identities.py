@@ -19,6 +19,7 @@ from xml.sax.saxutils import escape
 
 from benchmarks.bounds import Bounds
 from benchmarks.reading import environment
+from free2ds_common.listing import LIST_AFTER
 from free2ds_common.results_store import pictures
 
 _PAGE = 1000
@@ -105,7 +106,7 @@ def measure(bounds: Bounds, count: int, shards: list[int]) -> None:
             for shard in shards:
                 wanted = store.names[::shard]
                 found, asked = {}, {}
-                for way, after in (("ours", pictures.LIST_AFTER), ("looks", count)):
+                for way, after in (("ours", LIST_AFTER), ("looks", count)):
                     store.requests = 0
                     with patch.object(pictures, "LIST_AFTER", after):
                         found[way] = pictures.picture_identities(root, wanted)
@@ -113,7 +114,7 @@ def measure(bounds: Bounds, count: int, shards: list[int]) -> None:
                 if found["ours"] != found["looks"] or None in found["ours"].values():
                     raise SystemExit("a listing says something else than a look")
                 print(f"{kind}: {len(wanted)} of {count}: {asked['looks']} looks, {asked['ours']} requests of ours")
-                if len(wanted) > pictures.LIST_AFTER:
+                if len(wanted) > LIST_AFTER:
                     bounds.at_most(f"{kind}: requests / looks, 1 of {shard}", asked["ours"] / asked["looks"], 0.1)
 
 

@@ -103,8 +103,8 @@ class Ports(Generic[Config]):
                 with self._kept_in_log():
                     self._publish([output for output in self._outputs if output.kind is Port.OUTPUT_OF_FAILURES])
         finally:
-            if self._scratch is not None and not self._is_kept:
-                shutil.rmtree(self._scratch, ignore_errors=True)
+            if self._scratch is not None:
+                shutil.rmtree(self._scratch / "inputs" if self._is_kept else self._scratch, ignore_errors=True)
 
     def fetched(self) -> Config:
         """The config with paths of this machine in place of URIs, and copies of the inputs there.

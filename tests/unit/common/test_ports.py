@@ -337,9 +337,13 @@ def test_a_store_that_takes_nothing_keeps_what_was_written(memory, run, tmp_path
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "put_file", refuse)
     numbers(tmp_path / "in", [1])
-    code, _, said = run(double, numbers=str(tmp_path / "in"), doubled=f"{memory}/doubled")
+    files = fsspec.filesystem("memory")
+    for path in (tmp_path / "in").iterdir():
+        files.pipe(f"/{tmp_path.name}/numbers/{path.name}", path.read_bytes())
+    code, _, said = run(double, numbers=f"{memory}/numbers", doubled=f"{memory}/doubled")
     assert code == 2
     (kept,) = scratch.iterdir()
+    assert [path.name for path in kept.iterdir()] == ["outputs"]
     assert said.startswith(f"error: doubled: {memory}/doubled/part-00000.parquet: may not be written (PermissionError")
     assert "Give credentials that may write it" in said
     assert said.endswith(f"What was written is kept in {kept}/outputs.\n")
