@@ -16,7 +16,7 @@ PUSH :=
 BUILD = $(PYTHON) images/build.py --registry "$(REGISTRY)" --tag "$(TAG)" --faiss "$(FAISS)" \
     --harness "$(HARNESS)" --base-image "$(BASE_IMAGE)" --extra-index "$(EXTRA_INDEX)" $(if $(PUSH),--push)
 
-.PHONY: demo demo-loop test check lint fast faults compile docs locks lmms-eval images images-offline bench-attention bench-evaluate bench-finetune bench-folders bench-ingest bench-reading bench-results bench-results_store bench-reuse bench-text bench-selection
+.PHONY: demo demo-loop test check lint fast faults compile docs locks lmms-eval images images-offline bench-attention bench-evaluate bench-finetune bench-folders bench-identities bench-ingest bench-reading bench-results bench-results_store bench-reuse bench-text bench-selection
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed; give it as: make PYTHON=/path/to/python3.11")'
@@ -146,7 +146,7 @@ mutants: $(READY)
 	@$(BIN)/python -m benchmarks.mutants --seed $(SEED) --sample $(SAMPLE)
 
 # Each ends with one line per bound and fails when one is short.
-bench-attention bench-finetune bench-folders bench-ingest bench-reading bench-results bench-results_store bench-reuse bench-selection: bench-%: $(READY)
+bench-attention bench-finetune bench-folders bench-identities bench-ingest bench-reading bench-results bench-results_store bench-reuse bench-selection: bench-%: $(READY)
 	@$(BIN)/python -m benchmarks.$*
 
 bench-text: $(READY)

@@ -10,8 +10,10 @@ import tyro
 from free2ds_common.failure import run_reported
 from free2ds_common.result import StageResult
 from free2ds_common.runlog import configure_logging
+from free2ds_common.settings import Dataclass
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=Dataclass)
+Result = TypeVar("Result")
 
 
 def parse(config: type[Config], argv: Sequence[str] | None, command: str) -> Config:
@@ -54,10 +56,36 @@ def stage_main(
     """
     parsed = parse(config, argv, f"python -m components.{stage}")
 
-    def work() -> None:
-        configure_logging()
+    def work(local: Config) -> StageResult:
         # Here, not at the top: --help does not wait for torch or pyarrow.
-        run = importlib.import_module(f"components.{stage}.stage").run
-        show(parsed, run(parsed))
+        result: StageResult = importlib.import_module(f"components.{stage}.stage").run(local)
+        return result
 
-    return run_reported(stage, work)
+    return run_command(stage, parsed, work, lambda result: show(parsed, result))
+
+
+def run_command(name: str, config: Config, work: Callable[[Config], Result], show: Callable[[Result], None]) -> int:
+    """Run a command whose ports may be URIs.
+
+    Args:
+        name: Of the stage or command.
+        config: Its settings and ports, as they were given.
+        work: Does the work, on ports of this machine.
+        show: Prints the result, once the outputs are where they belong.
+
+    Returns:
+        As `stage_main`.
+    """
+    # Here, not at the top: as above.
+    from free2ds_common.ports import Ports
+
+    ports = Ports(config)
+
+    def whole() -> None:
+        configure_logging(shown=ports.as_given)
+        with ports:
+            result = work(ports.fetched())
+            ports.publish()
+        show(result)
+
+    return run_reported(name, whole, ports.as_given)

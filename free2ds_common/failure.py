@@ -62,12 +62,13 @@ class Failure:
             path.unlink(missing_ok=True)
 
 
-def run_reported(name: str, work: Callable[[], object]) -> int:
+def run_reported(name: str, work: Callable[[], object], shown: Callable[[str], str] = str) -> int:
     """Run a command.
 
     Args:
         name: Of the stage or command.
         work: What to do.
+        shown: What is done with the sentence.
 
     Returns:
         0, or after one sentence on stderr EXIT_WRONG_SETUP, EXIT_STOPPED, or EXIT_CRASH for a store that does not
@@ -82,6 +83,6 @@ def run_reported(name: str, work: Callable[[], object]) -> int:
         failure = Failure.of(name, error)
         if not isinstance(error, (StageError, StoreError, Stopped)):
             raise
-        print(f"error: {failure.sentence}", file=sys.stderr)
+        print(f"error: {shown(failure.sentence)}", file=sys.stderr)
         return failure.exit_code
     return 0

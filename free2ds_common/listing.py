@@ -1,21 +1,51 @@
 """The files in a folder of a store: names, sizes, and what tells one version of a file from another."""
 
+import logging
+import posixpath
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from free2ds_common.errors import StageError
 from free2ds_common.objects import protocols_of
+from free2ds_common.redact import redacted
 from free2ds_common.retry import retried
 from free2ds_common.storage import version_of
 
+logger = logging.getLogger(__name__)
+
 # Names a page, the most that S3 and GCS give.
 PAGE = 1000
+# A folder is listed, not looked at picture by picture, once so many are wanted of it: an answer holds 1,000 names, but
+# only one is asked for at a time, and a small data set on a folder of millions is better off without.
+LIST_AFTER = 500
 # See `version_of`.
 Version = Mapping[str, str]
 # Given a bucket, a prefix and where to go on: one page's files by name, and where to go on, "" at the end.
 _Page = Callable[[str, str, str], tuple[Mapping[str, Version], str]]
+
+
+def list_pictures(fs: AbstractFileSystem, root: str, image_root_uri: str, folder: str) -> dict[str, Version] | None:
+    """List a folder of pictures; None, and a line in the log, if the store refuses that.
+
+    Args:
+        fs: The store.
+        root: Path in it of the folder that record images are relative to.
+        image_root_uri: URI of that folder, for messages.
+        folder: Path below it, in normal form; "" for itself.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
+    uri = posixpath.join(image_root_uri.rstrip("/"), folder)
+    logger.info("listing %s", redacted(uri))
+    try:
+        return list_folder(fs, posixpath.join(root.rstrip("/"), folder), uri)
+    except StageError as error:
+        logger.warning("%s Its pictures are looked up one by one.", error)
+        return None
 
 
 def list_folder(fs: AbstractFileSystem, folder: str, uri: str) -> dict[str, Version]:

@@ -154,12 +154,13 @@ def is_full_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _DISK_ERRNO
 
 
-def retried(uri: str, work: Callable[[], Result]) -> Result:
+def retried(uri: str, work: Callable[[], Result], done: str = "read") -> Result:
     """Ask a store, again and again while it says that it is busy or does not answer.
 
     Args:
         uri: What is asked for, for messages.
         work: Asks; may be called several times.
+        done: What is asked: that it be "read" or "written", for messages.
 
     Raises:
         FileNotFoundError: The store says that nothing is there.
@@ -179,31 +180,40 @@ def retried(uri: str, work: Callable[[], Result]) -> Result:
         except Exception as error:
             if is_full_disk(error):
                 raise
-            _raise_unless_later(uri, error)
+            _raise_unless_later(uri, error, done)
             seconds = time.monotonic() - began
             pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (tries - 1)) * random.uniform(0.5, 1)
             if tries == MAX_TRIES or seconds + pause > MAX_S:
                 raise StoreError(
-                    f"{redacted(uri)}: could not be read in {tries} tries within {seconds:.0f} s ({_saying(error)})"
+                    f"{redacted(uri)}: "
+                    + _worded(f"could not be read in {tries} tries within {seconds:.0f} s ({_saying(error)})", done)
                 ) from error
             logger.warning("%s: %s; trying again in %.1f s", redacted(uri), _saying(error), pause)
         time.sleep(pause)
 
 
-def _raise_unless_later(uri: str, error: Exception) -> None:
+def _raise_unless_later(uri: str, error: Exception, done: str) -> None:
     shown, what = redacted(uri), _saying(error)
     match meaning(error):
         case Meaning.MISSING:
             raise FileNotFoundError(errno.ENOENT, "nothing there", shown) from error
         case Meaning.REFUSED:
-            raise StageError(
-                f"{shown}: may not be read ({what}). Give credentials that may read it; "
+            said = (
+                f"may not be read ({what}). Give credentials that may read it; "
                 "without the right to list, some stores say the same of what is not there."
-            ) from error
+            )
+            raise StageError(f"{shown}: {_worded(said, done)}") from error
         case Meaning.WRONG_URI:
-            raise StageError(f"{shown}: cannot be read ({what}). Check the URI.") from error
+            raise StageError(f"{shown}: {_worded(f'cannot be read ({what}). Check the URI.', done)}") from error
         case Meaning.UNKNOWN:
-            raise StoreError(f"{shown}: could not be read ({what})") from error
+            raise StoreError(f"{shown}: {_worded(f'could not be read ({what})', done)}") from error
+
+
+def _worded(said: str, done: str) -> str:
+    """What is said of reading, of writing where that was asked for."""
+    if done == "read":
+        return said
+    return said.replace("not be read", f"not be {done}", 1).replace("that may read", "that may write", 1)
 
 
 def _saying(error: Exception) -> str:

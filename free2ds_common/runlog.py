@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 
 from tqdm import tqdm
@@ -16,21 +17,27 @@ PROGRESS_INTERVAL_S = 30.0
 class RedactingFormatter(logging.Formatter):
     """Writes lines, tracebacks included, without the credentials of URIs."""
 
+    def __init__(self, line: str | None = None, shown: Callable[[str], str] = str) -> None:
+        """Write lines of a format, each as `shown` makes it."""
+        super().__init__(line)
+        self._shown = shown
+
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.format`."""
-        return redacted(super().format(record))
+        return redacted(self._shown(super().format(record)))
 
 
-def configure_logging(*, replace: bool = False) -> None:
+def configure_logging(*, replace: bool = False, shown: Callable[[str], str] = str) -> None:
     """Send INFO and above to stdout, and an uncaught exception's traceback to stderr, both without credentials.
 
     A second call changes nothing.
 
     Args:
         replace: Drop what another library has set up (the KFP executor's lines name no module).
+        shown: What else is done with every line.
     """
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", shown))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=replace)
     quiet_libraries()
     sys.excepthook = print_redacted_traceback

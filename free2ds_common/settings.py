@@ -6,8 +6,9 @@ the pipeline's parameters and docs/parameters.md are made from there.
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import Field, dataclass
+from enum import Enum
+from typing import Annotated, Any, ClassVar, Protocol
 
 from free2ds_common.errors import SettingError
 
@@ -17,6 +18,31 @@ PROMPTS = ("method", "chat")
 AUTO = "auto"
 # A hub id is a name, or owner/name; a path or URI has more to it.
 _HUB_ID = re.compile(r"(hf://)?[\w.-]+(/[\w.-]+)?")
+
+
+class Dataclass(Protocol):
+    """Any dataclass: settings and ports of a command."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+class Port(Enum):
+    """What lies at a port of a command, a path or a URI (free2ds_common/ports.py)."""
+
+    INPUT_FOLDER = "input folder"
+    INPUT_FILE = "input file"
+    INPUT = "input"  # a file, or a sealed folder
+    OUTPUT = "output"
+    NEW_OUTPUT = "new output"  # a folder that is not there yet, or empty
+    OUTPUT_OF_FAILURES = "output of failures"  # written even if the stage fails
+
+
+InputFolder = Annotated[str, Port.INPUT_FOLDER]
+InputFile = Annotated[str, Port.INPUT_FILE]
+Input = Annotated[str, Port.INPUT]
+Output = Annotated[str, Port.OUTPUT]
+NewOutput = Annotated[str, Port.NEW_OUTPUT]
+OutputOfFailures = Annotated[str, Port.OUTPUT_OF_FAILURES]
 
 
 def require_choice(name: str, value: str, choices: Collection[str]) -> None:
@@ -217,5 +243,5 @@ class AttentionConfig(AttentionSettings):
         attention: Output folder, attention/1: one row per record; no map where the outcome says why.
     """
 
-    shard: str
-    attention: str
+    shard: InputFolder
+    attention: Output

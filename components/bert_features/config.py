@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from free2ds_common.errors import SettingError
-from free2ds_common.settings import CacheSettings, ModelSettings, require_at_least
+from free2ds_common.settings import CacheSettings, InputFolder, ModelSettings, Output, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class BertFeaturesConfig(BertFeaturesSettings):
         part: From a shell only: i/n takes the messages whose hash falls into part i of n; 0/1 takes all.
     """
 
-    records: str
-    features: str
+    records: InputFolder
+    features: Output
     part: str = "0/1"
 
     def check(self) -> None:

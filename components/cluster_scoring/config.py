@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from free2ds_common.errors import SettingError
-from free2ds_common.settings import SeedSettings, require_at_least, require_choice
+from free2ds_common.settings import InputFolder, Output, SeedSettings, require_at_least, require_choice
 
 KEY, REFERENCE = "key", "reference"
 
@@ -53,6 +53,6 @@ class ClusterScoringConfig(ClusterScoringSettings):
         kmeans: Output folder, kmeans/1: one row per cluster with centroid, size and typical message; empty for none.
     """
 
-    features: Sequence[str]
-    scores: str
-    kmeans: str = ""
+    features: Sequence[InputFolder]
+    scores: Output
+    kmeans: Output = ""

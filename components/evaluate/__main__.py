@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from components.evaluate.config import ConvertConfig, EvaluateConfig
-from free2ds_common.cli import parse, stage_main
-from free2ds_common.failure import run_reported
+from free2ds_common.cli import parse, run_command, stage_main
+from free2ds_common.redact import redacted
 
 CONVERT = "convert"
 
@@ -19,13 +19,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _convert(argv: Sequence[str]) -> int:
     config = parse(ConvertConfig, argv, f"python -m components.evaluate {CONVERT}")
 
-    def work() -> None:
+    def work(local: ConvertConfig) -> int:
         # Here, not at the top: --help does not wait for pyarrow.
         from components.evaluate.convert import convert
 
-        print(f"{config.output}: {convert(config)} questions")
+        return convert(local)
 
-    return run_reported(CONVERT, work)
+    return run_command(
+        CONVERT, config, work, lambda questions: print(f"{redacted(config.output)}: {questions} questions")
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from free2ds_common.errors import SettingError
-from free2ds_common.settings import ModelSettings, RejectSettings, SeedSettings, require_at_least, require_choice
+from free2ds_common.settings import (
+    InputFile,
+    InputFolder,
+    ModelSettings,
+    NewOutput,
+    Output,
+    RejectSettings,
+    SeedSettings,
+    require_at_least,
+    require_choice,
+)
 
 PROMPTS = ("v1", "chat")
 OWN, LMMS_EVAL = "own", "lmms-eval"
@@ -78,8 +88,8 @@ class EvaluateConfig(EvaluateSettings):
         metrics: Output file, JSON: per benchmark and relative to the baseline, with intervals.
     """
 
-    evaluation: str
-    metrics: str
+    evaluation: Output
+    metrics: Output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +107,11 @@ class ConvertConfig:
     """
 
     benchmark: str
-    files: Sequence[str]
-    output: str
+    files: Sequence[InputFile]
+    output: NewOutput
     source: str
     revision: str
-    images: str = ""
+    images: InputFolder = ""
     name: str = ""
 
     def check(self) -> None:

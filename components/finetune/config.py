@@ -7,7 +7,9 @@ from free2ds_common.errors import SettingError
 from free2ds_common.settings import (
     AUTO,
     CacheSettings,
+    Input,
     ModelSettings,
+    Output,
     PictureSettings,
     RejectSettings,
     SeedSettings,
@@ -171,7 +173,7 @@ class FinetuneConfig(FinetuneSettings):
         report: Output file, a page with the curve of the loss.
     """
 
-    selected: str
-    tuned_model: str
-    adapter: str
-    report: str
+    selected: Input
+    tuned_model: Output
+    adapter: Output
+    report: Output

@@ -18,9 +18,8 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from free2ds_common.checkpoints import resolve_model
-from free2ds_common.cli import parse
+from free2ds_common.cli import parse, run_command
 from free2ds_common.errors import StageError
-from free2ds_common.failure import run_reported
 from free2ds_common.inference.model_folder import check_folder, read_config, refuse_pointer
 from free2ds_common.inference.original_layout import (
     clip_config,
@@ -32,7 +31,7 @@ from free2ds_common.inference.original_layout import (
 )
 from free2ds_common.inference.tokenizers import load_tokenizer
 from free2ds_common.inference.weights import WeightSource, load_model
-from free2ds_common.runlog import configure_logging
+from free2ds_common.settings import Output
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class StartConfig:
         revision: Branch, tag or commit of all three where they are hub ids.
     """
 
-    model: str
+    model: Output
     decoder: str = "lmsys/vicuna-7b-v1.5"
     projector: str = "liuhaotian/llava-v1.5-mlp2x-336px-pretrain-vicuna-7b-v1.5"
     vision_tower: str = "openai/clip-vit-large-patch14-336"
@@ -137,12 +136,7 @@ def _add_rows(model: LlavaForConditionalGeneration, vocab_size: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Put the model together; returns the exit code."""
     config = parse(StartConfig, argv, "python -m components.finetune.start")
-
-    def work() -> None:
-        configure_logging()
-        put_together(config)
-
-    return run_reported("finetune", work)
+    return run_command("finetune", config, put_together, lambda _: None)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from free2ds_common.errors import SettingError
-from free2ds_common.settings import PictureSettings, RejectSettings
+from free2ds_common.settings import Output, OutputOfFailures, PictureSettings, RejectSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,5 +32,5 @@ class IngestConfig(IngestSettings):
         rejects: Output file: one JSON line per unusable record, with its reason.
     """
 
-    records: str
-    rejects: str
+    records: Output
+    rejects: OutputOfFailures

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from free2ds_common.errors import StageError
-from free2ds_common.listing import list_folder
+from free2ds_common.listing import LIST_AFTER, list_pictures
 from free2ds_common.pictures import (
     MAX_BYTES,
     MAX_PIXELS,
@@ -39,9 +38,6 @@ DECODE_THREADS = min(8, os.cpu_count() or 1)
 PIXELS_AT_A_TIME = MAX_PIXELS
 # Of the pictures of one colour.
 NAMES_KEPT = 20
-# A folder of a store is listed once so many of its pictures were asked for one by one: an answer holds 1,000 names, but
-# only one is asked for at a time, and a small data set on a folder of millions is better off without.
-LIST_AFTER = 500
 
 DECODED, FOUND, NONE = "decoded", "found", "none"
 
@@ -140,8 +136,8 @@ class _Store:
             threads: Ask the store.
         """
         self._root, self._threads = image_root_uri, threads
-        fs, self._path = filesystem(image_root_uri)
-        self._fs, self._may_list = fs, not is_http(fs)
+        self._fs, self._path = filesystem(image_root_uri)
+        self._may_list = not is_http(self._fs)
         self._singles: dict[str, Future[RecordProblem | None] | RecordProblem | None] = {}
         self._singles_in: Counter[str] = Counter()
         # By folder: names and sizes, first on their way; None where the store does not list it.
@@ -198,14 +194,8 @@ class _Store:
 
     def _list(self, folder: str) -> Mapping[str, int] | None:
         """Names and sizes of the files in a folder; None if the store does not say."""
-        path = posixpath.join(self._path.rstrip("/"), folder)
-        uri = posixpath.join(self._root.rstrip("/"), folder)
-        logger.info("listing %s", redacted(uri))
-        try:
-            return {name: int(file.get("size", 1)) for name, file in list_folder(self._fs, path, uri).items()}
-        except StageError as error:
-            logger.warning("%s Its pictures are looked up one by one.", error)
-            return None
+        files = list_pictures(self._fs, self._path, self._root, folder)
+        return None if files is None else {name: int(file.get("size", 1)) for name, file in files.items()}
 
     def _judged(self, image: str, size: int | None) -> RecordProblem | None:
         """What its size says of a picture; None: it is not there."""

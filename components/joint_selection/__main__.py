@@ -4,8 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from components.joint_selection.config import JointSelectionConfig, SweepConfig
-from free2ds_common.cli import parse, stage_main
-from free2ds_common.failure import run_reported
+from free2ds_common.cli import parse, run_command, stage_main
 
 SWEEP = "sweep"
 
@@ -19,13 +18,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _sweep(argv: Sequence[str]) -> int:
     config = parse(SweepConfig, argv, f"python -m components.joint_selection {SWEEP}")
 
-    def work() -> None:
+    def work(local: SweepConfig) -> str:
         # Here, not at the top: --help does not wait for pyarrow.
         from components.joint_selection.sweep import as_markdown, run
 
-        print(as_markdown(run(config)))
+        return as_markdown(run(local))
 
-    return run_reported(SWEEP, work)
+    return run_command(SWEEP, config, work, print)
 
 
 if __name__ == "__main__":

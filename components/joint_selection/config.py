@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from free2ds_common.errors import SettingError
 from free2ds_common.settings import (
+    InputFolder,
+    Output,
     PictureSettings,
     RejectSettings,
     SeedSettings,
@@ -124,18 +126,18 @@ class JointSelectionConfig(JointSelectionSettings):
         baseline: Output folder, kmeans/1 with the ranges of the scores, the kmeans_uri of later runs; empty for none.
     """
 
-    records: str
-    llava_attention: Sequence[str]
-    mgm_attention: Sequence[str]
-    text_scores: str
-    selected: str
-    scores: str
-    report: str
-    summary: str
-    random: str
-    kmeans: str = ""
-    overview: str = ""
-    baseline: str = ""
+    records: InputFolder
+    llava_attention: Sequence[InputFolder]
+    mgm_attention: Sequence[InputFolder]
+    text_scores: InputFolder
+    selected: Output
+    scores: Output
+    report: Output
+    summary: Output
+    random: Output
+    kmeans: InputFolder = ""
+    overview: Output = ""
+    baseline: Output = ""
 
     def check(self) -> None:
         """See `Settings.check`."""
@@ -158,10 +160,10 @@ class SweepConfig(SampleSettings):
         output: Output file, JSON: all tables in full; empty for none.
     """
 
-    scores: str
+    scores: InputFolder
     alpha: str = str(DrawSettings.alpha)
     temperature: str = str(DrawSettings.temperature)
     sampler: str = DrawSettings.sampler
     missing_iou: str = DrawSettings.missing_iou
     text_normalization: str = DrawSettings.text_normalization
-    output: str = ""
+    output: Output = ""

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from components.resolve.config import ResolveConfig
 from free2ds_common.cli import stage_main
@@ -16,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(config: ResolveConfig, result: StageResult) -> None:
-    print(json.dumps(json.loads(Path(config.resolved).read_text(encoding="utf-8"))))
+    print(json.dumps(result.metadata, sort_keys=True))
 
 
 if __name__ == "__main__":

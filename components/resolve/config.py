@@ -11,7 +11,7 @@ from components.mgm_attention.config import MgmAttentionSettings
 from components.resolve.wiring import check_settings
 from components.split.config import SplitSettings
 from components.verdict.config import VerdictSettings
-from free2ds_common.settings import Settings
+from free2ds_common.settings import Output, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,5 +71,5 @@ class ResolveConfig(ResolveSettings):
         on_gpu: Whether the run has GPUs, handed on to who has to know before there is a model.
     """
 
-    resolved: str
+    resolved: Output
     on_gpu: bool = False

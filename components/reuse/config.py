@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from free2ds_common.settings import CacheSettings, PictureSettings, Settings
+from free2ds_common.settings import CacheSettings, InputFolder, Output, PictureSettings, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,11 @@ class ReuseConfig(ReuseSettings):
         mgm_missing: Output folder, records/2: the same.
     """
 
-    records: str
-    llava_finished: str
-    mgm_finished: str
-    llava_missing: str
-    mgm_missing: str
+    records: InputFolder
+    llava_finished: Output
+    mgm_finished: Output
+    llava_missing: Output
+    mgm_missing: Output
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from components.split.config import SplitConfig
 from free2ds_common.cli import print_counts, stage_main
+from free2ds_common.redact import redacted
 from free2ds_common.result import StageResult
 
 
@@ -15,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _show(config: SplitConfig, result: StageResult) -> None:
     for name in result.metadata["shards"]:
-        print(f"{config.shards.rstrip('/')}/{name}")
+        print(f"{redacted(config.shards).rstrip('/')}/{name}")
     print_counts(config, result)
 
 

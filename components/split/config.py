@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from free2ds_common.errors import SettingError
-from free2ds_common.settings import Settings, require_at_least
+from free2ds_common.settings import InputFolder, Output, Settings, require_at_least
 
 # The last stage gets two lists with one artifact per shard, and Kubeflow starts no step with an input above 128 KiB.
 MAX_SHARDS = 64
@@ -41,5 +41,5 @@ class SplitConfig(SplitSettings):
         shards: Output folder: one records/2 folder per shard.
     """
 
-    records: str
-    shards: str
+    records: InputFolder
+    shards: Output

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from free2ds_common.errors import SettingError
-from free2ds_common.settings import SeedSettings, require_at_least
+from free2ds_common.settings import InputFile, InputFolder, Output, SeedSettings, require_at_least
 
 SELECTED, RANDOM, EVERYTHING, UNTUNED = "selected", "random", "everything", "untuned"
 # What a model may have learnt from.
@@ -55,11 +55,11 @@ class VerdictConfig(VerdictSettings):
         report: Output file, a page with Rel. %, differences, costs and what follows.
     """
 
-    untuned: str
-    evaluations: Sequence[str]
-    summary: str
-    comparison: str
-    report: str
+    untuned: InputFolder
+    evaluations: Sequence[InputFolder]
+    summary: InputFile
+    comparison: Output
+    report: Output
 
 
 def split_arm(arm: str) -> tuple[str, int]:

@@ -9,7 +9,9 @@ from free2ds_common.results_store import pictures as pictures_module
 from free2ds_common.results_store.pictures import picture_identities
 from free2ds_common.results_store.upkeep import broken_parts, compact, remove, shelves
 from free2ds_common.storage import filesystem
+from tests.support.buckets import BUCKET
 from tests.support.results import key, open_store, row
+from tests.support.stores import Answer
 
 # A web server takes no files.
 TAKING = pytest.mark.parametrize("place", ["plain path", "file", "memory", "s3", "gs"], indirect=True)
@@ -88,6 +90,65 @@ def test_the_same_bytes_elsewhere_are_the_same_picture(place):
         place.put(f"{folder}/{folder}.png", b"the same")
     one = picture_identities(f"{place.uri}/one", ["one.png"])["one.png"]
     assert picture_identities(f"{place.uri}/two", ["two.png"])["two.png"] == one
+
+
+@pytest.fixture(params=["s3", "gcs"])
+def bucket(request, monkeypatch):
+    """A store whose folders are listed once more than two pictures are wanted."""
+    monkeypatch.setattr(pictures_module, "LIST_AFTER", 2)
+    return request.getfixturevalue(request.param)
+
+
+def asked_for(bucket, root, images):
+    """Identities, and how many requests there were about the folder "crowd" and about other pictures."""
+    bucket.forget()
+    found = picture_identities(root, images)
+    of_many = sum("crowd" in path for _, path in bucket.asked)
+    return found, of_many, len(bucket.asked) - of_many
+
+
+def test_a_folder_of_which_many_pictures_are_wanted_is_listed(bucket, tmp_path, monkeypatch):
+    """By one request, and what it says is what a look at each says."""
+    many, few = [f"crowd/{name}.png" for name in ("a b", "ü", "1+1=2&3")], ["few/a.png", "few/b.png"]
+    for number, image in enumerate(many + few):
+        bucket.put(f"{tmp_path.name}/{image}", b"x" * (number + 1))
+    root = f"{bucket.scheme}{BUCKET}/{tmp_path.name}"
+    found, of_many, others = asked_for(bucket, root, many + few)
+    assert of_many == 1
+    assert others >= len(few)
+    monkeypatch.setattr(pictures_module, "LIST_AFTER", 100)
+    looked_at, of_many, _ = asked_for(bucket, root, many + few)
+    assert looked_at == found
+    assert of_many >= len(many)
+    assert {identity[0] for identity in found.values()} == ({"etag"} if bucket.scheme == "s3://" else {"md5"})
+
+
+def test_what_a_listing_does_not_have_is_looked_at(bucket, tmp_path):
+    images = ["a.png", "b.png", "none.png", "x/../a.png", "../../none.png"]
+    for image in images[:2]:
+        bucket.put(f"{tmp_path.name}/{image}", image.encode())
+    found = picture_identities(f"{bucket.scheme}{BUCKET}/{tmp_path.name}/", images)
+    assert found["x/../a.png"] == found["a.png"] != found["b.png"]
+    assert (found["none.png"], found["../../none.png"]) == (None, None)
+
+
+def test_a_folder_that_may_not_be_listed_is_looked_at(bucket, tmp_path, caplog):
+    images = ["a.png", "b.png", "c.png"]
+    for image in images:
+        bucket.put(f"{tmp_path.name}/{image}", image.encode())
+    root = f"{bucket.scheme}{BUCKET}/{tmp_path.name}"
+    bucket.faults[:] = [Answer(403)]
+    assert None not in picture_identities(root, images).values()
+    assert "Its pictures are looked up one by one." in caplog.text
+
+
+def test_a_listing_without_a_word_on_the_bytes_is_not_enough(gcs, tmp_path, monkeypatch):
+    """Of an object put together from others GCS has no md5."""
+    monkeypatch.setattr(pictures_module, "LIST_AFTER", 0)
+    gcs.put(f"{tmp_path.name}/a.png", b"one")
+    listed = {"a.png": {"size": "3", "generation": "1"}}
+    monkeypatch.setattr(pictures_module, "list_pictures", lambda *_: listed)
+    assert picture_identities(f"gs://{BUCKET}/{tmp_path.name}", ["a.png"])["a.png"][0] == "md5"
 
 
 def test_where_a_store_says_only_a_size_the_bytes_are_read(place, monkeypatch):
