@@ -13,6 +13,7 @@ from tests.support.images import CUDA_ONLY, STAGES, WITH_MODELS, lock_path, read
 BUDGET_MB = {
     "split": 200,
     "resolve": 300,
+    "reuse": 320,
     "ingest": 300,
     "cluster_scoring": 350,
     "joint_selection": 350,

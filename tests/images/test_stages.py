@@ -31,7 +31,7 @@ def by_processes(parameters, tmp_path_factory):
 
 
 def test_every_stage_alone_on_a_read_only_root_without_network(example, by_processes, tmp_path):
-    """The seven commands of the READMEs, each in its image, give the selection that the pipeline gives."""
+    """The commands of the READMEs, each in its image, give the selection that the pipeline gives."""
     tmp_path.chmod(0o777)
     options = ["--rm", "--read-only", "--tmpfs", "/tmp", "--network", "none", "--user", f"{os.getuid()}:{os.getgid()}"]
     mounts = ["-v", f"{example}:/in:ro", "-v", f"{tmp_path}:/out"]
@@ -45,7 +45,9 @@ def test_every_stage_alone_on_a_read_only_root_without_network(example, by_proce
 
     data = {"records": "/out/records", "image_root_uri": "/in/images"}
     run("ingest", dataset_uri="/in/dataset.json", rejects="/out/rejects.jsonl", **data)
-    printed = run("split", records="/out/records", num_shards=2, shards="/out/shards")
+    left = {f"{side}_{kind}": f"/out/{side}_{kind}" for side in ("llava", "mgm") for kind in ("finished", "missing")}
+    run("reuse", **data, llava_model="/in/models/llava", mgm_model="/in/models/mgm", **left)
+    printed = run("split", records="/out/llava_missing", num_shards=2, shards="/out/shards")
     shards = [line for line in printed.splitlines() if line.startswith("/out/shards/")]
     assert len(shards) == 2
     attention = {side: [f"/out/{side}{number}" for number in range(2)] for side in ("llava", "mgm")}

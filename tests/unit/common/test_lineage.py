@@ -81,6 +81,18 @@ def test_equal_parts_are_counted_once(tmp_path):
     assert merged([one, one]) == one
 
 
+def test_parts_made_from_different_things(tmp_path):
+    """Finished rows come from all records, new ones from a shard."""
+    records, shard = table(tmp_path / "records", 5), table(tmp_path / "shard", 2)
+    parts = [
+        table(tmp_path / port, rows, made_from=made_from(**{port: folder}))
+        for port, folder, rows in (("shard", shard, 2), ("records", records, 3))
+    ]
+    found = made_from(scores=parts)["scores"]
+    assert found["rows"] == 5
+    assert {port: one["rows"] for port, one in found["made_from"].items()} == {"shard": 2, "records": 5}
+
+
 @pytest.mark.parametrize("content", ["", "{"])
 def test_a_manifest_that_is_none(tmp_path, content):
     (tmp_path / MANIFEST).write_text(content)

@@ -1,5 +1,6 @@
 """Where local runs keep results, and the command that looks after a store."""
 
+import json
 import os
 import shutil
 import time
@@ -185,6 +186,24 @@ def test_delete_of_a_model(root, capsys):
     assert len(parts(root)) == 3
     assert cache(root, "list", "--model", "one") == 0
     assert "no results of one" in capsys.readouterr().out
+
+
+def test_delete_forgets_what_a_model_came_to(root):
+    """Where all its results go; those of other models and files of somebody else stay."""
+    folder = root / "attention_asked"
+    folder.mkdir()
+    for shelf in (root / KIND.name).iterdir():
+        (folder / f"{shelf.name}.json").write_text(json.dumps({"settings_key": shelf.name}))
+    (folder / "other.json").write_text("no JSON")
+    old = parts(root)[0]
+    os.utime(old, (time.time() - 8 * 86_400,) * 2)
+    assert cache(root, "delete", "--older-than", "7") == 0
+    assert len(list(folder.iterdir())) == 3
+    assert cache(root, "delete", "--model", "one", "--dry-run") == 0
+    assert len(list(folder.iterdir())) == 3
+    assert cache(root, "delete", "--model", "one") == 0
+    (kept,) = {path.parent.name for path in parts(root)}
+    assert {path.name for path in folder.iterdir()} == {f"{kept}.json", "other.json"}
 
 
 def test_delete_by_age(root):

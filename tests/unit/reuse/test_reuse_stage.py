@@ -17,6 +17,7 @@ from free2ds_common.datasets import open_dataset, open_parts
 from free2ds_common.errors import StageError
 from free2ds_common.result import Counts
 from free2ds_common.schemas import RECORDS, attention_schema
+from tests.support.records import write_records
 from tests.support.results import parts
 from tests.unit.reuse.conftest import OUTCOMES, SETTINGS, map_of
 
@@ -47,6 +48,11 @@ class TestNothingKnown:
             numbers, manifest = missing(config, name)
             assert numbers == {1, 2, 3, 4, 5, 6, 7}
             assert manifest["left_over"] == {"asked": 7, "answered": 0, "settings": {}}
+
+    def test_a_model_of_which_nothing_is_known_is_loaded_for_nothing_at_all(self, config, tmp_path):
+        """Only so are the settings of its empty table known."""
+        empty = write_records(tmp_path / "empty", [])
+        assert run(dataclasses.replace(config, records=empty)).metadata == {"llava_new": "yes", "mgm_new": "yes"}
 
     def test_no_picture_is_looked_at(self, config, images):
         shutil.rmtree(images)
