@@ -123,6 +123,18 @@ def test_a_folder_of_which_many_pictures_are_wanted_is_listed(bucket, tmp_path, 
     assert {identity[0] for identity in found.values()} == ({"etag"} if bucket.scheme == "s3://" else {"md5"})
 
 
+@pytest.mark.parametrize("after", [0, 2], ids=["listed", "looked at"])
+def test_an_identity_is_what_keys_of_stored_results_were_made_of(bucket, tmp_path, monkeypatch, after):
+    """The md5 of b"one", as each store has it, and its size."""
+    monkeypatch.setattr(pictures_module, "LIST_AFTER", after)
+    bucket.put(f"{tmp_path.name}/a.png", b"one")
+    expected = {
+        "s3://": ("etag", '"f97c5d29941bfb1b2fdab0874906ab82"', "3"),
+        "gs://": ("md5", "+XxdKZQb+xsv2rCHSQargg==", "3"),
+    }[bucket.scheme]
+    assert picture_identities(f"{bucket.scheme}{BUCKET}/{tmp_path.name}", ["a.png"]) == {"a.png": expected}
+
+
 def test_what_a_listing_does_not_have_is_looked_at(bucket, tmp_path):
     images = ["a.png", "b.png", "none.png", "x/../a.png", "../../none.png"]
     for image in images[:2]:
@@ -130,6 +142,14 @@ def test_what_a_listing_does_not_have_is_looked_at(bucket, tmp_path):
     found = picture_identities(f"{bucket.scheme}{BUCKET}/{tmp_path.name}/", images)
     assert found["x/../a.png"] == found["a.png"] != found["b.png"]
     assert (found["none.png"], found["../../none.png"]) == (None, None)
+
+
+def test_nothing_outside_the_root_is_listed(bucket, tmp_path):
+    images = [f"../{tmp_path.name}-other/{number}.png" for number in range(3)]
+    for number in range(3):
+        bucket.put(f"{tmp_path.name}-other/{number}.png", b"one")
+    assert set(picture_identities(f"{bucket.scheme}{BUCKET}/{tmp_path.name}", images).values()) == {None}
+    assert bucket.asked == []
 
 
 def test_a_folder_that_may_not_be_listed_is_looked_at(bucket, tmp_path, caplog):
