@@ -181,6 +181,14 @@ def test_every_question_has_one_reply(folder, mixed):
     assert sorted(reply.index for reply in found) == list(range(7))
 
 
+def test_no_question_can_be_answered(folder, write_benchmark, llava_record):
+    benchmark = write_benchmark([llava_record(0, "q", "a", image="a.png")])
+    (benchmark / "images" / "a.png").unlink()
+    model = load_auto(folder, CPU, FP32, LLAVA_SYSTEM, "v1")
+    found = list(replies(model, read_benchmark(benchmark), 2, 1, logging.getLogger()))
+    assert [(reply.index, reply.outcome) for reply in found] == [(0, "image_missing")]
+
+
 def test_a_benchmarks_own_longest_answer(config, write_benchmark, llava_record):
     given = config(write_benchmark([llava_record(0, "q", "a")], max_new_tokens=1))
     run(given)
