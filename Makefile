@@ -146,7 +146,7 @@ mutants: $(READY)
 	@$(BIN)/python -m benchmarks.mutants --seed $(SEED) --sample $(SAMPLE)
 
 # Each ends with one line per bound and fails when one is short.
-bench-attention bench-finetune bench-folders bench-identities bench-ingest bench-reading bench-results bench-results_store bench-reuse bench-selection: bench-%: $(READY)
+bench-attention bench-evaluate bench-finetune bench-folders bench-identities bench-ingest bench-reading bench-results bench-results_store bench-reuse bench-selection: bench-%: $(READY)
 	@$(BIN)/python -m benchmarks.$*
 
 bench-text: $(READY)

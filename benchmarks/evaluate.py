@@ -1,6 +1,6 @@
 """`evaluate`'s engine against plain `generate` in batches: answers of 1 to 10 tokens, random weights, on a CPU.
 
-    python -m benchmarks.evaluate [--quick]
+    python -m benchmarks.evaluate [--quick | --size large]
 
 Both are greedy, in float32, with the same batch size, limit of new tokens and pictures. Plain takes the questions in
 the file's order, padded on the left; its pictures are prepared before the clock starts, ours are read and prepared
@@ -31,10 +31,9 @@ from free2ds_common.inference.prompts import Prompt
 LONGEST = 10
 # EOS comes after the answer.
 MAX_NEW_TOKENS = LONGEST + 1
-# Size, questions per picture, questions, rounds. VizWiz has 1 per picture, MME 2, MMBench with its rotations about 4,
-# POPE 6 in each of three files.
-MEASURED = [("small", per_picture, 48, 5) for per_picture in (1, 2, 4, 6)]
-MEASURED += [("large", per_picture, 16, 3) for per_picture in (1, 2)]
+QUESTIONS, ROUNDS = 48, 5
+# VizWiz has 1 question per picture, MME 2, MMBench with its rotations about 4, POPE 6 in each of three files.
+PER_PICTURE = (1, 2, 4, 6)
 BATCH = default_batch_size(torch.device("cpu"))
 
 
@@ -118,16 +117,14 @@ def compare(bounds: Bounds, size: str, per_picture: int, questions: int, repeats
 def main() -> int:
     """Measure; returns 1 when a bound is not kept."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="tiny model, few repeats: to see that it runs")
-    parser.add_argument("--only", choices=("small", "large"), help="models of one size")
+    parser.add_argument("--quick", action="store_true", help="tiny model, one round: to see that it runs")
+    parser.add_argument("--size", choices=("small", "large"), default="small", help="of the model; large takes long")
     options = parser.parse_args()
+    size, rounds = ("tiny", 1) if options.quick else (options.size, ROUNDS)
     torch.set_num_threads(1)
     bounds = Bounds()
-    for size, per_picture, questions, rounds in MEASURED:
-        if options.quick:
-            compare(bounds, "tiny", per_picture, questions, 1)
-        elif options.only in (None, size):
-            compare(bounds, size, per_picture, questions, rounds)
+    for per_picture in PER_PICTURE:
+        compare(bounds, size, per_picture, QUESTIONS, rounds)
     return bounds.report()
 
 

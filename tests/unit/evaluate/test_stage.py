@@ -165,6 +165,30 @@ def test_a_prompt_that_is_too_long(config, write_benchmark, llava_record, folder
     assert [row["outcome"] for row in rows_of(given)] == ["prompt_too_long", "ok"]
 
 
+def test_a_prompt_that_is_too_long_with_its_picture(write_benchmark, llava_record, folder):
+    """The text alone takes all but one of the tokens that there are; without the picture it fits."""
+    model = load_auto(folder, CPU, FP32, LLAVA_SYSTEM, "v1")
+    records = [llava_record(0, "q", "a", image="a.png"), llava_record(1, "q", "a")]
+    model = dataclasses.replace(model, context_length=model.prompt("q").num_tokens + 1)
+    found = replies(model, read_benchmark(write_benchmark(records)), 1, 4, logging.getLogger())
+    assert {reply.index: reply.outcome for reply in found} == {0: "prompt_too_long", 1: "ok"}
+
+
+def test_every_question_has_one_reply(folder, mixed):
+    (mixed / "images" / "0.png").unlink()
+    model = load_auto(folder, CPU, FP32, LLAVA_SYSTEM, "v1")
+    found = list(replies(model, read_benchmark(mixed), 2, 1, logging.getLogger()))
+    assert sorted(reply.index for reply in found) == list(range(7))
+
+
+def test_no_question_can_be_answered(folder, write_benchmark, llava_record):
+    benchmark = write_benchmark([llava_record(0, "q", "a", image="a.png")])
+    (benchmark / "images" / "a.png").unlink()
+    model = load_auto(folder, CPU, FP32, LLAVA_SYSTEM, "v1")
+    found = list(replies(model, read_benchmark(benchmark), 2, 1, logging.getLogger()))
+    assert [(reply.index, reply.outcome) for reply in found] == [(0, "image_missing")]
+
+
 def test_a_benchmarks_own_longest_answer(config, write_benchmark, llava_record):
     given = config(write_benchmark([llava_record(0, "q", "a")], max_new_tokens=1))
     run(given)
