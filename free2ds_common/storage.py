@@ -9,7 +9,7 @@ import os
 import posixpath
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from free2ds_common.errors import StageError, first_line
 from free2ds_common.objects import object_reader
 from free2ds_common.redact import redacted
-from free2ds_common.retry import ShortBodyError, is_full_disk, retried
+from free2ds_common.retry import Meaning, ShortBodyError, is_full_disk, meaning, retried
 
 # Of one answer of a web server or GCS. aiohttp's own limit is on a whole file: 5 minutes, too few for 14 GB of weights.
 SOCKET_TIMEOUT_S = 60.0
@@ -199,7 +199,7 @@ def read_bytes(fs: fsspec.AbstractFileSystem, path: str, max_bytes: int, uri: st
 
     def work() -> bytes:
         with fs.open(path, "rb") as handle:
-            data = _read_up_to(handle, max_bytes)
+            data = _asked_twice(handle, 0, lambda: _read_up_to(handle, max_bytes))
             size = getattr(handle, "size", None)
         if isinstance(size, int) and len(data) < min(size, max_bytes):
             raise ShortBodyError(f"only {len(data)} of {size} bytes came")
@@ -227,6 +227,27 @@ def _read_up_to(handle: IO[bytes], size: int) -> bytes:
         pieces.append(piece)
         size -= len(piece)
     return b"".join(pieces)
+
+
+def _asked_twice(handle: IO[bytes], at: int, read: Callable[[], bytes]) -> bytes:
+    """Read, and once more where the store may answer then.
+
+    Opening a file is a request too: of a store that fails every second one, reading would fail for ever if each try
+    began with opening.
+
+    Args:
+        handle: What is read from; one that reads on from a lost connection if it knows its length.
+        at: Where it stands.
+        read: Reads.
+    """
+    try:
+        return read()
+    # Every store has error classes of its own.
+    except Exception as error:
+        if getattr(handle, "size", None) is None or not handle.seekable() or meaning(error) is not Meaning.LATER:
+            raise
+        handle.seek(at)
+        return read()
 
 
 class StoredFile:
@@ -264,7 +285,7 @@ class StoredFile:
     def _try(self, size: int) -> bytes:
         handle = self._handle or self._reopen()
         try:
-            block = handle.read(size)
+            block = handle.read(size) if self._whole else _asked_twice(handle, self._at, lambda: handle.read(size))
             length = getattr(handle, "size", None)
             if not block and isinstance(length, int) and self._at < length:
                 raise ShortBodyError(f"only {self._at} of {length} bytes came")

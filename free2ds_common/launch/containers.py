@@ -3,12 +3,14 @@
 import contextlib
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import docker
 
 from free2ds_common.errors import StageError
+from free2ds_common.launch.graph_process import STOP_TIMEOUT_S
 from free2ds_common.launch.parameters import places
 
 LABEL = "free2ds.run"
@@ -163,10 +165,18 @@ def container_arguments(
 
 
 def stop_containers(run: str) -> None:
-    """End what is left of a run: stopping kfp.local does not stop the containers that it started."""
+    """End what is left of a run: first by request, as `stop_group`. Stopping kfp.local stops none of its containers."""
     client = connect()
     # Again until there is none: one may be just about to start.
     while found := client.containers.list(all=True, filters={"label": f"{LABEL}={run}"}, ignore_removed=True):
-        for container in found:
-            with contextlib.suppress(docker.errors.APIError):  # it is gone by itself just now
-                container.remove(force=True)
+        with ThreadPoolExecutor(len(found)) as pool:
+            list(pool.map(_stop, found))
+
+
+def _stop(container: docker.models.containers.Container) -> None:
+    with contextlib.suppress(docker.errors.APIError):  # it does not run
+        # To the stage. The first process is the shell that started it: it heeds no SIGTERM and hands none on.
+        container.exec_run(["sh", "-c", "kill -TERM -1"])
+        container.stop(timeout=int(STOP_TIMEOUT_S))
+    with contextlib.suppress(docker.errors.APIError):  # it is gone by itself just now
+        container.remove(force=True)

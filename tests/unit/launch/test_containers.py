@@ -125,19 +125,44 @@ def test_credentials_that_are_not_there(engine, tmp_path, monkeypatch):
         containers.container_arguments({}, "r", 1, "", {})
 
 
-def test_stopping_waits_for_containers_that_were_about_to_start(monkeypatch):
-    left = [["one"], ["two"], []]
-    removed = []
+class Running:
+    """A container, and what is asked of it."""
+
+    def __init__(self, name, calls, *, runs=True):
+        self.name, self.calls, self.runs = name, calls, runs
+
+    def exec_run(self, command):
+        if not self.runs:
+            raise docker.errors.APIError("is not running")
+        self.calls.append((self.name, *command))
+
+    def stop(self, timeout):
+        self.calls.append((self.name, "stop", timeout))
+
+    def remove(self, force):
+        self.calls.append((self.name, "remove", force))
+        raise docker.errors.NotFound("gone")
+
+
+def test_containers_are_asked_to_end_and_then_removed(monkeypatch):
+    calls = []
+    # The second is about to start when the first is stopped.
+    left = [[Running("one", calls)], [Running("two", calls, runs=False)], []]
 
     class Containers:
         def list(self, **options):
             # One that goes away while they are listed is no error.
             assert options == {"all": True, "filters": {"label": "free2ds.run=r"}, "ignore_removed": True}
-            return [SimpleNamespace(remove=lambda force, name=name: removed.append(name)) for name in left.pop(0)]
+            return left.pop(0)
 
     monkeypatch.setattr(containers, "connect", lambda: SimpleNamespace(containers=Containers()))
     containers.stop_containers("r")
-    assert removed == ["one", "two"]
+    assert calls == [
+        ("one", "sh", "-c", "kill -TERM -1"),
+        ("one", "stop", 15),
+        ("one", "remove", True),
+        ("two", "remove", True),
+    ]
 
 
 def test_an_unknown_network_is_refused(engine):
