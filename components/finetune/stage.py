@@ -78,8 +78,10 @@ def train_and_tell(config: FinetuneConfig, launch: LaunchConfig | None = None) -
     device = choose_device(config.require_gpu)
     per_node = launch.nproc_per_node if launch else config.num_processes or max(1, torch.cuda.device_count())
     processes = per_node * config.nodes
+    # Before a model is fetched for nothing.
+    sha256 = records_sha256(config.selected)
     folder = Path(resolve_model(config.model, config.revision))
-    settings = _settings(config, folder, device, records_sha256(config.selected), processes)
+    settings = _settings(config, folder, device, sha256, processes)
     logger.info("%s learns from %s on: %s, %d processes", config.model, config.selected, settings["device"], processes)
     for output in (config.tuned_model, config.adapter):
         _empty(Path(output))

@@ -163,6 +163,7 @@ class TestGoingOn:
         mend = ended_after(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Stopped, match="stopped as asked to after step 3 of 6: run again to go on"):
             finetune("stopped", cache_uri=cache, **given)
+        assert len(list((tmp_path / "cache").glob("finetune/*/checkpoint-3/complete.json"))) == 1
         mend()
         assert finetune("stopped", cache_uri=cache, **given)[1] == whole
 
