@@ -8,6 +8,8 @@ from typing import Any
 from free2ds_common.launch.package import Package, StageTask
 from free2ds_common.launch.resources import NEEDS
 
+# The step `demand` hands a run parameter on to each model that has something new to look at.
+_HANDED_ON = re.compile(r"demand\.(llava|mgm)_")
 _PARAMETER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
 
 
@@ -37,7 +39,7 @@ class StepRequest:
 
 
 def step_requests(package: Package, values: Mapping[str, Any]) -> list[StepRequest]:
-    """What each stage asks for, in the order of `NEEDS`; of equal steps one.
+    """What each stage asks for at most, in the order of `NEEDS`; of equal steps one.
 
     Args:
         package: The pipeline, with the images and the pods' options that are to run.
@@ -78,8 +80,10 @@ def _request(package: Package, task: StageTask, values: Mapping[str, Any]) -> St
 
 def _value(text: str, task: StageTask, values: Mapping[str, Any]) -> str:
     """A text of the spec with the parameter that it stands for, if it is one."""
-    found = _PARAMETER.fullmatch(text)
-    return str(values[task.sources[found[1]]]) if found else text
+    if not (found := _PARAMETER.fullmatch(text)):
+        return text
+    source = task.sources.get(found[1]) or _HANDED_ON.sub("", task.made[found[1]])
+    return str(values[source])
 
 
 def _run_parameter(source: Mapping[str, str]) -> str:
