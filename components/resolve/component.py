@@ -50,9 +50,9 @@ def resolve(
         ("kmeans_version", str),
         ("select_options", str),
         ("previous_selected_version", str),
-        ("on_gpu", bool),
         ("train_revision", str),
         ("benchmark_versions", str),
+        ("on_gpu", bool),
     ],
 ):
     """Check what a run is asked for and find out which versions of it lie there now."""

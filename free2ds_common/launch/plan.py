@@ -4,9 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from components.evaluate.config import split_folders
+from components.resolve.config import ResolveSettings
 from components.resolve.models import Model
 from components.resolve.stage import Resolved, count_records, look, resolve
-from components.resolve.wiring import WIRING, options_of
+from components.resolve.wiring import LOOP, WIRING, options_of
+from components.split.config import MAX_SHARDS
 from free2ds_common.launch.package import Package
 from free2ds_common.launch.preflight import resolve_settings
 from free2ds_common.launch.resources import NEEDS
@@ -85,14 +88,15 @@ def plan(package: Package, values: Mapping[str, Any], *, read_all: bool) -> Plan
     if read_all or is_local(settings.dataset_uri):
         records = count_records(settings.dataset_uri)
     selected = settings.num_samples or (None if records is None else int(records * settings.ratio))
-    versions = {name: value for name, value in asdict(resolved).items() if name.endswith(("_version", "_revision"))}
+    ends = ("_version", "_versions", "_revision")
+    versions = {name: value for name, value in asdict(resolved).items() if name.endswith(ends)}
     return Plan(
         pipeline=package.spec["pipelineInfo"]["name"],
         parameters=package.with_defaults(values),
         versions=versions,
         records=records,
         selected=selected,
-        models=[_planned(stage, model, resolved) for stage, model in models.items()],
+        models=[_planned(stage, model, resolved, settings) for stage, model in models.items()],
         steps=step_requests(package, values),
         unknown=list(_unknown(settings.cache_uri, records)),
     )
@@ -108,6 +112,8 @@ def lines(found: Plan) -> Iterator[str]:
         uri, version = values[f"{name}_uri"], found.versions[f"{name}_version"]
         if uri:
             rows.append((f"{name}_uri", redacted(uri), version))
+    benchmarks = split_folders(values.get("benchmark_uris", "")), split_folders(found.versions["benchmark_versions"])
+    rows += [("benchmark_uris", redacted(uri), version) for uri, version in zip(*benchmarks, strict=True)]
     rows += [(model.parameter, redacted(model.place), model.version) for model in found.models]
     yield from table(rows)
     yield ""
@@ -122,7 +128,7 @@ def lines(found: Plan) -> Iterator[str]:
         yield f"records: {found.records}, unusable ones too"
     if found.selected is not None:
         yield f"selected: {'' if values['num_samples'] else 'at most '}{found.selected}"
-    yield f"shards: {values['num_shards']}"
+    yield f"shards of each model: {_shards(values)}"
     store = (
         redacted(values["cache_uri"]) or "none (a local run has one in the user's cache, unless --no-cache is given)"
     )
@@ -133,6 +139,12 @@ def lines(found: Plan) -> Iterator[str]:
     yield from found.unknown
 
 
+def _shards(values: Mapping[str, Any]) -> str:
+    if values["num_shards"]:
+        return f"{values['num_shards']} without a results store; with one, in proportion to what is new"
+    return f"one for {values['records_per_shard']:,} records that are not in the results store, at most {MAX_SHARDS}"
+
+
 def _row(step: StepRequest) -> tuple[str, ...]:
     gpus = f"{step.gpu_count} {step.gpu_type}" if step.gpu_count else ""
     nodes = ", ".join(f"{name}={value}" for name, value in step.node_selector.items()) or "any"
@@ -140,11 +152,13 @@ def _row(step: StepRequest) -> tuple[str, ...]:
     return (step.stage, step.cpu, step.memory, gpus, nodes, cached, step.image)
 
 
-def _planned(stage: str, model: Model, resolved: Resolved) -> PlannedModel:
-    wiring = WIRING[stage]
-    side = wiring.prefix.removesuffix("_")
+def _planned(stage: str, model: Model, resolved: Resolved, settings: ResolveSettings) -> PlannedModel:
+    wiring = (WIRING | LOOP)[stage]
+    side = wiring.prefix.removesuffix("_") or "train"
     default = getattr(wiring.settings, "model_type", model.config.get("model_type", ""))
-    options = split_options(wiring.text, getattr(resolved, f"{side}_options"), options_of(wiring.text))
+    # Of a training resolve hands on the revision alone.
+    text = getattr(resolved, f"{side}_options", settings.train_options)
+    options = split_options(wiring.text, text, options_of(wiring.text))
     return PlannedModel(
         parameter=wiring.sources["model"],
         place=model.place,

@@ -7,6 +7,7 @@ import pytest
 
 import pipeline
 from components.resolve import models
+from examples.benchmarks import make_benchmarks
 from free2ds_common.versions import file_version, folder_version
 
 RECORD = {"id": "a", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
@@ -76,6 +77,8 @@ def test_versions_are_those_that_a_run_would_pin(plan, inputs):
         "bert_revision": folder_version(inputs["bert_model"]),
         "kmeans_version": "",
         "previous_selected_version": "",
+        "train_revision": "",
+        "benchmark_versions": "",
     }
 
 
@@ -122,7 +125,7 @@ def test_steps_ask_for_what_the_options_say(plan):
     options = ["--resource", "llava_attention.memory=64Gi", "--registry", "registry.example", "--tag", "1"]
     steps = {step["stage"]: step for step in planned(plan, *options, gpu_count=2)["steps"]}
     assert list(steps) == [
-        *("resolve", "ingest", "split", "llava_attention", "mgm_attention", "bert_features"),
+        *("resolve", "ingest", "reuse", "demand", "split", "llava_attention", "mgm_attention", "bert_features"),
         *("cluster_scoring", "joint_selection"),
     ]
     assert steps["llava_attention"] == {
@@ -147,7 +150,7 @@ def test_text_for_people(plan, inputs):
         "bert_model   bert       (nothing)",
         "records: 11, unusable ones too",
         "selected: at most 2",
-        "shards: 4",
+        "shards of each model: one for 10,000 records that are not in the results store, at most 64",
         "resolve          1    2Gi                       any                          no     free2ds-resolve:dev",
     ):
         assert f"\n{line}\n" in out
@@ -168,7 +171,22 @@ def test_a_wrong_set_up_is_one_sentence(plan):
     )
 
 
-def test_the_loop_has_its_steps_too(plan):
-    found = planned(plan, "--pipeline", "loop", benchmark_uris="gs://b/benchmark", train_gpu_count=4)
+def test_the_loop_has_its_steps_and_versions_too(plan, tmp_path):
+    drawn = make_benchmarks(tmp_path / "benchmarks")
+    (tmp_path / "start").mkdir()
+    config = {"architectures": ["LlavaForConditionalGeneration"], "vision_config": {}}
+    (tmp_path / "start/config.json").write_text(json.dumps(config))
+    given = {"benchmark_uris": ",".join(map(str, drawn)), "train_model": f"{tmp_path}/start", "train_gpu_count": 4}
+    found = planned(plan, "--pipeline", "loop", **given)
+    assert found["versions"]["benchmark_versions"] == ", ".join(folder_version(str(folder)) for folder in drawn)
+    assert found["models"][-1] == {
+        "parameter": "train_model",
+        "place": f"{tmp_path}/start",
+        "version": folder_version(f"{tmp_path}/start"),
+        "model_type": "llava",
+        "architecture": "LlavaForConditionalGeneration",
+    }
+    for folder in drawn:
+        assert folder_version(str(folder)) in plan("--pipeline", "loop", **given)[1]
     assert {step["stage"]: step["gpu_count"] for step in found["steps"]}["finetune"] == 4
     assert found["pipeline"] == "free2ds-loop"

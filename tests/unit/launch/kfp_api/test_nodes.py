@@ -83,8 +83,8 @@ def test_nodes_that_take_every_step(submit, kube, nodes, options):
         (
             [GPU_NODE],
             [],
-            "resolve, ingest, split, cluster_scoring and joint_selection: each of the 1 nodes has a taint that the "
-            "step does not tolerate, such as nvidia.com/gpu=:NoSchedule.",
+            "resolve, ingest, reuse, demand, split, cluster_scoring and joint_selection: each of the 1 nodes has a "
+            "taint that the step does not tolerate, such as nvidia.com/gpu=:NoSchedule.",
         ),
         (
             [CPU_NODE, GPU_NODE],
@@ -136,7 +136,7 @@ def test_nodes_may_be_ignored_and_a_schedule_does_so(submit, kube, command, opti
 def test_nodes_of_another_platform(submit, kube):
     arm = node({}, name="arm-1", platform="linux/arm64", cpu="8", memory="16Gi")
     # Takes no step, so that its platform does not matter.
-    small = node({}, platform="windows/amd64", cpu="1", memory="1Gi")
+    small = node({}, platform="windows/amd64", cpu="500m", memory="1Gi")
     kube.nodes = [CPU_NODE, GPU_NODE, arm, small]
     assert submit()[2] == (
         "warning: 1 of the 3 nodes that may run steps, such as arm-1, is linux/arm64, but the images are made for "
@@ -145,11 +145,11 @@ def test_nodes_of_another_platform(submit, kube):
 
 
 class TestImages:
-    STAGES = ("resolve", "ingest", "split", "cluster-scoring", "joint-selection")
+    STAGES = ("resolve", "ingest", "reuse", "split", "cluster-scoring", "joint-selection")
 
     def test_those_that_no_node_has_are_named(self, submit, kube, monkeypatch):
         monkeypatch.setattr("free2ds_common.launch.preflight.check_inputs", lambda *arguments: None)
-        there = [f"registry.example/free2ds-{stage}:1" for stage in self.STAGES[:4]]
+        there = [f"registry.example/free2ds-{stage}:1" for stage in self.STAGES[:5]]
         kube.nodes = [
             node({}, images=there, cpu="8", memory="16Gi"),
             # The wrong node for it.
