@@ -11,6 +11,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import unquote
@@ -229,7 +230,9 @@ def _read_up_to(handle: IO[bytes], size: int) -> bytes:
     return b"".join(pieces)
 
 
-def _asked_twice(handle: IO[bytes], at: int, read: Callable[[], bytes]) -> bytes:
+def _asked_twice(
+    handle: IO[bytes], at: int, read: Callable[[], bytes], check: Callable[[], None] = lambda: None
+) -> bytes:
     """Read, and once more where the store may answer then.
 
     Opening a file is a request too: of a store that fails every second one, reading would fail for ever if each try
@@ -239,6 +242,7 @@ def _asked_twice(handle: IO[bytes], at: int, read: Callable[[], bytes]) -> bytes
         handle: What is read from; one that reads on from a lost connection if it knows its length.
         at: Where it stands.
         read: Reads.
+        check: Called after a second try, which may find another file than the first.
     """
     try:
         return read()
@@ -247,7 +251,9 @@ def _asked_twice(handle: IO[bytes], at: int, read: Callable[[], bytes]) -> bytes
         if getattr(handle, "size", None) is None or not handle.seekable() or meaning(error) is not Meaning.LATER:
             raise
         handle.seek(at)
-        return read()
+        found = read()
+        check()
+        return found
 
 
 class StoredFile:
@@ -285,7 +291,8 @@ class StoredFile:
     def _try(self, size: int) -> bytes:
         handle = self._handle or self._reopen()
         try:
-            block = handle.read(size) if self._whole else _asked_twice(handle, self._at, lambda: handle.read(size))
+            read = partial(handle.read, size)
+            block = read() if self._whole else _asked_twice(handle, self._at, read, self._require_same)
             length = getattr(handle, "size", None)
             if not block and isinstance(length, int) and self._at < length:
                 raise ShortBodyError(f"only {self._at} of {length} bytes came")
@@ -298,8 +305,7 @@ class StoredFile:
         return block
 
     def _reopen(self) -> IO[bytes]:
-        if self._at and self._look() != self._version:
-            raise self._replaced()
+        self._require_same()
         options = {"block_size": 0} if self._whole else {}
         handle: IO[bytes] = self._fs.open(self._path, "rb", **options)
         if getattr(handle, "size", None) is None or self._whole:
@@ -308,6 +314,11 @@ class StoredFile:
             handle.seek(self._at)
         self._handle = handle
         return handle
+
+    def _require_same(self) -> None:
+        """Raise StageError where the file was replaced since its first bytes were read."""
+        if self._at and retried(self._uri, self._look) != self._version:
+            raise self._replaced()
 
     def _skip(self, handle: IO[bytes]) -> None:
         left = self._at

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from components.evaluate.config import split_folders
 from components.resolve.config import ResolveSettings
 from components.resolve.models import Model
 from components.resolve.stage import Resolved, count_records, look, resolve
 from components.resolve.wiring import LOOP, WIRING, options_of
-from components.split.config import MAX_SHARDS
+from free2ds_common.launch.limits import MAX_SHARDS
 from free2ds_common.launch.package import Package
+from free2ds_common.launch.parameters import each_place
 from free2ds_common.launch.preflight import resolve_settings
 from free2ds_common.launch.resources import NEEDS
 from free2ds_common.launch.step_requests import StepRequest, step_requests
@@ -112,8 +112,9 @@ def lines(found: Plan) -> Iterator[str]:
         uri, version = values[f"{name}_uri"], found.versions[f"{name}_version"]
         if uri:
             rows.append((f"{name}_uri", redacted(uri), version))
-    benchmarks = split_folders(values.get("benchmark_uris", "")), split_folders(found.versions["benchmark_versions"])
-    rows += [("benchmark_uris", redacted(uri), version) for uri, version in zip(*benchmarks, strict=True)]
+    benchmarks = [place for place in each_place(values) if place[0] == "benchmark_uris"]
+    versions = found.versions["benchmark_versions"].split(", ")
+    rows += [(name, redacted(uri), version) for (name, uri), version in zip(benchmarks, versions, strict=False)]
     rows += [(model.parameter, redacted(model.place), model.version) for model in found.models]
     yield from table(rows)
     yield ""

@@ -179,6 +179,7 @@ def test_every_stage_works_on_uris(stage, protocol, tmp_path, monkeypatch, capsy
 
     monkeypatch.setitem(sys.modules, f"components.{stage}.stage", SimpleNamespace(run=work))
     required = {"dataset-uri": "d", "image-root-uri": "i", "model": "m", "benchmarks": "b", "arms": "selected:1"}
+    required |= {"llava-model": "l", "mgm-model": "m"}
     known = {field.replace("_", "-") for field in config.__dataclass_fields__}
     options = {option: value for option, value in required.items() if option in known}
     options |= {port.replace("_", "-"): f"{root}/{port}" for port in kinds}

@@ -18,6 +18,7 @@ from free2ds_common.inference.attention_stage import run_attention
 from free2ds_common.left_over import LeftOver
 from free2ds_common.schemas import attention_schema
 from free2ds_common.stopping import Stopped
+from free2ds_common.versions import folder_version
 from tests.support.results import parts
 
 LOGGER = logging.getLogger("test")
@@ -208,7 +209,10 @@ def test_a_store_that_refuses_is_said_before_anything_is_computed(started, confi
         started()
 
 
-PINNED = "3 files " + "0" * 32
+@pytest.fixture
+def pinned(config):
+    """The model's version, as resolve finds it."""
+    return folder_version(config.model)
 
 
 def load_nothing(*arguments):
@@ -218,51 +222,51 @@ def load_nothing(*arguments):
 class TestWithoutTheModel:
     """Of a model with a version, an earlier run's settings are known before it is loaded."""
 
-    def test_a_second_run_loads_nothing_and_writes_the_same(self, started, config):
-        _, rows = started(revision=PINNED)
-        counts, same = started(load=load_nothing, draw=False, revision=PINNED)
+    def test_a_second_run_loads_nothing_and_writes_the_same(self, started, config, pinned):
+        _, rows = started(revision=pinned)
+        counts, same = started(load=load_nothing, draw=False, revision=pinned)
         assert counts == (ASKED, 0)
         assert same == rows
         manifest = open_dataset(config.attention, attention_schema()).manifest
         assert (manifest["device"], manifest["dtype"]) == ("none, all results were there", "float32")
 
-    def test_new_records_need_it(self, started):
-        started(revision=PINNED)
+    def test_new_records_need_it(self, started, pinned):
+        started(revision=pinned)
         grown = [*ROWS, ("c.png", "And this?")]
-        assert started(grown, draw=False, revision=PINNED)[0] == (ASKED, 1)
+        assert started(grown, draw=False, revision=pinned)[0] == (ASKED, 1)
 
     def test_a_branch_may_have_moved(self, started):
         started()
         with pytest.raises(AssertionError, match="the model is loaded"):
             started(load=load_nothing, draw=False)
 
-    def test_what_is_known_may_be_wrong(self, started, load_tiny):
+    def test_what_is_known_may_be_wrong(self, started, load_tiny, pinned):
         """Another processor under the same words: its own results are looked for, and kept."""
-        started(revision=PINNED)
+        started(revision=pinned)
         other = changed(load_tiny, preprocessing={"size": 25})
         grown = [*ROWS, ("c.png", "And this?")]
-        assert started(grown, draw=False, revision=PINNED, load=other)[0] == (0, ASKED + 1)
-        assert started(grown, draw=False, revision=PINNED, load=load_nothing)[0] == (ASKED + 1, 0)
+        assert started(grown, draw=False, revision=pinned, load=other)[0] == (0, ASKED + 1)
+        assert started(grown, draw=False, revision=pinned, load=load_nothing)[0] == (ASKED + 1, 0)
 
 
 class TestLeftOver:
     """Shards of what the reuse stage left over."""
 
     @pytest.fixture
-    def promised(self, started, config):
+    def promised(self, started, config, pinned):
         """The settings of finished results."""
-        started(revision=PINNED)
+        started(revision=pinned)
         manifest = open_dataset(config.attention, attention_schema()).manifest
         return {name: manifest[name] for name in (*DECIDING, "model", "revision")}
 
     @pytest.fixture
-    def left(self, started, monkeypatch, promised):
+    def left(self, started, monkeypatch, promised, pinned):
         """Run the stage on rows that are left over."""
 
         def start(rows, answered=4, settings=promised, **changes):
             told = LeftOver(9, answered, settings)
             monkeypatch.setattr(LeftOver, "of", classmethod(lambda cls, manifest, rows: told))
-            return started(rows, **{"revision": PINNED, "draw": False, **changes})
+            return started(rows, **{"revision": pinned, "draw": False, **changes})
 
         return start
 
