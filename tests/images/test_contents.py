@@ -67,8 +67,8 @@ class TestImage:
 
     def test_only_its_own_code_is_in_it(self, images, stage):
         image = build.image_name(stage, "", "dev")
-        # Resolve checks the settings of all others.
-        code = STAGES if stage == "resolve" else [stage]
+        # Resolve checks the settings of all others, and reuse reads those of both models' stages.
+        code = {"resolve": STAGES, "reuse": [stage, "llava_attention", "mgm_attention"]}.get(stage, [stage])
         assert shell(image, "ls /app/components").split() == sorted(["__init__.py", *code])
         assert shell(image, "ls /app").split() == ["components", "free2ds_common"]
 
