@@ -88,15 +88,11 @@ def _presence(steps: Sequence[StepRequest], nodes: Sequence[V1Node]) -> set[tupl
         taking = [node for node in nodes if _takes(node, step)]
         reported = [node.status.images or [] for node in taking]
         names = {name for images in reported for image in images for name in image.names or []}
-        present = not names.isdisjoint(_names(step.image))
+        # A node writes the registry out that a name leaves to it.
+        present = any(name == step.image or name.endswith(f"/{step.image}") for name in names)
         if present or (taking and all(0 < len(images) < _REPORTED_IMAGES for images in reported)):
             found.add((step.image, present))
     return found
-
-
-def _names(image: str) -> set[str]:
-    """How a node may call an image."""
-    return {image, f"docker.io/{image}", f"docker.io/library/{image}", f"localhost/{image}"}
 
 
 def _misfit(step: StepRequest, nodes: Sequence[V1Node]) -> str:

@@ -168,7 +168,7 @@ class TestImages:
         assert submit()[2] == ""
 
     def test_those_without_a_registry_have_to_be_there(self, submit, kube):
-        present = [f"docker.io/library/free2ds-{stage}:dev" for stage in (*self.STAGES, "mgm-attention")]
+        present = [f"registry.example/library/free2ds-{stage}:dev" for stage in (*self.STAGES, "mgm-attention")]
         kube.nodes = [node(GPU, images=present, nvidia_com__gpu="1")]
         assert submit()[2] == (
             "warning: 2 images without a registry, such as free2ds-bert-features:dev, are on none of the nodes that "
