@@ -5,7 +5,7 @@ long because KFP wants every parameter in a signature and every input of a step 
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,6 +49,30 @@ ARMS = ["selected:42", "random:42"]
 NO_ARMS: list[str] = []
 
 
+def score_shard(
+    attention: Callable[..., dsl.PipelineTask],
+    title: str,
+    *,
+    shard_uri: str,
+    gpu_type: str,
+    gpu_count: str,
+    gpu_node_selector: dict[str, str],
+    gpu_tolerations: list[dict[str, Any]],
+    store_secret: str,
+    store_config_map: str,
+    **settings: str,
+) -> dsl.PipelineTask:
+    """Wire one shard and one model's step over it into the pipeline that calls this."""
+    shard = dsl.importer(
+        artifact_uri=shard_uri, artifact_class=dsl.Dataset, reimport=False, metadata={"display_name": "shard"}
+    )
+    shard.set_display_name("Shard")
+    scored = attention(shard=shard.output, gpu_count=gpu_count, **settings)
+    nodes = GpuNodes(type=gpu_type, count=gpu_count, selector=gpu_node_selector, tolerations=gpu_tolerations)
+    StoreAccess(secret=store_secret, config_map=store_config_map).give(nodes.ask(scored, title))
+    return scored
+
+
 @dsl.pipeline(name="score-llava", display_name="One shard, LLaVA")
 def score_llava(
     shard_uri: str,
@@ -66,23 +90,7 @@ def score_llava(
     store_config_map: str,
 ) -> dsl.Dataset:
     """One turn of LLaVA's loop: a pipeline of its own, because a loop's body must be one."""
-    shard = dsl.importer(
-        artifact_uri=shard_uri, artifact_class=dsl.Dataset, reimport=False, metadata={"display_name": "shard"}
-    )
-    shard.set_display_name("Shard")
-    scored = llava_attention(
-        shard=shard.output,
-        image_root_uri=image_root_uri,
-        image_root_version=image_root_version,
-        model=model,
-        revision=revision,
-        options=options,
-        cache_uri=cache_uri,
-        gpu_count=gpu_count,
-    )
-    nodes = GpuNodes(type=gpu_type, count=gpu_count, selector=gpu_node_selector, tolerations=gpu_tolerations)
-    StoreAccess(secret=store_secret, config_map=store_config_map).give(nodes.ask(scored, "LLaVA-attention"))
-    return scored.outputs["attention"]
+    return score_shard(llava_attention, "LLaVA-attention", **locals()).outputs["attention"]
 
 
 @dsl.pipeline(name="score-mgm", display_name="One shard, MGM")
@@ -102,23 +110,7 @@ def score_mgm(
     store_config_map: str,
 ) -> dsl.Dataset:
     """One turn of MGM's loop."""
-    shard = dsl.importer(
-        artifact_uri=shard_uri, artifact_class=dsl.Dataset, reimport=False, metadata={"display_name": "shard"}
-    )
-    shard.set_display_name("Shard")
-    scored = mgm_attention(
-        shard=shard.output,
-        image_root_uri=image_root_uri,
-        image_root_version=image_root_version,
-        model=model,
-        revision=revision,
-        options=options,
-        cache_uri=cache_uri,
-        gpu_count=gpu_count,
-    )
-    nodes = GpuNodes(type=gpu_type, count=gpu_count, selector=gpu_node_selector, tolerations=gpu_tolerations)
-    StoreAccess(secret=store_secret, config_map=store_config_map).give(nodes.ask(scored, "MGM-attention"))
-    return scored.outputs["attention"]
+    return score_shard(mgm_attention, "MGM-attention", **locals()).outputs["attention"]
 
 
 class Selected(NamedTuple):
