@@ -5,7 +5,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
+
+import yaml
 
 
 @dataclass(frozen=True)
@@ -130,3 +133,18 @@ def _handler(stub: HttpStub) -> type[BaseHTTPRequestHandler]:
             """Nothing on stderr."""
 
     return Handler
+
+
+class KubernetesStub(HttpStub):
+    """An API of Kubernetes, which clients find by a kubeconfig."""
+
+    def kubeconfig(self, path: Path) -> str:
+        """Write a kubeconfig that leads here."""
+        content = {
+            "current-context": "stub",
+            "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "stub"}}],
+            "clusters": [{"name": "stub", "cluster": {"server": self.url}}],
+            "users": [{"name": "stub", "user": {}}],
+        }
+        path.write_text(yaml.safe_dump(content))
+        return str(path)

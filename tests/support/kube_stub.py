@@ -1,18 +1,16 @@
 """As much of the Kubernetes API as the commands ask for, over HTTP, its pods and nodes made by the client's models."""
 
 import json
-from pathlib import Path
 
-import yaml
 from kubernetes import client
 
-from tests.support.http_stub import Call, HttpStub, Reply
+from tests.support.http_stub import Call, KubernetesStub, Reply
 
 _MODELS = client.ApiClient()
 NAMESPACE = "kubeflow"
 
 
-class KubeStub(HttpStub):
+class KubeStub(KubernetesStub):
     """A cluster.
 
     Attributes:
@@ -49,17 +47,6 @@ class KubeStub(HttpStub):
             lambda call: _there(self.autoscaler == "cluster-autoscaler"),
         )
         self.route("GET /apis/karpenter.sh/v1/nodepools", lambda call: _there(self.autoscaler == "karpenter"))
-
-    def kubeconfig(self, path: Path) -> str:
-        """Write a kubeconfig that leads here."""
-        content = {
-            "current-context": "stub",
-            "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "stub"}}],
-            "clusters": [{"name": "stub", "cluster": {"server": self.url}}],
-            "users": [{"name": "stub", "user": {}}],
-        }
-        path.write_text(yaml.safe_dump(content))
-        return str(path)
 
     def _list(self, kind: str):
         def answer(call: Call) -> Reply:

@@ -2,13 +2,11 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import yaml
 from kubernetes import client
 
-from tests.support.http_stub import Call, HttpStub, Reply
+from tests.support.http_stub import Call, KubernetesStub, Reply
 
 NAMESPACE = "default"
 OWN_POD = "run-finetune-1"
@@ -39,7 +37,7 @@ RUNTIME = {
 }
 
 
-class TrainerStub(HttpStub):
+class TrainerStub(KubernetesStub):
     """A cluster with Kubeflow Trainer.
 
     Attributes:
@@ -72,17 +70,6 @@ class TrainerStub(HttpStub):
             f"GET /api/v1/namespaces/{NAMESPACE}/pods/[^/]+/log",
             lambda call: Reply(body="".join(f"{line}\n" for line in self.log).encode(), content_type="text/plain"),
         )
-
-    def kubeconfig(self, path: Path) -> str:
-        """Write a kubeconfig that leads here."""
-        content = {
-            "current-context": "stub",
-            "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "stub"}}],
-            "clusters": [{"name": "stub", "cluster": {"server": self.url}}],
-            "users": [{"name": "stub", "user": {}}],
-        }
-        path.write_text(yaml.safe_dump(content))
-        return str(path)
 
     def end(self, kind: str, reason: str = "", message: str = "") -> None:
         """Let all TrainJobs have ended, as Complete or Failed."""
